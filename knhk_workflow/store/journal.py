@@ -1,0 +1,563 @@
+"""The journal: the only writer, and the place where a command becomes durable.
+
+Units (one per command) are queued without blocking. One task per shard takes everything that is queued, joins it into
+one `store.commit` and adds the batch record at `log | pos`: the hash chain, the truncation check and the order of
+everything in one. While a commit is on its way the next group gathers, so the group grows with the load and an idle
+journal costs nothing: it is woken, never polled. It has no thread and knows no wall clock, hence it runs the same in a
+virtual-time loop.
+
+What a future says:
+
+    result                 the log position; the unit is durable, and `on_commit` callbacks have run
+    ExpectationFailed      this unit alone was refused; nothing of it was written, the rest of its group was
+    StoreUnavailable,      nothing of it was written and nothing ever will be
+    StoreFull, Fenced
+    OutcomeUnknown         the journal ended before the store could tell; the request id tells after the next start
+
+Once queued, cancelling the future changes nothing: the unit is written all the same.
+
+When a commit ends with an unknown outcome the shard is fenced: what was not acknowledged waits, the store recovers, and
+the batch record at our position decides. There: acknowledged. Not there: failed. Nothing is ever sent twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from knhk_workflow.errors import Busy, Fenced, StoreError, StoreFull, StoreUnavailable
+from knhk_workflow.store.codec import (
+    GENESIS,
+    Lease,
+    LogEntry,
+    LogRecord,
+    seal_keys,
+    seal_lease,
+    seal_log,
+    unseal_keys,
+    unseal_lease,
+    unseal_log,
+)
+from knhk_workflow.store.keys import Keyspace
+from knhk_workflow.store.store import Expectation, ExpectationFailed, OutcomeUnknown, Store, Write
+
+NS_PER_S: Final = 1_000_000_000
+RECOVER_PAUSE_S: Final = 0.05  # first pause between attempts to recover; doubles
+RECOVER_PAUSE_MAX_S: Final = 1.0  # a disk that has space again is noticed within 5 s, with margin
+SWEEP_ENTRIES: Final = 16  # expiry entries per sweep; each names up to a group's worth of requests
+
+
+class JournalLimits(msgspec.Struct, frozen=True):
+    """Bounds of the journal. All of them can be set; the defaults carry their reason."""
+
+    batch_units: int = 1_024
+    """Most units per commit: beyond it the gain is < 5% and the latency of the group doubles."""
+    batch_bytes: int = 4 * 1024 * 1024
+    """Most bytes per commit, one LevelDB write buffer; a larger unit goes alone."""
+    queue_units: int = 8_192
+    """Units that may wait, over all shards: under half a second of work. More is Busy."""
+    queue_bytes: int = 64 * 1024 * 1024
+    """Bytes that may wait, over all shards."""
+    linger_s: float = 0.0
+    """Longest wait for company before a commit that is not full; 0 commits at once."""
+    request_window_s: int = 24 * 3_600
+    """How long an idempotency record is kept before the expiry index names it."""
+
+
+class Unit(msgspec.Struct, frozen=True, eq=False):
+    """What one command writes. Atomic: all of it or nothing.
+
+    A unit without a case (a definition, audit entries, a sweep) leaves `case_id` empty; with an empty digest it has no
+    entry in the batch record. The request record named by `request` is among `writes`; the journal adds it to the
+    expiry index.
+    """
+
+    shard: int
+    tenant: str
+    case_id: str
+    first_sequence: int
+    count: int
+    digest: bytes
+    writes: Sequence[Write]
+    expect: Sequence[Expectation] = ()
+    request: bytes | None = None
+    audits: tuple[bytes, ...] = ()
+
+
+Outcome = int | StoreError
+"""Of one unit: its log position, or why nothing of it was written."""
+
+Subscriber = Callable[[int, int, Sequence[Unit]], None]
+"""Called with (shard, position, units) once they are durable, before their futures wake anyone. Must not block."""
+
+
+class Journal:
+    """The only writer of a store. Create it with `await Journal.open(...)` on the event loop that uses it."""
+
+    def __init__(self, store: Store, clock: Callable[[], int], limits: JournalLimits) -> None:
+        """Use `open`."""
+        self._store = store
+        self._keys = Keyspace(store.shards)
+        self._clock = clock
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._shards: dict[int, _Shard] = {}
+        self._subscribers: list[Subscriber] = []
+        self._room = _Room(limits.queue_units, limits.queue_bytes)
+        self._closed = False
+
+    @classmethod
+    async def open(
+        cls,
+        store: Store,
+        clock: Callable[[], int],
+        *,
+        limits: JournalLimits | None = None,
+        owner: str = "",
+        shards: Iterable[int] | None = None,
+    ) -> Journal:
+        """Read the end of every shard's log and claim its lease with the next epoch.
+
+        `clock` yields nanoseconds since the epoch, `owner` names this instance for people, `shards` defaults to all.
+        Raises StoreCorrupt when a log's end does not check, Fenced when somebody else claims at the same moment.
+        """
+        journal = cls(store, clock, limits or JournalLimits())
+        for number in journal._keys.all_shards() if shards is None else shards:
+            lease_key = journal._keys.lease(number)
+            held = await store.get(lease_key)
+            epoch = unseal_lease(lease_key, held).epoch if held is not None else 0
+            lease = seal_lease(Lease(epoch + 1, owner, clock()))
+            try:
+                await store.commit([(lease_key, lease)], [(lease_key, held)], True)
+            except ExpectationFailed as error:
+                raise Fenced(f"shard {number} was claimed by somebody else at the same moment") from error
+            position, previous = 0, GENESIS
+            last = await store.scan(*journal._keys.log_range(number), limit=1, reverse=True)
+            if last:
+                key, value = last[0]
+                _, previous = unseal_log(key, value)
+                position = int.from_bytes(key[-8:], "big")
+            journal._shards[number] = _Shard(journal, number, epoch + 1, (lease_key, lease), position, previous)
+        return journal
+
+    def append(self, unit: Unit) -> asyncio.Future[int]:
+        """Queue a unit; never blocks. Raises Busy when the queue is full, StoreUnavailable (or StoreFull, Fenced) when
+        the shard cannot write now: in both cases nothing was queued."""
+        shard = self._admitting(unit.shard)
+        size = _size(unit)
+        self._room.take(1, size)
+        future: asyncio.Future[int] = self._loop.create_future()
+        shard.queue.append((unit, size, future, -1))
+        shard.appended += 1
+        if shard.sleeping is not None:
+            shard.wake()
+        return future
+
+    def append_many(self, units: Sequence[Unit]) -> asyncio.Future[list[Outcome]]:
+        """Queue units of a batch command, all of them or none (Busy, StoreUnavailable as in `append`). They share
+        commits as far as the limits permit; each succeeds or fails alone. The result has one outcome per unit."""
+        sized = [(unit, _size(unit), self._admitting(unit.shard)) for unit in units]
+        self._room.take(len(sized), sum(size for _, size, _ in sized))
+        future: asyncio.Future[list[Outcome]] = self._loop.create_future()
+        batch = _Batch(future, len(sized))
+        for index, (unit, size, shard) in enumerate(sized):
+            shard.queue.append((unit, size, batch, index))
+            shard.appended += 1
+            if shard.sleeping is not None:
+                shard.wake()
+        return future
+
+    def on_commit(self, subscriber: Subscriber) -> None:
+        """Call `subscriber` after every commit, in the order of positions of a shard. What it raises goes to the event
+        loop's exception handler and changes nothing."""
+        self._subscribers.append(subscriber)
+
+    def position(self, shard: int) -> int:
+        """The newest durable log position of a shard; 0 before the first."""
+        return self._shards[shard].position
+
+    def epoch(self, shard: int) -> int:
+        """The epoch of the lease held on a shard."""
+        return self._shards[shard].epoch
+
+    def outage(self) -> StoreError | None:
+        """Why a shard cannot write at the moment, or None."""
+        return next((shard.refusal for shard in self._shards.values() if shard.refusal is not None), None)
+
+    async def flush(self) -> None:
+        """Return once everything queued before this call has its outcome."""
+        await asyncio.gather(*(shard.settled_up_to(shard.appended) for shard in self._shards.values()))
+
+    async def close(self) -> None:
+        """Write what is queued, then end. During an outage what waits fails with OutcomeUnknown or StoreUnavailable.
+        The store stays open. Twice is fine."""
+        self._closed = True
+        await asyncio.gather(*(shard.close() for shard in self._shards.values()))
+
+    async def sweep_requests(self, shard: int) -> int:
+        """Delete expired idempotency records of a shard, a bounded portion per call; how many went, 0 when done."""
+        start, end = self._keys.request_expiries(shard, self._clock() // NS_PER_S)
+        expired = await self._store.scan(start, end, limit=SWEEP_ENTRIES)
+        writes: list[Write] = []
+        for key, value in expired:
+            writes.extend((request, None) for request in unseal_keys(key, value))
+            writes.append((key, None))
+        if not writes:
+            return 0
+        await self.append(Unit(shard, "", "", 0, 0, b"", writes))
+        return len(writes) - len(expired)
+
+    def _admitting(self, number: int) -> _Shard:
+        shard = self._shards.get(number)
+        if shard is None:
+            raise Fenced(f"shard {number} is not held by this instance")
+        if shard.refusal is not None:
+            raise _again(shard.refusal)
+        if self._closed:
+            raise StoreUnavailable("the journal is closed")
+        return shard
+
+
+class _Batch:
+    """Collects the outcomes of one `append_many`."""
+
+    __slots__ = ("_future", "_missing", "_outcomes")
+
+    def __init__(self, future: asyncio.Future[list[Outcome]], count: int) -> None:
+        self._future = future
+        self._missing = count
+        self._outcomes: list[Outcome] = [0] * count
+        if not count:
+            future.set_result([])
+
+    def settle(self, index: int, outcome: Outcome) -> None:
+        self._outcomes[index] = outcome
+        self._missing -= 1
+        if not self._missing and not self._future.done():
+            self._future.set_result(self._outcomes)
+
+
+_Queued = tuple[Unit, int, "asyncio.Future[int] | _Batch", int]
+"""(unit, its size in bytes, who waits, index in the batch)"""
+
+
+class _Room:
+    """What may wait, over all shards."""
+
+    __slots__ = ("_bytes", "_bytes_max", "_units", "_units_max")
+
+    def __init__(self, units_max: int, bytes_max: int) -> None:
+        self._units = self._bytes = 0
+        self._units_max = units_max
+        self._bytes_max = bytes_max
+
+    def take(self, units: int, size: int) -> None:
+        # An empty queue accepts anything, so that a unit or batch larger than the bound is slow but not impossible.
+        if self._units and (self._units + units > self._units_max or self._bytes + size > self._bytes_max):
+            raise Busy("the journal's queue")
+        self._units += units
+        self._bytes += size
+
+    def give(self, units: int, size: int) -> None:
+        self._units -= units
+        self._bytes -= size
+
+
+class _Attempt(msgspec.Struct, eq=False):
+    """One commit: the units in it and what is sent."""
+
+    group: list[_Queued]
+    writes: list[Write]
+    expect: list[Expectation]
+    log_key: bytes
+    log_value: bytes
+    hashed: bytes
+
+
+_ABSENT: Final = object()
+
+
+class _Shard:
+    """One shard's queue, task and place in its log."""
+
+    def __init__(
+        self, journal: Journal, number: int, epoch: int, lease: tuple[bytes, bytes], position: int, previous: bytes
+    ) -> None:
+        self._journal = journal
+        self._store = journal._store
+        self._keys = journal._keys
+        self._limits = journal._limits
+        self._room = journal._room
+        self.number = number
+        self.epoch = epoch
+        self._lease = lease
+        self.position = position
+        self._previous = previous
+        self.queue: deque[_Queued] = deque()
+        self.appended = 0
+        self._settled = 0
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self.sleeping: asyncio.Future[None] | None = None
+        self.refusal: StoreError | None = None
+        """Set while the shard cannot write: new units are refused with it."""
+        self._closing = False
+        self._task = journal._loop.create_task(self._run(), name=f"journal-{number}")
+
+    def wake(self) -> None:
+        if self.sleeping is not None and not self.sleeping.done():
+            self.sleeping.set_result(None)
+
+    async def settled_up_to(self, count: int) -> None:
+        if self._settled < count:
+            future: asyncio.Future[None] = self._journal._loop.create_future()
+            self._waiting.append((count, future))
+            await future
+
+    async def close(self) -> None:
+        self._closing = True
+        self.wake()
+        if self.refusal is not None:
+            self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        group: list[_Queued] = []
+        attempt: _Attempt | None = None
+        try:
+            while True:
+                while not self.queue:
+                    if self._closing:
+                        return
+                    self.sleeping = self._journal._loop.create_future()
+                    await self.sleeping
+                    self.sleeping = None
+                if self._limits.linger_s and len(self.queue) < self._limits.batch_units and not self._closing:
+                    await asyncio.sleep(self._limits.linger_s)
+                group = self._take()
+                while group:
+                    attempt, group = self._attempt(group)
+                    if attempt is None:
+                        break
+                    group = await self._commit(attempt)
+                    attempt = None
+        except Exception as error:
+            self.refusal = StoreUnavailable(f"the journal of shard {self.number} stopped: {error!r}")
+            raise
+        finally:
+            # Ends here by close(), by cancellation from outside or by an error of ours: nobody may be left waiting.
+            self.refusal = self.refusal or StoreUnavailable("the journal is closed")
+            closed = self.refusal
+            if attempt is None:
+                self._fail(group, lambda: _again(closed))
+            else:
+                unknown = f"the journal ended while position {self.position + 1} of shard {self.number} was on its way"
+                self._fail(attempt.group, lambda: OutcomeUnknown(unknown, full=False))
+            self._refuse_queued()
+
+    def _take(self) -> list[_Queued]:
+        queue = self.queue
+        units, room = self._limits.batch_units, self._limits.batch_bytes
+        group: list[_Queued] = []
+        while queue and len(group) < units:
+            room -= queue[0][1]
+            if room < 0 and group:
+                break
+            group.append(queue.popleft())
+        return group
+
+    def _attempt(self, group: list[_Queued]) -> tuple[_Attempt | None, list[_Queued]]:
+        """The commit of a group, and the group without units that cannot hold beside those before them: these fail
+        here. None when no unit is left.
+
+        A unit may build on an earlier one of its group: what that one writes answers its expectations.
+        """
+        lease_key, lease_value = self._lease
+        while True:
+            known: dict[bytes, object] = {lease_key: lease_value}
+            expect: list[Expectation] = [self._lease]
+            writes: list[Write] = []
+            entries: list[LogEntry] = []
+            audits: tuple[bytes, ...] = ()
+            requests: list[bytes] = []
+            for queued in group:
+                unit = queued[0]
+                wrong: list[bytes] = []
+                for pair in unit.expect:
+                    held = known.get(pair[0], _ABSENT)
+                    if held is _ABSENT:
+                        known[pair[0]] = pair[1]
+                        expect.append(pair)
+                    elif held != pair[1]:
+                        wrong.append(pair[0])
+                if wrong:
+                    self._fail([queued], partial(ExpectationFailed, wrong))
+                    group = [other for other in group if other is not queued]
+                    break
+                known.update(unit.writes)
+                writes += unit.writes
+                if unit.digest:
+                    entries.append(LogEntry(unit.tenant, unit.case_id, unit.first_sequence, unit.count, unit.digest))
+                if unit.request is not None:
+                    requests.append(unit.request)
+                if unit.audits:
+                    audits += unit.audits
+            else:
+                break
+        if not group:
+            return None, group
+        pos = self.position + 1
+        now = self._journal._clock()
+        if requests:
+            expiry = now // NS_PER_S + self._limits.request_window_s
+            writes.append((self._keys.request_expiry(self.number, expiry, pos), seal_keys(requests)))
+        log_key = self._keys.log(self.number, pos)
+        log_value, hashed = seal_log(LogRecord(self._previous, tuple(entries), audits, now, self.epoch))
+        writes.append((log_key, log_value))  # last: the store finds it there for its head
+        return _Attempt(group, writes, expect, log_key, log_value, hashed), group
+
+    async def _commit(self, attempt: _Attempt) -> list[_Queued]:
+        """Write it and settle its units; those that are still to be written come back."""
+        try:
+            await self._store.commit(attempt.writes, attempt.expect, True)
+        except ExpectationFailed as error:
+            return self._without_refused(attempt.group, error)
+        except StoreUnavailable as error:
+            refused = error  # nothing was written
+            self._fail(attempt.group, lambda: _again(refused))
+        except Exception as error:  # noqa: BLE001  # whatever it is, the outcome is unknown: the store is asked
+            await self._resolve(attempt, error)
+        else:
+            self._acknowledge(attempt)
+        return []
+
+    def _acknowledge(self, attempt: _Attempt) -> None:
+        self.position = pos = self.position + 1
+        self._previous = attempt.hashed
+        group = attempt.group
+        if self._journal._subscribers:
+            units = [queued[0] for queued in group]
+            for subscriber in self._journal._subscribers:
+                try:
+                    subscriber(self.number, pos, units)
+                except Exception as error:  # noqa: BLE001  # a watcher's mistake must not stop the writer
+                    self._journal._loop.call_exception_handler(
+                        {"message": f"a subscriber of the journal failed at position {pos}", "exception": error}
+                    )
+        size = 0
+        for _, unit_size, waiter, index in group:
+            size += unit_size
+            if index >= 0:
+                waiter.settle(index, pos)  # type: ignore[union-attr]  # index >= 0 tells that it is a batch
+            elif not waiter.done():  # type: ignore[union-attr]  # a cancelled call has a done future
+                waiter.set_result(pos)  # type: ignore[union-attr]
+        self._done(len(group), size)
+
+    def _without_refused(self, group: list[_Queued], error: ExpectationFailed) -> list[_Queued]:
+        """Fail the units whose own expectation did not hold; the others may go on."""
+        refused = set(error.keys)
+        if self._lease[0] in refused:
+            taken = f"shard {self.number} was taken over by another instance; its cases are there now"
+            self.refusal = Fenced(taken)
+            self._fail(group, lambda: Fenced(taken))
+            self._refuse_queued()
+            return []
+        left: list[_Queued] = []
+        answered: set[bytes] = set()  # keys that an earlier unit decided: not refused by the store
+        for queued in group:
+            unit = queued[0]
+            wrong = [key for key, _ in unit.expect if key in refused and key not in answered]
+            answered.update(key for key, _ in unit.expect)
+            answered.update(key for key, _ in unit.writes)
+            if wrong:
+                self._fail([queued], partial(ExpectationFailed, wrong))
+            else:
+                left.append(queued)
+        if len(left) == len(group):  # a store that names keys nobody asked about: failing is all that ends
+            self._fail(group, lambda: ExpectationFailed(error.keys))
+            return []
+        return left
+
+    async def _resolve(self, attempt: _Attempt, error: Exception) -> None:
+        """After an unknown outcome: wait for the store, then let the batch record at our position decide."""
+        pause = RECOVER_PAUSE_S
+        full = isinstance(error, OutcomeUnknown) and error.full
+        while True:
+            try:
+                await self._store.recover()
+                held = await self._store.get(attempt.log_key)
+                break
+            except (StoreUnavailable, OSError) as outage:  # temporary
+                self.refusal = outage if isinstance(outage, StoreUnavailable) else StoreUnavailable(str(outage))
+            except StoreError as broken:  # final: corrupt, locked by somebody else, wrong format
+                self.refusal = broken
+                message = f"the outcome of the last write cannot be found out: {broken.message}"
+                self._fail(attempt.group, partial(OutcomeUnknown, message, full=False))
+                self._refuse_queued()
+                return
+            if self._closing:
+                self._fail(attempt.group, lambda: OutcomeUnknown("the journal closed during an outage", full=full))
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, RECOVER_PAUSE_MAX_S)
+        self.refusal = None
+        if held == attempt.log_value:
+            self._acknowledge(attempt)
+        elif held is not None:
+            other = f"another instance wrote position {self.position + 1} of shard {self.number}"
+            self.refusal = Fenced(other)
+            self._fail(attempt.group, lambda: Fenced(other))
+            self._refuse_queued()
+        elif full:
+            self._fail(attempt.group, lambda: StoreFull("no space left on the volume; nothing was written"))
+        else:
+            self._fail(attempt.group, lambda: StoreUnavailable(f"the write failed and was not applied: {error}"))
+
+    def _refuse_queued(self) -> None:
+        """Fail everything that waits, with the shard's refusal."""
+        refusal = self.refusal
+        if refusal is not None and self.queue:
+            group = list(self.queue)
+            self.queue.clear()
+            self._fail(group, lambda: _again(refusal))
+
+    def _fail(self, group: Sequence[_Queued], make: Callable[[], StoreError]) -> None:
+        """Each waiter gets an error of its own: one that several raise collects all their tracebacks."""
+        size = 0
+        for _, unit_size, waiter, index in group:
+            size += unit_size
+            if isinstance(waiter, _Batch):
+                waiter.settle(index, make())
+            elif not waiter.done():
+                waiter.set_exception(make())
+        self._done(len(group), size)
+
+    def _done(self, units: int, size: int) -> None:
+        self._room.give(units, size)
+        self._settled += units
+        if self._waiting:
+            still: list[tuple[int, asyncio.Future[None]]] = []
+            for count, future in self._waiting:
+                if count > self._settled:
+                    still.append((count, future))
+                elif not future.done():
+                    future.set_result(None)
+            self._waiting = still
+
+
+def _size(unit: Unit) -> int:
+    size = 0
+    for key, value in unit.writes:
+        size += len(key)
+        if value is not None:
+            size += len(value)
+    return size
+
+
+def _again(error: StoreError) -> StoreError:
+    """An equal error without the traceback of the first."""
+    return type(error)(error.message, **error.details)

@@ -1,0 +1,435 @@
+"""Keys: where everything lies, in an order that makes every question a range.
+
+Layout (`text` = UTF-8, escaped and terminated; numbers big endian, so byte order is number order):
+
+    shard u16 | text tenant | kind | parts      what belongs to a tenant
+    shard u16 | 00 02       | kind | parts      what a shard scans over all tenants: log, lease, timers, effects, expiry
+
+Escaping: 00 becomes 00 FF, the end is 00 01. Hence no text is a prefix of another, "a" sorts before "a\\0" and before
+"ab", and 00 02 is no tenant. Free-form ids may contain anything that UTF-8 can say.
+
+`shard_of` spreads cases by a hash of tenant and case id; it is part of the format and never changes. Definitions lie in
+`META_SHARD`. Every key of a case is in the case's shard, so a command is one commit on one shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from knhk_workflow.errors import InvalidInput, StoreCorrupt
+from knhk_workflow.store.store import Range
+
+META_SHARD: Final = 0xFFF0
+"""Definitions, policy, connectors. Above every case shard; 0xFFFF is left to stores for keys of their own."""
+
+SHARDS_MAX: Final = 4_096  # a shard costs a lease and a log; 64 serve dozens of instances
+NUMBER_MAX: Final = (1 << 64) - 1
+
+_END: Final = b"\x00\x01"
+_SYSTEM: Final = b"\x00\x02"
+
+RECORD: Final = b"c"
+HEAD: Final = b"h"
+SNAPSHOT: Final = b"s"
+ITEM: Final = b"i"
+INCIDENT: Final = b"n"
+BUSINESS: Final = b"b"
+REQUEST: Final = b"r"
+AUDIT: Final = b"a"
+DEFINITION: Final = b"d"
+DEFINITION_LATEST: Final = b"l"
+DEFINITION_DIGEST: Final = b"g"
+# kinds below 00 02
+LOG: Final = b"L"
+LEASE: Final = b"O"
+TIMER: Final = b"T"
+EFFECT: Final = b"E"
+REQUEST_EXPIRY: Final = b"X"
+
+_u16 = struct.Struct(">H").pack
+_u64 = struct.Struct(">Q").pack
+_u64_u64 = struct.Struct(">QQ").pack
+_read_u16 = struct.Struct(">H").unpack_from
+_read_u64 = struct.Struct(">Q").unpack_from
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    if b"\x00" in data:
+        data = data.replace(b"\x00", b"\x00\xff")
+    return data + _END
+
+
+def _under(prefix: bytes) -> Range:
+    """All keys that begin with `prefix`, which ends with a kind or a terminator and so never with FF."""
+    return prefix, prefix[:-1] + bytes((prefix[-1] + 1,))
+
+
+class CaseKeys:
+    """The keys of one case, computed once and kept beside the live case. Each method is one concatenation."""
+
+    __slots__ = (
+        "_business",
+        "_effect",
+        "_incident",
+        "_item",
+        "_record",
+        "_request",
+        "_timer",
+        "_who",
+        "case_id",
+        "head",
+        "shard",
+        "snapshot",
+        "tenant",
+    )
+
+    def __init__(self, shard: int, tenant: str, case_id: str) -> None:
+        self.shard = shard
+        self.tenant = tenant
+        self.case_id = case_id
+        area, system = _u16(shard) + _text(tenant), _u16(shard) + _SYSTEM
+        case = _text(case_id)
+        self.head = area + HEAD + case
+        self.snapshot = area + SNAPSHOT + case
+        self._record = area + RECORD + case
+        self._item = area + ITEM + case
+        self._incident = area + INCIDENT + case
+        self._business = area + BUSINESS
+        self._request = area + REQUEST
+        self._who = _text(tenant) + case
+        self._effect = system + EFFECT + self._who
+        self._timer = system + TIMER
+
+    def record(self, first_sequence: int) -> bytes:
+        """The commit record whose first event has this sequence."""
+        return self._record + _u64(first_sequence)
+
+    def records(self, first: int = 0, end: int | None = None) -> Range:
+        """Commit records with first <= first_sequence < end. The record that contains event n is the last one
+        below n + 1: scan `records(0, n + 1)` with reverse and limit 1."""
+        if end is not None:
+            return self.record(first), self.record(end)
+        return self.record(first), _under(self._record)[1]
+
+    def item(self, activation: int, instance: int) -> bytes:
+        """The work item of one instance of one activation."""
+        return self._item + _u64_u64(activation, instance)
+
+    def items(self) -> Range:
+        """All work items of the case, by activation and instance."""
+        return _under(self._item)
+
+    def incident(self, number: int) -> bytes:
+        """The case's n-th incident."""
+        return self._incident + _u64(number)
+
+    def incidents(self) -> Range:
+        """All incidents of the case, in order."""
+        return _under(self._incident)
+
+    def effect(self, effect_id: str) -> bytes:
+        """A pending effect; scanned per shard."""
+        return self._effect + _text(effect_id)
+
+    def effects(self) -> Range:
+        """All pending effects of the case."""
+        return _under(self._effect)
+
+    def timer(self, due_ns: int, timer_id: str) -> bytes:
+        """A pending timer; scanned per shard in the order of due time."""
+        return self._timer + _u64(due_ns) + self._who + _text(timer_id)
+
+    def request(self, scope: bytes) -> bytes:
+        """The idempotency record of a request on this case; `scope` is the hash of principal, method and request id."""
+        return self._request + scope
+
+    def business_key(self, key: str) -> bytes:
+        """The index entry that leads from a business key to this case."""
+        return self._business + _text(key) + _text(self.case_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Keyspace:
+    """All keys of a store with this many shards. Raises InvalidInput unless 1 <= shards <= SHARDS_MAX."""
+
+    shards: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shards <= SHARDS_MAX:
+            raise InvalidInput.field("shards", f"must be between 1 and {SHARDS_MAX}, not {self.shards}")
+
+    def all_shards(self) -> tuple[int, ...]:
+        """Every shard with a log of its own: those of cases, and META_SHARD last."""
+        return (*range(self.shards), META_SHARD)
+
+    def shard_of(self, tenant: str, case_id: str) -> int:
+        """The case's shard; stable for ever."""
+        if self.shards == 1:
+            return 0
+        hashed = hashlib.blake2b(_text(tenant) + _text(case_id), digest_size=8).digest()
+        return int.from_bytes(hashed, "big") % self.shards
+
+    def case(self, tenant: str, case_id: str) -> CaseKeys:
+        """All keys of one case."""
+        return CaseKeys(self.shard_of(tenant, case_id), tenant, case_id)
+
+    # -- one case, without keeping CaseKeys ---------------------------------------------------------------------------
+
+    def case_record(self, tenant: str, case_id: str, first_sequence: int) -> bytes:
+        """See CaseKeys.record."""
+        return self.case(tenant, case_id).record(first_sequence)
+
+    def case_records(self, tenant: str, case_id: str, first: int = 0, end: int | None = None) -> Range:
+        """See CaseKeys.records."""
+        return self.case(tenant, case_id).records(first, end)
+
+    def case_head(self, tenant: str, case_id: str) -> bytes:
+        """The case's head: its newest sequence and state, for expectations and lists."""
+        return self.case(tenant, case_id).head
+
+    def snapshot(self, tenant: str, case_id: str) -> bytes:
+        """The case's newest snapshot."""
+        return self.case(tenant, case_id).snapshot
+
+    def item(self, tenant: str, case_id: str, activation: int, instance: int) -> bytes:
+        """See CaseKeys.item."""
+        return self.case(tenant, case_id).item(activation, instance)
+
+    def incident(self, tenant: str, case_id: str, number: int) -> bytes:
+        """See CaseKeys.incident."""
+        return self.case(tenant, case_id).incident(number)
+
+    def effect(self, tenant: str, case_id: str, effect_id: str) -> bytes:
+        """See CaseKeys.effect."""
+        return self.case(tenant, case_id).effect(effect_id)
+
+    def timer(self, due_ns: int, tenant: str, case_id: str, timer_id: str) -> bytes:
+        """See CaseKeys.timer."""
+        return self.case(tenant, case_id).timer(due_ns, timer_id)
+
+    def business_key(self, tenant: str, key: str, case_id: str) -> bytes:
+        """See CaseKeys.business_key."""
+        return self.case(tenant, case_id).business_key(key)
+
+    # -- ranges of a tenant in one shard ------------------------------------------------------------------------------
+
+    def cases(self, shard: int, tenant: str) -> Range:
+        """The heads of all cases, by case id. Continue a page from `last key + b"\\0"`."""
+        return _under(self._area(shard, tenant) + HEAD)
+
+    def items(self, shard: int, tenant: str) -> Range:
+        """The work items of all cases."""
+        return _under(self._area(shard, tenant) + ITEM)
+
+    def incidents(self, shard: int, tenant: str) -> Range:
+        """The incidents of all cases."""
+        return _under(self._area(shard, tenant) + INCIDENT)
+
+    def business_keys(self, shard: int, tenant: str, key: str) -> Range:
+        """The index entries of one business key."""
+        return _under(self._area(shard, tenant) + BUSINESS + _text(key))
+
+    # -- a shard's own ------------------------------------------------------------------------------------------------
+
+    def log(self, shard: int, pos: int) -> bytes:
+        """The batch record at a log position."""
+        return self._system(shard) + LOG + _u64(pos)
+
+    def log_range(self, shard: int, first: int = 0) -> Range:
+        """Batch records from position `first` on."""
+        return self.log(shard, first), _under(self._system(shard) + LOG)[1]
+
+    def lease(self, shard: int) -> bytes:
+        """Who owns the shard, with its epoch."""
+        return self._system(shard) + LEASE
+
+    def timers(self, shard: int, until_ns: int | None = None) -> Range:
+        """Timers of all tenants by due time; with `until_ns` only those with due_ns <= until_ns."""
+        return self._until(self._system(shard) + TIMER, until_ns)
+
+    def effects(self, shard: int) -> Range:
+        """Pending effects of all tenants."""
+        return _under(self._system(shard) + EFFECT)
+
+    def request(self, shard: int, tenant: str, scope: bytes) -> bytes:
+        """An idempotency record; it lies in the shard of what the request changes (META_SHARD for definitions)."""
+        return self._area(shard, tenant) + REQUEST + scope
+
+    def request_expiry(self, shard: int, expiry_s: int, pos: int) -> bytes:
+        """Index entry: the idempotency keys that were written at log position `pos` and expire at `expiry_s`."""
+        return self._system(shard) + REQUEST_EXPIRY + _u64_u64(expiry_s, pos)
+
+    def request_expiries(self, shard: int, until_s: int | None = None) -> Range:
+        """Expiry entries in order; with `until_s` only those with expiry_s <= until_s."""
+        return self._until(self._system(shard) + REQUEST_EXPIRY, until_s)
+
+    def audit(self, shard: int, tenant: str, time_ns: int, number: int) -> bytes:
+        """An audit entry; `number` tells entries of the same time apart."""
+        return self._area(shard, tenant) + AUDIT + _u64_u64(time_ns, number)
+
+    def audits(self, shard: int, tenant: str) -> Range:
+        """A tenant's audit entries by time."""
+        return _under(self._area(shard, tenant) + AUDIT)
+
+    # -- definitions --------------------------------------------------------------------------------------------------
+
+    def definition(self, tenant: str, spec_id: str, version: int) -> bytes:
+        """One version of a workflow."""
+        return self._area(META_SHARD, tenant) + DEFINITION + _text(spec_id) + _u64(version)
+
+    def definitions(self, tenant: str, spec_id: str | None = None) -> Range:
+        """All versions of all workflows of a tenant, or of one."""
+        prefix = self._area(META_SHARD, tenant) + DEFINITION
+        return _under(prefix if spec_id is None else prefix + _text(spec_id))
+
+    def definition_latest(self, tenant: str, spec_id: str) -> bytes:
+        """The newest version's number."""
+        return self._area(META_SHARD, tenant) + DEFINITION_LATEST + _text(spec_id)
+
+    def definitions_latest(self, tenant: str) -> Range:
+        """One entry per workflow of a tenant, by spec id."""
+        return _under(self._area(META_SHARD, tenant) + DEFINITION_LATEST)
+
+    def definition_digest(self, tenant: str, spec_id: str, digest: bytes) -> bytes:
+        """Leads from a document's digest to its version."""
+        return self._area(META_SHARD, tenant) + DEFINITION_DIGEST + _text(spec_id) + digest
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _area(shard: int, tenant: str) -> bytes:
+        return _u16(shard) + _text(tenant)
+
+    @staticmethod
+    def _system(shard: int) -> bytes:
+        return _u16(shard) + _SYSTEM
+
+    @staticmethod
+    def _until(prefix: bytes, last: int | None) -> Range:
+        whole = _under(prefix)
+        if last is None or last >= NUMBER_MAX:
+            return whole
+        return prefix, prefix + _u64(max(last + 1, 0))
+
+
+# -- the other way: ids out of keys that a scan returned. A key of another kind raises StoreCorrupt. ------------------
+
+
+def shard_in(key: bytes) -> int:
+    """The shard that a key belongs to."""
+    return int(_read_u16(key, 0)[0])
+
+
+def is_log(key: bytes) -> bool:
+    """Whether this is the key of a batch record."""
+    return key[2:5] == _SYSTEM + LOG
+
+
+def parse_case_head(key: bytes) -> tuple[str, str]:
+    """(tenant, case id)"""
+    reader = _Reader(key, HEAD)
+    return reader.tenant, reader.text()
+
+
+def parse_case_record(key: bytes) -> tuple[str, str, int]:
+    """(tenant, case id, first sequence)"""
+    reader = _Reader(key, RECORD)
+    return reader.tenant, reader.text(), reader.number()
+
+
+def parse_item(key: bytes) -> tuple[str, str, int, int]:
+    """(tenant, case id, activation, instance)"""
+    reader = _Reader(key, ITEM)
+    return reader.tenant, reader.text(), reader.number(), reader.number()
+
+
+def parse_incident(key: bytes) -> tuple[str, str, int]:
+    """(tenant, case id, number)"""
+    reader = _Reader(key, INCIDENT)
+    return reader.tenant, reader.text(), reader.number()
+
+
+def parse_business_key(key: bytes) -> tuple[str, str, str]:
+    """(tenant, business key, case id)"""
+    reader = _Reader(key, BUSINESS)
+    return reader.tenant, reader.text(), reader.text()
+
+
+def parse_effect(key: bytes) -> tuple[str, str, str]:
+    """(tenant, case id, effect id)"""
+    reader = _Reader(key, EFFECT)
+    return reader.text(), reader.text(), reader.text()
+
+
+def parse_timer(key: bytes) -> tuple[int, str, str, str]:
+    """(due in ns, tenant, case id, timer id)"""
+    reader = _Reader(key, TIMER)
+    return reader.number(), reader.text(), reader.text(), reader.text()
+
+
+def parse_request_expiry(key: bytes) -> tuple[int, int]:
+    """(expiry in s, log position)"""
+    reader = _Reader(key, REQUEST_EXPIRY)
+    return reader.number(), reader.number()
+
+
+def parse_log(key: bytes) -> tuple[int, int]:
+    """(shard, position)"""
+    return shard_in(key), _Reader(key, LOG).number()
+
+
+def parse_audit(key: bytes) -> tuple[str, int, int]:
+    """(tenant, time in ns, number)"""
+    reader = _Reader(key, AUDIT)
+    return reader.tenant, reader.number(), reader.number()
+
+
+def parse_definition(key: bytes) -> tuple[str, str, int]:
+    """(tenant, spec id, version)"""
+    reader = _Reader(key, DEFINITION)
+    return reader.tenant, reader.text(), reader.number()
+
+
+def parse_definition_latest(key: bytes) -> tuple[str, str]:
+    """(tenant, spec id)"""
+    reader = _Reader(key, DEFINITION_LATEST)
+    return reader.tenant, reader.text()
+
+
+class _Reader:
+    """Takes a key apart from the left."""
+
+    __slots__ = ("at", "key", "tenant")
+
+    def __init__(self, key: bytes, kind: bytes) -> None:
+        self.key = key
+        self.at = 2
+        self.tenant = ""
+        if key[2:4] == _SYSTEM:
+            self.at = 4
+        else:
+            self.tenant = self.text()
+        if key[self.at : self.at + 1] != kind:
+            raise self._bad()
+        self.at += 1
+
+    def text(self) -> str:
+        end = self.key.find(_END, self.at)
+        if end < 0:
+            raise self._bad()
+        data, self.at = self.key[self.at : end], end + 2
+        return data.replace(b"\x00\xff", b"\x00").decode()
+
+    def number(self) -> int:
+        if len(self.key) < self.at + 8:
+            raise self._bad()
+        value = int(_read_u64(self.key, self.at)[0])
+        self.at += 8
+        return value
+
+    def _bad(self) -> StoreCorrupt:
+        return StoreCorrupt(f"key {self.key.hex()} is not of the expected kind", key=self.key.hex())
