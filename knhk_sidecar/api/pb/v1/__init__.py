@@ -1,0 +1,1 @@
+"""The generated modules of knhk.sidecar.v1, as protoc wrote them."""
