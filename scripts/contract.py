@@ -38,6 +38,7 @@ GOOGLEAPIS = Path(annotations_pb2.__file__).parents[2]
 WELL_KNOWN = Path(grpc_tools.__file__).parent / "_proto"
 RELEASE_TAGS = "v[0-9]*"
 LINE_MAX = 118
+TOOLS = Path(sys.executable).parent  # of this environment, whether or not it is on PATH
 
 
 class ContractError(Exception):
@@ -71,9 +72,8 @@ def _work(scratch: Path, *, check: bool, against: str | None) -> None:
             raise ContractError(f"generated code is out of date, run scripts/proto: {', '.join(differing)}")
         print(f"contract: lint clean, {_size(image)}, generated code up to date")
         return
-    shutil.rmtree(OUTPUT, ignore_errors=True)
-    shutil.copytree(fresh, OUTPUT)
-    print(f"contract: lint clean, {_size(image)}, written to {OUTPUT.relative_to(ROOT)}")
+    changed = _install(fresh, OUTPUT)
+    print(f"contract: lint clean, {_size(image)}, {changed} files changed in {OUTPUT.relative_to(ROOT)}")
 
 
 # ------------------------------------------------------------------------------------------------------ protoc and buf
@@ -94,7 +94,7 @@ def _image(root: Path, path: Path) -> Path:
 
 def _buf(command: str, *arguments: str) -> None:
     # `--path`: the imports of the image are other people's and judged by other rules.
-    call = ["buf", command, *arguments, "--config", str(ROOT / "buf.yaml"), "--path", PACKAGE_PATH]
+    call = [str(TOOLS / "buf"), command, *arguments, "--config", str(ROOT / "buf.yaml"), "--path", PACKAGE_PATH]
     if subprocess.run(call, check=False).returncode != 0:
         raise ContractError(f"buf {command} found the above")
 
@@ -125,6 +125,8 @@ def _generate(raw: Path, fresh: Path, image: Path) -> None:
     raw.mkdir()
     _protoc(
         PROTO,
+        f"--plugin=protoc-gen-mypy={TOOLS / 'protoc-gen-mypy'}",
+        f"--plugin=protoc-gen-mypy_grpc={TOOLS / 'protoc-gen-mypy_grpc'}",
         f"--python_out={raw}",
         f"--grpc_python_out={raw}",
         f"--mypy_out=quiet:{raw}",
@@ -205,6 +207,18 @@ def _import(module: str, names: list[str], *, indent: str = "", aliases: dict[st
         return f"{line}\n"
     body = "".join(f"{indent}    {clause},\n" for clause in clauses)
     return f"{indent}from {module} import (\n{body}{indent})\n"
+
+
+def _install(fresh: Path, committed: Path) -> int:
+    """Makes `committed` equal to `fresh`, touching only what differs; how many files that were."""
+    differing = _differences(fresh, committed)
+    for name in differing:
+        if (fresh / name).exists():
+            (committed / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(fresh / name, committed / name)
+        else:
+            (committed / name).unlink()
+    return len(differing)
 
 
 def _differences(fresh: Path, committed: Path) -> list[str]:

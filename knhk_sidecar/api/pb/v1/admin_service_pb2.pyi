@@ -987,12 +987,12 @@ class Receipt(_message.Message):
     """Shard of the chain."""
     position: _builtins.int
     """Position in the chain."""
-    digest: _builtins.bytes
-    """Digest of the step's record."""
-    previous_hash: _builtins.bytes
-    """Hash of the chain before it."""
-    hash: _builtins.bytes
-    """Hash of the chain with it."""
+    digest: _builtins.str
+    """Hex digest of the step's record."""
+    previous_hash: _builtins.str
+    """Hex hash of the chain before it."""
+    hash: _builtins.str
+    """Hex hash of the chain with it."""
     proof_json: _builtins.bytes
     """Everything needed to check it offline, a JSON object."""
     git_commit: _builtins.str
@@ -1009,9 +1009,9 @@ class Receipt(_message.Message):
         event_count: _builtins.int = ...,
         shard: _builtins.int = ...,
         position: _builtins.int = ...,
-        digest: _builtins.bytes = ...,
-        previous_hash: _builtins.bytes = ...,
-        hash: _builtins.bytes = ...,
+        digest: _builtins.str = ...,
+        previous_hash: _builtins.str = ...,
+        hash: _builtins.str = ...,
         proof_json: _builtins.bytes = ...,
         git_commit: _builtins.str = ...,
         time: _timestamp_pb2.Timestamp | None = ...,

@@ -483,13 +483,13 @@ class ReplayDeliveriesRequest(_message.Message):
         delivery_id: _builtins.str = ...,
         from_token: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delivery_id", b"delivery_id", "from", b"from", "from_token", b"from_token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delivery_id", b"delivery_id", "from_token", b"from_token", "selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery_id", b"delivery_id", "from", b"from", "from_token", b"from_token", "request_id", b"request_id", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery_id", b"delivery_id", "from_token", b"from_token", "request_id", b"request_id", "selection", b"selection", "subscription_id", b"subscription_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_from: _TypeAlias = _typing.Literal["delivery_id", "from_token"]  # noqa: Y015
-    _WhichOneofArgType_from: _TypeAlias = _typing.Literal["from", b"from"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_from) -> _WhichOneofReturnType_from | None: ...
+    _WhichOneofReturnType_selection: _TypeAlias = _typing.Literal["delivery_id", "from_token"]  # noqa: Y015
+    _WhichOneofArgType_selection: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_selection) -> _WhichOneofReturnType_selection | None: ...
 
 Global___ReplayDeliveriesRequest: _TypeAlias = ReplayDeliveriesRequest  # noqa: Y015
 

@@ -137,9 +137,9 @@ class RegisterWorkflowRequest(_message.Message):
     request_id: _builtins.str
     """Idempotency key."""
     spec_json: _builtins.bytes
-    """A native document as JSON, at most 5 MB."""
+    """A native document as JSON; size as in Limits.document_bytes."""
     document: _builtins.bytes
-    """A document in `format`, at most 5 MB."""
+    """A document in `format`; size as in Limits.document_bytes. REST: plain text, not base64."""
     format: _builtins.str
     """Format of `document`: json, yaml, yawl or bpmn; empty: json or yaml, whichever parses."""
     allow_unsound: _builtins.bool
@@ -217,9 +217,9 @@ class ValidateWorkflowRequest(_message.Message):
     DOCUMENT_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     spec_json: _builtins.bytes
-    """A native document as JSON, at most 5 MB."""
+    """A native document as JSON; size as in Limits.document_bytes."""
     document: _builtins.bytes
-    """A document in `format`, at most 5 MB."""
+    """A document in `format`; size as in Limits.document_bytes. REST: plain text, not base64."""
     format: _builtins.str
     """Format of `document`: json, yaml, yawl or bpmn; empty: json or yaml, whichever parses."""
     def __init__(
