@@ -103,8 +103,15 @@ class Lease(msgspec.Struct, frozen=True, array_like=True, tag=2):
     since_ns: int
 
 
+class _Link(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """The head of a LogRecord; decoding skips the rest."""
+
+    previous: bytes
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode_log = msgspec.msgpack.Decoder(LogRecord).decode
+_decode_link = msgspec.msgpack.Decoder(_Link).decode
 _decode_lease = msgspec.msgpack.Decoder(Lease).decode
 _decode_keys = msgspec.msgpack.Decoder(list[bytes]).decode
 
@@ -124,6 +131,18 @@ def unseal_log(key: bytes, value: bytes) -> tuple[LogRecord, bytes]:
         raise _corrupt(key, "does not match its hash")
     try:
         return _decode_log(payload), body[:HASH_BYTES]
+    except msgspec.DecodeError as error:
+        raise _corrupt(key, f"is no batch record: {error}") from error
+
+
+def log_link(key: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """(previous hash, hash) of a stored batch record, checked like unseal_log but without decoding its entries."""
+    body = unseal(key, value)
+    payload = body[HASH_BYTES:]
+    if _hash(payload) != body[:HASH_BYTES]:
+        raise _corrupt(key, "does not match its hash")
+    try:
+        return _decode_link(payload).previous, body[:HASH_BYTES]
     except msgspec.DecodeError as error:
         raise _corrupt(key, f"is no batch record: {error}") from error
 

@@ -1,0 +1,351 @@
+"""The directory of an embedded store: who owns it, what it is, and how far it got.
+
+    OWNER      lock file, held for life; contains the owner's process id
+    FORMAT     JSON: layout version, shards, creation time; written last, so that it marks a complete store
+    CREATING   there while a store is being made; with it and without FORMAT nothing was ever acknowledged
+    HEAD       the newest acknowledged position and hash of every log, outside of what LevelDB may lose
+    RESERVE    space put aside: given back when the volume is full, so that the database can be opened and read
+    db/        LevelDB's own files
+
+LevelDB's own LOCK protects nothing once a process opens the directory twice or opens and closes the file, so it is
+never touched: OWNER is an flock of ours, and a registry tells two handles in one process apart.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import struct
+import threading
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Final
+from zlib import crc32
+
+import msgspec
+
+from knhk_workflow.errors import NotFound, StoreCorrupt, StoreFormat, StoreLocked, StoreUnavailable
+
+FORMAT_VERSION: Final = 1
+PRODUCT: Final = "knhk-workflow-store"
+
+_OWNER: Final = "OWNER"
+_FORMAT: Final = "FORMAT"
+_CREATING: Final = "CREATING"
+_HEAD: Final = "HEAD"
+_RESERVE: Final = "RESERVE"
+_DATABASE: Final = "db"
+_NOT_OURS: Final = frozenset({"lost+found"})  # in the root of a fresh volume
+
+_open_paths: dict[str, int] = {}  # real path -> process id; flock alone does not stop a second handle's close
+_open_paths_lock = threading.Lock()
+
+
+class Format(msgspec.Struct, frozen=True):
+    """Content of FORMAT."""
+
+    product: str
+    version: int
+    shards: int
+    created: str
+
+
+class _Made(msgspec.Struct):
+    """Of any version's FORMAT, just enough to say what made it."""
+
+    product: str = ""
+    version: int = 0
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that the volume, or our share of it, has no space left."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    said = str(error)
+    return os.strerror(errno.ENOSPC) in said or os.strerror(errno.EDQUOT) in said
+
+
+class Directory:
+    """An owned store directory. `claim` locks and checks it; `close` gives it up."""
+
+    def __init__(self, path: str, lock: int, form: Format) -> None:
+        """Use `claim`."""
+        self.path = path
+        self.database = os.path.join(path, _DATABASE)
+        self.format = form
+        self._lock = lock
+
+    @classmethod
+    def claim(
+        cls,
+        path: str,
+        *,
+        create: bool,
+        shards: int,
+        now_ns: Callable[[], int],
+        make_database: Callable[[str], None],
+        head_size: int,
+    ) -> Directory:
+        """Lock the directory and see that it is a complete store of ours; make one if permitted and it is empty.
+
+        `make_database(path)` makes an empty database. Raises NotFound, StoreLocked, StoreFormat, StoreUnavailable.
+        """
+        try:
+            return cls._claim(path, create, shards, now_ns, make_database, head_size)
+        except OSError as error:
+            raise StoreUnavailable(f"the store at {path} cannot be opened: {error}", path=path) from error
+
+    @classmethod
+    def _claim(
+        cls,
+        path: str,
+        create: bool,
+        shards: int,
+        now_ns: Callable[[], int],
+        make_database: Callable[[str], None],
+        head_size: int,
+    ) -> Directory:
+        real = os.path.realpath(path)
+        if not os.path.isdir(real):
+            if os.path.lexists(real):
+                raise StoreFormat(f"{path} is not a directory", path=path)
+            if not create:
+                raise NotFound("store", path, "no such directory; permit creating it, or check the path")
+            os.makedirs(real, mode=0o700, exist_ok=True)
+            _sync_directory(os.path.dirname(real))
+        _check_content(path, os.listdir(real), create)  # before the first file of ours: a foreign one stays as it is
+        lock = _lock(real, path)
+        try:
+            content = _check_content(path, os.listdir(real), create)
+            if _FORMAT not in content:
+                _make(real, Format(PRODUCT, FORMAT_VERSION, shards, _utc(now_ns())), make_database, head_size)
+            elif _CREATING in content:
+                os.unlink(os.path.join(real, _CREATING))
+            form = _read_format(path, os.path.join(real, _FORMAT))
+            _check_whole(path, real)
+            return cls(real, lock, form)
+        except BaseException:
+            _unlock(real, lock)
+            raise
+
+    def head(self, shards: Iterable[int]) -> HeadFile:
+        """The file of heads."""
+        return HeadFile(os.path.join(self.path, _HEAD), shards)
+
+    def free_bytes(self) -> int:
+        """What may still be written to the volume."""
+        volume = os.statvfs(self.path)
+        return volume.f_bavail * volume.f_frsize
+
+    def has_reserve(self) -> bool:
+        """Whether space is put aside."""
+        return os.path.exists(os.path.join(self.path, _RESERVE))
+
+    def put_reserve(self, size: int) -> bool:
+        """Put space aside; False when there is not enough."""
+        name = os.path.join(self.path, _RESERVE)
+        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            os.unlink(name)
+            if is_full(error):
+                return False
+            raise
+        finally:
+            os.close(file)
+        return True
+
+    def give_reserve(self) -> bool:
+        """Give the space back to the volume; False when there was none."""
+        try:
+            os.unlink(os.path.join(self.path, _RESERVE))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Give the directory up."""
+        _unlock(self.path, self._lock)
+
+
+class HeadFile:
+    """Position and hash of every log, each in two slots of 64 bytes written in turn: a torn write leaves the other.
+
+    Written after every durable commit (which survives the death of the process) and synced now and then (which survives
+    the loss of power). The file has its full size from the start, so writing needs no space.
+    """
+
+    SLOT: Final = 64
+    _LAYOUT: Final = struct.Struct(">4sH2xQ32s")
+    _MAGIC: Final = b"knhH"
+
+    def __init__(self, name: str, shards: Iterable[int]) -> None:
+        self._file = os.open(name, os.O_RDWR | os.O_CLOEXEC)
+        self._place = {shard: index * 2 * self.SLOT for index, shard in enumerate(shards)}
+        self.dirty = False
+
+    @classmethod
+    def size(cls, shards: int) -> int:
+        """Bytes of a file for so many logs."""
+        return shards * 2 * cls.SLOT
+
+    def read(self) -> dict[int, tuple[int, bytes]]:
+        """(position, hash) by shard, without the shards that have none yet. StoreCorrupt when both slots are torn."""
+        heads: dict[int, tuple[int, bytes]] = {}
+        for shard, place in self._place.items():
+            torn = 0
+            for slot in (place, place + self.SLOT):
+                data = os.pread(self._file, self.SLOT, slot)
+                if data == bytes(self.SLOT):
+                    continue
+                found = self._parse(data, shard)
+                if found is None:
+                    torn += 1
+                elif shard not in heads or found[0] > heads[shard][0]:
+                    heads[shard] = found
+            if torn == 2:
+                raise StoreCorrupt(f"the head of shard {shard} cannot be read; the store cannot be checked without it")
+        return heads
+
+    def write(self, shard: int, position: int, hashed: bytes) -> None:
+        """Note the newest acknowledged record."""
+        body = self._LAYOUT.pack(self._MAGIC, shard, position, hashed)
+        data = body + crc32(body).to_bytes(4, "big")
+        os.pwrite(self._file, data, self._place[shard] + (position & 1) * self.SLOT)
+        self.dirty = True
+
+    def sync(self) -> None:
+        """Make it survive a loss of power."""
+        if self.dirty:
+            self.dirty = False
+            os.fdatasync(self._file)
+
+    def close(self) -> None:
+        """Close the file; without syncing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _parse(self, data: bytes, shard: int) -> tuple[int, bytes] | None:
+        size = self._LAYOUT.size
+        if len(data) < size + 4 or crc32(data[:size]).to_bytes(4, "big") != data[size : size + 4]:
+            return None
+        magic, of, position, hashed = self._LAYOUT.unpack_from(data)
+        return (position, hashed) if magic == self._MAGIC and of == shard else None
+
+
+def _lock(real: str, path: str) -> int:
+    with _open_paths_lock:
+        if _open_paths.get(real) == os.getpid():
+            raise StoreLocked(
+                f"the store at {path} is open in this process already; share the handle, or close it first",
+                path=path,
+            )
+        file = os.open(os.path.join(real, _OWNER), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(file, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(file)
+            raise StoreLocked(
+                f"the store at {path} is in use by process {owner}; stop that process, or use another directory",
+                path=path,
+                pid=owner,
+            ) from None
+        except BaseException:
+            os.close(file)
+            raise
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+        _open_paths[real] = os.getpid()
+        return file
+
+
+def _unlock(real: str, lock: int) -> None:
+    with _open_paths_lock:
+        _open_paths.pop(real, None)
+        os.close(lock)
+
+
+def _check_content(path: str, names: Iterable[str], create: bool) -> set[str]:
+    """What is in the directory, unless that is something else or only half of a store."""
+    content = set(names) - _NOT_OURS
+    if _FORMAT in content:
+        return content
+    rest = content - {_OWNER}
+    if rest and _CREATING not in rest:
+        raise StoreFormat(
+            f"{path} is not empty and has no {_FORMAT} file (found: {', '.join(sorted(rest)[:5])}): it is no "
+            "store, or only a part of one; use an empty directory, or restore the whole store from a backup",
+            path=path,
+        )
+    if not create:
+        raise NotFound("store", path, "the directory is empty; permit creating a store, or check that it is mounted")
+    return content
+
+
+def _check_whole(path: str, real: str) -> None:
+    needed = (_HEAD, os.path.join(_DATABASE, "CURRENT"))
+    missing = [name for name in needed if not os.path.exists(os.path.join(real, name))]
+    if missing:
+        raise StoreFormat(
+            f"the store at {path} is incomplete: {' and '.join(missing)} is missing; restore the whole directory from "
+            "a backup (nothing was changed)",
+            path=path,
+        )
+
+
+def _read_format(path: str, name: str) -> Format:
+    with open(name, "rb") as file:
+        data = file.read()
+    try:
+        made = msgspec.json.decode(data, type=_Made)
+        if made.product == PRODUCT and made.version > FORMAT_VERSION:
+            raise StoreFormat(
+                f"the store at {path} has format {made.version}, this version reads up to {FORMAT_VERSION}; "
+                "use the version that made it or a newer one",
+                path=path,
+            )
+        form = msgspec.json.decode(data, type=Format)
+    except msgspec.DecodeError as error:
+        raise StoreFormat(f"{name} cannot be understood: {error}", path=path) from error
+    if form.product != PRODUCT or form.version < 1 or form.shards < 1:
+        raise StoreFormat(f"{name} does not describe a store of this product", path=path)
+    return form
+
+
+def _make(real: str, form: Format, make_database: Callable[[str], None], head_size: int) -> None:
+    """An empty store. Whatever moment it dies at, the next claim begins again or finds it complete."""
+    _write(os.path.join(real, _CREATING), b"")
+    _sync_directory(real)
+    database = os.path.join(real, _DATABASE)
+    shutil.rmtree(database, ignore_errors=True)
+    make_database(database)
+    _write(os.path.join(real, _HEAD), bytes(head_size))
+    _sync_directory(database)
+    _write(os.path.join(real, _FORMAT + ".new"), msgspec.json.format(msgspec.json.encode(form)) + b"\n")
+    os.rename(os.path.join(real, _FORMAT + ".new"), os.path.join(real, _FORMAT))
+    _sync_directory(real)
+    os.unlink(os.path.join(real, _CREATING))
+
+
+def _write(name: str, data: bytes) -> None:
+    with open(name, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(name: str) -> None:
+    file = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _utc(now_ns: int) -> str:
+    return datetime.fromtimestamp(now_ns // 1_000_000_000, UTC).isoformat().replace("+00:00", "Z")
