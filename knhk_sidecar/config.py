@@ -1,0 +1,781 @@
+"""Every setting of the daemon: one frozen record, where its values come from, and what is wrong with them.
+
+Sources, later ones win: defaults < TOML file < environment < command-line flags. In the file a table is a prefix:
+`[tls] cert = "x"` is `tls_cert`. In the environment `KGC_SIDECAR_` is the prefix, an empty variable is none, and some
+settings have synonyms (`WORKFLOW_STATE_PATH`): two names of one setting with different values are a problem, never a
+silent choice.
+
+`load` reports all problems at once as one `ConfigError`; an unknown key is answered with the nearest known one. A
+feature that this version does not have cannot be switched on: that is a problem which names it. This is the only module
+of the daemon that reads the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Final, TypeVar, cast
+
+PREFIX: Final = "KGC_SIDECAR_"
+FILE_VARIABLE: Final = "KGC_SIDECAR_CONFIG_FILE"
+MASK: Final = "********"
+
+Value = bool | int | float | str | tuple[str, ...]
+T = TypeVar("T", bound=Value)
+
+# Kubernetes puts variables for every Service of the namespace into a pod: those of one named kgc-sidecar are no settings.
+_SERVICE_LINK = re.compile(r"KGC_SIDECAR_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+_SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
+_TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
+_USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with the settings: which (`name`, as its source spells it), what, and how to mend it."""
+
+    name: str
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}" + (f" ({self.hint})" if self.hint else "")
+
+
+class ConfigError(Exception):
+    """The settings cannot be used; `problems` has every reason, `str()` one line for each."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is known about one setting besides its name, type and default."""
+
+    doc: str
+    reason: str
+    unit: str = ""
+    synonyms: tuple[str, ...] = ()
+    at_least: float | None = None
+    at_most: float | None = None
+    choices: tuple[str, ...] = ()
+    address: bool = False
+    trust_domain: bool = False
+    secret: bool = False
+    later: str = ""
+    """The feature this switches on when it differs from its default, and which this version does not have."""
+
+
+def setting(
+    default: T,
+    doc: str,
+    reason: str,
+    unit: str = "",
+    *,
+    synonyms: tuple[str, ...] = (),
+    at_least: float | None = None,
+    at_most: float | None = None,
+    choices: tuple[str, ...] = (),
+    address: bool = False,
+    trust_domain: bool = False,
+    secret: bool = False,
+    later: str = "",
+) -> T:
+    """A field of `SidecarConfig`: its default, what it means, why the default is what it is, and its bounds."""
+    about = Setting(doc, reason, unit, synonyms, at_least, at_most, choices, address, trust_domain, secret, later)
+    declared: T = field(default=default, metadata={"setting": about})
+    return declared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SidecarConfig:
+    """The daemon's settings. Raises `ConfigError` with every problem when they cannot be used together."""
+
+    # --- workflow engine and its store
+    workflow_enabled: bool = setting(True, "run the workflow engine in this process", "it is what the sidecar is for")
+    workflow_db_path: str = setting(
+        "./workflow_db",
+        "directory of the embedded store",
+        "beside the process, so that a first try needs no setting",
+        synonyms=("WORKFLOW_STATE_PATH",),
+    )
+    data_dir: str = setting(
+        "",
+        "directory for everything this daemon keeps; the store is then `workflow_db` inside it",
+        "empty: only workflow_db_path counts",
+    )
+    instance_id: str = setting(
+        "",
+        "name of this instance in logs and status",
+        "empty: the host name, which is the pod's name in Kubernetes",
+        synonyms=("WORKFLOW_INSTANCE_ID",),
+    )
+    batch_size: int = setting(
+        1024,
+        "most commands in one durable commit",
+        "a commit costs one fsync whatever its size; 1,024 commands still encode within a few milliseconds",
+        "commands",
+        at_least=1,
+        at_most=65_536,
+    )
+    batch_timeout_ms: float = setting(
+        0.0,
+        "longest wait for more commands before a commit",
+        "0: the previous commit's fsync is wait enough; more only adds latency",
+        "ms",
+        at_least=0,
+        at_most=1_000,
+    )
+
+    # --- listeners
+    dev: bool = setting(
+        False,
+        "developer mode: throw-away certificate authority, plain loopback ports with a local identity, reflection",
+        "never on by accident: it lets every local process in",
+    )
+    address: str = setting(
+        "127.0.0.1:50051",
+        "gRPC listener, mTLS; `host:port` or a port on loopback; port 0 is any free one",
+        "the application is in the same pod or host",
+        synonyms=("KGC_SIDECAR_GRPC_ADDRESS",),
+        address=True,
+    )
+    plain_address: str = setting(
+        "",
+        "gRPC listener without TLS for developers; loopback only, developer mode only; empty is off",
+        "a caller without certificate cannot be told from another",
+        address=True,
+    )
+    http_address: str = setting(
+        "127.0.0.1:8080",
+        "REST and health listener; empty is off",
+        "loopback until a policy says who may come from outside; 8080 is the deployment guide's port",
+        address=True,
+    )
+    metrics_address: str = setting(
+        "127.0.0.1:9090", "Prometheus listener; empty is off", "numbers only, but still nobody else's", address=True
+    )
+    health_address: str = setting(
+        "",
+        "gRPC listener without TLS where only grpc.health.v1 answers; empty is off",
+        "kubelet's gRPC probe has no client certificate; /health/ready on http_address is the usual way",
+        address=True,
+    )
+    reflection_enabled: bool = setting(
+        False, "gRPC server reflection for identified callers", "it tells what is here; developer mode has it on"
+    )
+    auth_enabled: bool = setting(
+        True,
+        "callers need an identity; false lets every local process in, on loopback listeners only",
+        "default deny",
+        synonyms=("WORKFLOW_AUTH_ENABLED",),
+    )
+    ready_file: str = setting(
+        "", "file that is written with the real addresses once the daemon is ready", "empty: none is written"
+    )
+
+    # --- identity
+    tls_enabled: bool = setting(
+        False, "mTLS with key, certificate and authorities from files", "files have to be named first"
+    )
+    tls_cert: str = setting("", "PEM file: the server's certificate and its chain", "part of tls_enabled")
+    tls_key: str = setting("", "PEM file: the server's private key, mode 0600", "part of tls_enabled")
+    tls_ca: str = setting("", "PEM file: the authorities that sign clients", "part of tls_enabled")
+    spiffe_enabled: bool = setting(
+        False,
+        "identities from the SPIFFE Workload API",
+        "needs an agent on the host",
+        synonyms=("WORKFLOW_SPIFFE_ENABLED",),
+    )
+    spiffe_socket: str = setting(
+        "",
+        "endpoint of the SPIFFE Workload API, e.g. unix:///run/spire/agent.sock",
+        "depends on the agent's installation",
+        synonyms=("SPIFFE_ENDPOINT_SOCKET",),
+    )
+    spiffe_trust_domain: str = setting(
+        "",
+        "trust domain whose ids may call, with or without spiffe://",
+        "empty: that of the server's own certificate; `knhk.dev` in developer mode",
+        synonyms=("WORKFLOW_TRUST_DOMAIN",),
+        trust_domain=True,
+    )
+    spiffe_id: str = setting(
+        "", "SPIFFE id that this server's certificate must have", "empty: whatever the certificate says"
+    )
+
+    # --- limits
+    request_timeout_ms: int = setting(
+        5_000,
+        "deadline of a call whose client set none",
+        "a durable step takes milliseconds; beyond five seconds a person has given up",
+        "ms",
+        at_least=1,
+        at_most=3_600_000,
+    )
+    retry_max_attempts: int = setting(
+        3,
+        "attempts that service configuration allows clients for UNAVAILABLE",
+        "one restart takes two",
+        at_least=1,
+        at_most=10,
+    )
+    max_in_flight: int = setting(
+        256,
+        "unary calls executed at once",
+        "above it waiting costs less than switching",
+        "calls",
+        at_least=1,
+        at_most=65_536,
+    )
+    max_queued: int = setting(
+        512,
+        "unary calls that wait for their turn; more are refused with RESOURCE_EXHAUSTED",
+        "at 2,000 calls/s a quarter of a second: what waits longer has often expired",
+        "calls",
+        at_least=0,
+        at_most=65_536,
+    )
+    max_waiting: int = setting(
+        1_024,
+        "calls that wait for a case to end, which are not counted as in flight",
+        "each holds only a few KB",
+        "calls",
+        at_least=0,
+        at_most=65_536,
+    )
+    max_streams_per_connection: int = setting(
+        16,
+        "open streams per connection",
+        "leaves room for unary calls below max_concurrent_streams",
+        "streams",
+        at_least=1,
+    )
+    max_concurrent_streams: int = setting(
+        100,
+        "HTTP/2 streams per connection",
+        "with no limit a rapid reset by one client cancels the calls of others",
+        "streams",
+        at_least=1,
+        at_most=10_000,
+    )
+    max_message_bytes: int = setting(
+        4 * 1024 * 1024,
+        "largest message received",
+        "case data is at most 2 MB",
+        "bytes",
+        at_least=1024,
+        at_most=64 * 1024 * 1024,
+    )
+    max_metadata_bytes: int = setting(
+        8_192, "largest metadata of a call", "a trace, a token and room", "bytes", at_least=1024, at_most=65_536
+    )
+    handshake_timeout_ms: int = setting(
+        5_000,
+        "longest TLS handshake",
+        "silent connections would stay open for ever",
+        "ms",
+        at_least=100,
+        at_most=60_000,
+    )
+    connection_idle_seconds: int = setting(
+        900, "idle connections are closed after this", "a client reconnects in a millisecond", "s", at_least=1
+    )
+    connection_age_seconds: int = setting(
+        3_600,
+        "connections are closed after this",
+        "so that rotated certificates and authorities take effect",
+        "s",
+        at_least=1,
+    )
+    connection_age_grace_seconds: int = setting(
+        60,
+        "time for the calls of a connection that has reached its age",
+        "longer than the default deadline",
+        "s",
+        at_least=1,
+    )
+    keepalive_seconds: int = setting(
+        60, "pings to silent clients", "finds dead peers without waking idle ones often", "s", at_least=1
+    )
+    keepalive_min_client_seconds: int = setting(
+        10, "clients that ping more often are sent away", "the usual client setting is 20 to 30", "s", at_least=1
+    )
+    drain_seconds: float = setting(
+        20.0,
+        "time for running calls after SIGTERM",
+        "Kubernetes kills after 30; ten are left for the store",
+        "s",
+        at_least=0,
+        at_most=3_600,
+    )
+    rate_limit_enabled: bool = setting(
+        False, "limit calls per client", "", synonyms=("WORKFLOW_RATE_LIMIT_ENABLED",), later="rate limits per client"
+    )
+
+    # --- telemetry
+    log_level: str = setting(
+        "info",
+        "least level that is logged",
+        "a line per failed call, none per good one",
+        choices=("debug", "info", "warning", "error"),
+    )
+    log_format: str = setting(
+        "json", "one JSON object per line, or text for people", "machines read it", choices=("json", "console")
+    )
+    otel_endpoint: str = setting(
+        "",
+        "OTLP endpoint for traces and metrics",
+        "",
+        synonyms=("WORKFLOW_OTEL_ENDPOINT",),
+        later="OpenTelemetry export",
+    )
+    audit_enabled: bool = setting(
+        False, "record who did what", "", synonyms=("WORKFLOW_AUDIT_ENABLED",), later="the audit"
+    )
+
+    # --- key management
+    kms_provider: str = setting(
+        "none",
+        "key service that wraps the keys of case data",
+        "none: the volume's own encryption",
+        choices=("none", "aws", "azure", "vault"),
+        later="encryption of case data",
+    )
+    kms_region: str = setting("", "region of the key service", "depends on the account")
+    kms_key_id: str = setting("", "id of the wrapping key", "depends on the account")
+    kms_vault_url: str = setting("", "address of Vault", "depends on the installation")
+    kms_vault_mount: str = setting("transit", "mount of Vault's transit engine", "Vault's own default")
+    key_rotation_interval_hours: int = setting(
+        24, "longest life of a data key", "a day bounds what one lost key opens", "h", at_least=1, at_most=24
+    )
+
+    # --- regions
+    region: str = setting("", "region of this instance", "one region has no name", synonyms=("WORKFLOW_REGION",))
+    primary_region: str = setting("", "region that decides", "one region has no primary")
+    multi_region_enabled: bool = setting(
+        False, "several regions", "", synonyms=("WORKFLOW_MULTI_REGION",), later="several regions"
+    )
+    cross_region_sync_enabled: bool = setting(
+        False, "send receipts to peer regions", "", later="synchronisation between regions"
+    )
+    receipt_sync_endpoints: tuple[str, ...] = setting(
+        (), "peers that receive receipts, separated by commas", "none without peers"
+    )
+    quorum_threshold: int = setting(1, "peers that must have a receipt", "this instance alone", "peers", at_least=1)
+
+    # --- service levels and promotion
+    fortune5_enabled: bool = setting(
+        False,
+        "all of the Fortune 5 features",
+        "",
+        synonyms=("WORKFLOW_FORTUNE5_ENABLED",),
+        later="the Fortune 5 features",
+    )
+    slo_enabled: bool = setting(False, "measure service levels and act on them", "", later="service level objectives")
+    slo_r1_p99_max_ns: int = setting(2, "p99 of a routing decision in a batch", "the product's goal", "ns", at_least=1)
+    slo_w1_p99_max_ms: int = setting(1, "p99 of an engine step in memory", "the product's goal", "ms", at_least=1)
+    slo_c1_p99_max_ms: int = setting(500, "p99 of a durable step", "the product's goal", "ms", at_least=1)
+    slo_admission_strategy: str = setting(
+        "strict", "what a breach does to new work", "refusing is safer", choices=("strict", "degrade")
+    )
+    slo_threshold: float = setting(
+        0.95, "share of the window that must comply", "one bad burst in twenty", at_least=0, at_most=1
+    )
+    promotion_enabled: bool = setting(
+        False, "gate registration and execution by environment", "", later="the promotion gate"
+    )
+    promotion_environment: str = setting(
+        "development", "environment of this instance", "never gated", choices=("development", "staging", "production")
+    )
+    promotion_traffic_percent: float = setting(
+        100.0, "share of cases that take new versions", "no canary", "%", at_least=0, at_most=100
+    )
+    auto_rollback_enabled: bool = setting(
+        True, "roll back by itself after a breach", "acts only when the promotion gate does"
+    )
+
+    def __post_init__(self) -> None:
+        problems = [*_field_problems(self), *_combination_problems(self)]
+        if problems:
+            raise ConfigError(problems)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> SidecarConfig:
+        """Defaults, the file that `KGC_SIDECAR_CONFIG_FILE` names, the environment (the process's unless given)."""
+        return load(environ=environ).config
+
+    @classmethod
+    def from_file(cls, path: str | Path, environ: Mapping[str, str] | None = None) -> SidecarConfig:
+        """Defaults, then this TOML file, then `environ` when given; the process's environment is not read."""
+        return load(file=str(path), environ={} if environ is None else environ).config
+
+    @property
+    def store_path(self) -> str:
+        """Where the store really is."""
+        if self.data_dir and self.workflow_db_path == _DEFAULTS["workflow_db_path"]:
+            return str(Path(self.data_dir) / "workflow_db")
+        return self.workflow_db_path
+
+    @property
+    def dev_directory(self) -> str:
+        """Where developer mode keeps its certificates and `daemon.json`."""
+        return str(Path(self.data_dir) / "dev") if self.data_dir else f"{self.workflow_db_path}-dev"
+
+
+@dataclass(frozen=True, slots=True)
+class SettingLine:
+    """One setting as `knhk config show` prints it; `value` is masked where it is secret."""
+
+    name: str
+    value: str
+    origin: str
+    unit: str
+    doc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings and where each came from: `default`, `file PATH`, `env NAME` or `flag --name`."""
+
+    config: SidecarConfig
+    origins: Mapping[str, str]
+
+    def describe(self) -> tuple[SettingLine, ...]:
+        """Every setting in order of declaration."""
+        return tuple(
+            SettingLine(
+                name,
+                _shown(getattr(self.config, name), about),
+                self.origins.get(name, "default"),
+                about.unit,
+                about.doc,
+            )
+            for name, about in SETTINGS.items()
+        )
+
+
+def load(
+    flags: Mapping[str, Value | None] | None = None, environ: Mapping[str, str] | None = None, file: str | None = None
+) -> Loaded:
+    """The settings of this process. `flags` are field names (None = not given); `environ` is the process's when None.
+
+    Raises `ConfigError` with everything that is wrong in any source.
+    """
+    environment = os.environ if environ is None else environ
+    problems: list[Problem] = []
+    values: dict[str, Value] = {}
+    origins: dict[str, str] = {}
+    path = file or environment.get(FILE_VARIABLE, "")
+    layers = (
+        _from_file(path, problems) if path else (),
+        _from_environment(environment, problems),
+        _from_flags(flags or {}, problems),
+    )
+    for layer in layers:
+        for name, value, origin in layer:
+            values[name], origins[name] = value, origin
+    try:
+        config = SidecarConfig(**values)  # type: ignore[arg-type]  # each value was parsed to its field's type
+    except ConfigError as error:
+        spelled = {name: origin.removeprefix("env ").removeprefix("flag ") for name, origin in origins.items()}
+        problems += [Problem(spelled.get(p.name, p.name), p.message, p.hint) for p in error.problems]
+    if problems:
+        raise ConfigError(problems)
+    return Loaded(config, origins)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host (127.0.0.1 when missing) and port of `host:port`, `[v6]:port`, `:port` or `port`. ValueError says what is wrong."""
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
+    if not port.isascii() or not port.isdecimal() or int(port) > 65_535:
+        raise ValueError("must be host:port or a port, with a port of 0 to 65535")
+    if not re.fullmatch(r"[A-Za-z0-9._:-]+", host):
+        raise ValueError(f"{host!r} is not a host")
+    return host, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """`host:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a listener there is reached from this host (or pod) only."""
+    host, _ = split_address(address)
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# ------------------------------------------------------------------------------------------------------------- sources
+_Layer = Iterable[tuple[str, Value, str]]
+
+
+def _from_file(path: str, problems: list[Problem]) -> _Layer:
+    import tomllib  # noqa: PLC0415 - only a daemon with a file pays for it
+
+    try:
+        with open(path, "rb") as stream:
+            document = tomllib.load(stream)
+    except OSError as error:
+        problems.append(Problem(path, f"cannot be read: {error.strerror}"))
+        return ()
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        problems.append(Problem(path, f"is not TOML: {error}"))
+        return ()
+    found: list[tuple[str, Value, str]] = []
+    _walk(document, "", path, found, problems)
+    return found
+
+
+def _walk(
+    table: Mapping[str, object], prefix: str, path: str, found: list[tuple[str, Value, str]], problems: list[Problem]
+) -> None:
+    for key, value in table.items():
+        name = f"{prefix}_{key}" if prefix else key
+        if name in SETTINGS:
+            parsed = _parse(name, value, f"{path}: {name}", problems)
+            if parsed is not None:
+                found.append((name, parsed, f"file {path}"))
+        elif isinstance(value, Mapping):
+            _walk(value, name, path, found, problems)
+        else:
+            problems.append(Problem(f"{path}: {name}", "is not a setting", _nearest(name, SETTINGS)))
+
+
+def _from_environment(environ: Mapping[str, str], problems: list[Problem]) -> _Layer:
+    given: dict[str, tuple[Value, str]] = {}
+    for name, about in SETTINGS.items():
+        for variable in (PREFIX + name.upper(), *about.synonyms):
+            text = environ.get(variable, "").strip()
+            if text and not (_SERVICE_LINK.fullmatch(variable) and _SERVICE_LINK_VALUE.match(text)):
+                value = _parse(name, text, variable, problems)
+                if value is not None:
+                    _agree(given, name, value, variable, problems)
+    rest = _http_from_guide(environ, problems)
+    if rest is not None:
+        _agree(given, "http_address", *rest, problems)
+    known = (
+        {PREFIX + name.upper() for name in SETTINGS}
+        | {v for s in SETTINGS.values() for v in s.synonyms}
+        | {FILE_VARIABLE}
+    )
+    problems.extend(
+        Problem(variable, "is not a setting", _nearest(variable, known))
+        for variable in sorted(environ)
+        if variable.startswith(PREFIX) and variable not in known and not _SERVICE_LINK.fullmatch(variable)
+    )
+    return ((name, value, f"env {variable}") for name, (value, variable) in given.items())
+
+
+def _agree(
+    given: dict[str, tuple[Value, str]], name: str, value: Value, variable: str, problems: list[Problem]
+) -> None:
+    if name in given and given[name][0] != value:
+        before, other = given[name]
+        problems.append(
+            Problem(f"{other} and {variable}", f"set {name} to different values, {before!r} and {value!r}", "keep one")
+        )
+        return
+    given.setdefault(name, (value, variable))
+
+
+def _http_from_guide(environ: Mapping[str, str], problems: list[Problem]) -> tuple[Value, str] | None:
+    """WORKFLOW_API_HOST and WORKFLOW_API_PORT are the two halves of `http_address`."""
+    host, port = environ.get("WORKFLOW_API_HOST", "").strip(), environ.get("WORKFLOW_API_PORT", "").strip()
+    if _SERVICE_LINK_VALUE.match(port):  # a Service named workflow-api
+        port = ""
+    if not host and not port:
+        return None
+    variable = " and ".join(name for name, text in (("WORKFLOW_API_HOST", host), ("WORKFLOW_API_PORT", port)) if text)
+    default_host, default_port = split_address(str(_DEFAULTS["http_address"]))
+    try:
+        number = split_address(port)[1] if port else default_port
+    except ValueError:
+        problems.append(Problem("WORKFLOW_API_PORT", f"must be a port of 0 to 65535, not {port!r}"))
+        return None
+    address = _parse("http_address", join_address(host or default_host, number), variable, problems)
+    return None if address is None else (address, variable)
+
+
+def _from_flags(flags: Mapping[str, Value | None], problems: list[Problem]) -> _Layer:
+    found: list[tuple[str, Value, str]] = []
+    for name, given in flags.items():
+        if given is None:
+            continue
+        flag = "--" + name.replace("_", "-")
+        if name not in SETTINGS:
+            problems.append(Problem(flag, "is not a setting", _nearest(name, SETTINGS)))
+            continue
+        value = _parse(name, given, flag, problems)
+        if value is not None:
+            found.append((name, value, f"flag {flag}"))
+    return found
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+# ------------------------------------------------------------------------------------------------------------- values
+_TRUE = frozenset(("true", "1", "yes", "on"))
+_FALSE = frozenset(("false", "0", "no", "off"))
+_OFF = frozenset(("", "off", "none"))  # for a listener; a variable cannot be told from an unset one when it is empty
+
+
+def _parse(name: str, raw: object, where: str, problems: list[Problem]) -> Value | None:
+    """`raw` as the field's type, in the field's one spelling; None after a problem was noted."""
+    default, about = _DEFAULTS[name], SETTINGS[name]
+    try:
+        return _converted(raw, default, about)
+    except ValueError as error:
+        problems.append(Problem(where, str(error)))
+        return None
+
+
+def _converted(raw: object, default: Value, about: Setting) -> Value:
+    if isinstance(default, bool):
+        if isinstance(raw, bool):
+            return raw
+        text = str(raw).lower()
+        if text in _TRUE or text in _FALSE:
+            return text in _TRUE
+        raise ValueError(f"must be true or false, not {raw!r}")
+    if isinstance(default, int | float):
+        if isinstance(raw, bool):
+            raise ValueError(f"must be a number, not {raw!r}")
+        return _number(raw, whole=isinstance(default, int))
+    if isinstance(default, tuple):
+        parts = raw if isinstance(raw, list | tuple) else str(raw).split(",")
+        return tuple(str(part).strip() for part in parts if str(part).strip())
+    if isinstance(raw, int) and not isinstance(raw, bool) and about.address:
+        raw = str(raw)
+    if not isinstance(raw, str):
+        raise ValueError(f"must be text, not {raw!r}")
+    return _text(raw.strip(), about)
+
+
+def _number(raw: object, *, whole: bool) -> int | float:
+    try:
+        return int(str(raw)) if whole else float(str(raw))
+    except ValueError:
+        raise ValueError(f"must be a {'whole number' if whole else 'number'}, not {raw!r}") from None
+
+
+def _text(text: str, about: Setting) -> str:
+    if about.choices:
+        return text.lower()
+    if about.trust_domain:
+        return text.removeprefix("spiffe://").removesuffix("/")
+    if about.address:
+        return "" if text in _OFF else join_address(*split_address(text))
+    return text
+
+
+def _shown(value: Value, about: Setting) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = ",".join(value) if isinstance(value, tuple) else str(value)
+    if about.secret and text:
+        return MASK
+    return _USER_INFO.sub(MASK, text)
+
+
+# ------------------------------------------------------------------------------------------------------------- checks
+def _field_problems(config: SidecarConfig) -> Iterable[Problem]:
+    for name, about in SETTINGS.items():
+        value: Value = getattr(config, name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield from _range_problems(name, value, about)
+        elif isinstance(value, str):
+            yield from _text_problems(name, value, about)
+        if about.later and value != _DEFAULTS[name]:
+            yield Problem(
+                name,
+                f"{about.later} is not available in this version",
+                f"leave it at {_shown(_DEFAULTS[name], about)!r}",
+            )
+
+
+def _range_problems(name: str, value: float, about: Setting) -> Iterable[Problem]:
+    low, high = about.at_least, about.at_most
+    if value != value or (low is not None and value < low) or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"{low} to {high}"
+        yield Problem(name, f"must be {bounds}{' ' + about.unit if about.unit else ''}, not {value}")
+
+
+def _text_problems(name: str, value: str, about: Setting) -> Iterable[Problem]:
+    if about.choices and value not in about.choices:
+        yield Problem(name, f"must be one of {', '.join(about.choices)}, not {value!r}", _nearest(value, about.choices))
+    if about.trust_domain and value and not _TRUST_DOMAIN.fullmatch(value):
+        yield Problem(
+            name, f"{value!r} is not a trust domain", "lower case letters, digits, dots, dashes and underscores"
+        )
+    if about.address and value:
+        try:
+            split_address(value)
+        except ValueError as error:
+            yield Problem(name, f"{error}, not {value!r}")
+
+
+def _combination_problems(config: SidecarConfig) -> Iterable[Problem]:
+    files = {"tls_cert": config.tls_cert, "tls_key": config.tls_key, "tls_ca": config.tls_ca}
+    if config.tls_enabled:
+        missing = [name for name, path in files.items() if not path]
+        if missing and not config.dev:
+            yield Problem("tls_enabled", f"needs {', '.join(missing)} too", "callers are known by certificates only")
+    elif any(files.values()):
+        named = ", ".join(name for name, path in files.items() if path)
+        yield Problem(named, "has no effect while tls_enabled is false", "set tls_enabled to true or remove it")
+    if config.spiffe_enabled and not (config.tls_enabled and all(files.values())):
+        yield Problem(
+            "spiffe_enabled",
+            "the SPIFFE Workload API client is not available in this version",
+            "set tls_enabled, tls_cert, tls_key and tls_ca to files with SPIFFE ids",
+        )
+    if not config.address:
+        yield Problem("address", "must not be empty")
+    if config.plain_address and not config.dev:
+        yield Problem("plain_address", "exists in developer mode only", "use address with tls_enabled")
+    yield from _loopback_problems(config)
+
+
+def _loopback_problems(config: SidecarConfig) -> Iterable[Problem]:
+    """Whoever has no identity must at least be on this host."""
+    must: dict[str, str] = {"plain_address": "it has no TLS"}
+    if config.dev:
+        must["http_address"] = "developer mode lets every caller in"
+    elif not config.auth_enabled:
+        must["http_address"] = "auth_enabled is false"
+    if not config.dev and not config.tls_enabled:
+        must["address"] = "tls_enabled is false, so that no caller can be identified"
+        must.setdefault("http_address", must["address"])
+    for name, why in must.items():
+        address: str = getattr(config, name)
+        try:
+            outside = bool(address) and not is_loopback(address)
+        except ValueError:  # reported as the field's own problem
+            continue
+        if outside:
+            yield Problem(name, f"must be a loopback address, not {address!r}: {why}")
+
+
+SETTINGS: Final[Mapping[str, Setting]] = {
+    declared.name: cast(Setting, declared.metadata["setting"]) for declared in fields(SidecarConfig)
+}
+_DEFAULTS: Final[Mapping[str, Value]] = {
+    declared.name: cast(Value, declared.default) for declared in fields(SidecarConfig)
+}
