@@ -6,11 +6,14 @@ knows bytes; the journal knows commits. Implementations do not know each other.
 
     store.py     the protocol and its errors          memory.py    in memory
     keys.py      where things lie                     leveldb.py   embedded, on disk
+                                                      directory.py   its lock, FORMAT, HEAD and RESERVE
     codec.py     what values look like, the hashes    journal.py   group commit, hash chain, fencing
+    chain.py     following and proving a log
 """
 
 from __future__ import annotations
 
+from knhk_workflow.store.chain import Link, follow
 from knhk_workflow.store.codec import (
     CODEC_LOG,
     CODEC_MSGPACK,
@@ -56,6 +59,7 @@ __all__ = [
     "JournalLimits",
     "Keyspace",
     "Lease",
+    "Link",
     "LogEntry",
     "LogRecord",
     "MemoryStore",
@@ -69,6 +73,7 @@ __all__ = [
     "Unit",
     "Write",
     "digest",
+    "follow",
     "open_store",
     "seal",
     "seal_log",

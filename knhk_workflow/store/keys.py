@@ -379,7 +379,8 @@ def parse_request_expiry(key: bytes) -> tuple[int, int]:
 
 def parse_log(key: bytes) -> tuple[int, int]:
     """(shard, position)"""
-    return shard_in(key), _Reader(key, LOG).number()
+    reader = _Reader(key, LOG)
+    return shard_in(key), reader.number()
 
 
 def parse_audit(key: bytes) -> tuple[str, int, int]:
@@ -422,7 +423,10 @@ class _Reader:
         if end < 0:
             raise self._bad()
         data, self.at = self.key[self.at : end], end + 2
-        return data.replace(b"\x00\xff", b"\x00").decode()
+        try:
+            return data.replace(b"\x00\xff", b"\x00").decode()
+        except UnicodeDecodeError as error:
+            raise self._bad() from error
 
     def number(self) -> int:
         if len(self.key) < self.at + 8:
