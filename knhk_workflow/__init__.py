@@ -1,0 +1,118 @@
+"""KNHK workflow: a durable workflow engine as a library.
+
+    async with WorkflowEngine(StateStore("./workflow_db")) as engine:
+        await engine.register_workflow({"id": "hello", "tasks": {"greet": {"required_roles": ["clerk"]}},
+                                        "flows": [{"from": "start", "to": "greet"}, {"from": "greet", "to": "end"}]})
+        case = await engine.run_case("hello", {"name": "Ada"})
+        await engine.complete_work_item(case.work[0].item_id, {"greeted": True})
+
+Everything public is named here; the modules below are the engine's own affair.
+"""
+
+from __future__ import annotations
+
+from knhk_workflow.core.explain import GuardReading, TaskExplanation
+from knhk_workflow.errors import (
+    AlreadyExists,
+    Busy,
+    DeadlineExceeded,
+    Expired,
+    Fenced,
+    InvalidDocument,
+    InvalidInput,
+    LimitExceeded,
+    NotFound,
+    Problem,
+    RequestMismatch,
+    StoreCorrupt,
+    StoreError,
+    StoreFormat,
+    StoreFull,
+    StoreLocked,
+    StoreUnavailable,
+    Unsound,
+    Unsupported,
+    WorkflowError,
+    WrongState,
+)
+from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SystemClock, SystemIds, VirtualClock
+from knhk_workflow.runtime.engine import CompleteRequest, EngineLimits, RunRequest, WorkflowEngine
+from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta
+from knhk_workflow.runtime.state_store import StateStore
+from knhk_workflow.runtime.views import (
+    CaseFilter,
+    CaseView,
+    EngineStatus,
+    Explanation,
+    HistoryEvent,
+    IncidentView,
+    Page,
+    PatternExecutionContext,
+    PatternResult,
+    PatternView,
+    Stimulus,
+    Validation,
+    WorkflowView,
+    WorkItemFilter,
+    WorkItemView,
+)
+from knhk_workflow.store import JournalLimits
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_TENANT",
+    "LOCAL",
+    "AlreadyExists",
+    "Busy",
+    "CallMeta",
+    "CaseFilter",
+    "CaseView",
+    "Clock",
+    "CompleteRequest",
+    "DeadlineExceeded",
+    "EngineLimits",
+    "EngineStatus",
+    "Expired",
+    "Explanation",
+    "Fenced",
+    "GuardReading",
+    "HistoryEvent",
+    "Ids",
+    "IncidentView",
+    "InvalidDocument",
+    "InvalidInput",
+    "JournalLimits",
+    "LimitExceeded",
+    "NotFound",
+    "Page",
+    "PatternExecutionContext",
+    "PatternResult",
+    "PatternView",
+    "Problem",
+    "RequestMismatch",
+    "RunRequest",
+    "SeededIds",
+    "StateStore",
+    "Stimulus",
+    "StoreCorrupt",
+    "StoreError",
+    "StoreFormat",
+    "StoreFull",
+    "StoreLocked",
+    "StoreUnavailable",
+    "SystemClock",
+    "SystemIds",
+    "TaskExplanation",
+    "Unsound",
+    "Unsupported",
+    "Validation",
+    "VirtualClock",
+    "WorkItemFilter",
+    "WorkItemView",
+    "WorkflowEngine",
+    "WorkflowError",
+    "WorkflowView",
+    "WrongState",
+    "__version__",
+]

@@ -1,0 +1,265 @@
+"""How each event changes a case: the one door, live and in replay.
+
+An applier only does what its event says; it never decides, reads no model and evaluates nothing. `APPLY` has an
+applier for every event type and a test says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from knhk_workflow.core import events as e
+from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Incident, Instance, NetInstance
+from knhk_workflow.core.commands import ENDED
+from knhk_workflow.core.data import merge
+from knhk_workflow.model.spec import ROOT, START
+
+
+def fold(case: Case, event: e.Event) -> None:
+    """Apply one event and count it."""
+    case.sequence += 1
+    APPLY[type(event)](case, event)
+
+
+def replay(case: Case | None, now: int, recorded: Iterable[e.Event]) -> Case:
+    """Fold the events of one commit record, in order, at the record's time. The first of a case creates it."""
+    for event in recorded:
+        if case is None:
+            case = born(event, now)
+        else:
+            case.now = case.updated_at = max(now, case.now)
+            fold(case, event)
+    if case is None:
+        raise ValueError("a case has no events")
+    return case
+
+
+def born(event: e.Event, now: int) -> Case:
+    """The case that a CaseCreated makes."""
+    if not isinstance(event, e.CaseCreated):
+        raise ValueError(f"a history begins with case_created, not {type(event).__name__}")
+    case = Case(
+        tenant=event.tenant,
+        case_id=event.case_id,
+        spec_id=event.spec_id,
+        version=event.version,
+        digest=event.digest,
+        salt=event.salt,
+        business_key=event.business_key,
+        sequence=1,
+        created_at=now,
+        updated_at=now,
+        now=now,
+        last_net=1,
+    )
+    case.nets[1] = NetInstance(number=1, name=ROOT, data=event.data)
+    return case
+
+
+def _case_created(case: Case, event: e.CaseCreated) -> None:
+    raise ValueError(f"case {case.case_id!r} was created twice")
+
+
+def _state_changed(case: Case, event: e.StateChanged) -> None:
+    case.state = event.state
+    case.reason = event.reason
+    if event.state in ENDED:
+        case.ready = ()
+
+
+def _net_started(case: Case, event: e.NetStarted) -> None:
+    net = case.nets.get(event.net)
+    if net is None:
+        net = case.nets[event.net] = NetInstance(
+            number=event.net,
+            name=event.name,
+            parent=event.parent,
+            activation=event.activation,
+            instance=event.instance,
+            depth=event.depth,
+            data=event.data,
+        )
+        case.last_net = event.net
+        activation = case.activations[event.activation]
+        run = activation.instances.get(event.instance)
+        if run is None:
+            run = activation.instances[event.instance] = Instance(number=event.instance, offered_at=case.now)
+        run.state = "running"
+        run.child = event.net
+        run.changed_at = case.now
+    net.put(START)
+
+
+def _net_ended(case: Case, event: e.NetCompleted | e.NetCancelled) -> None:
+    net = case.nets[event.net]
+    net.marking.clear()
+    net.tokens = 0
+    if event.net == 1:
+        return
+    del case.nets[event.net]
+    activation = case.activations.get(net.activation)
+    if activation is not None:
+        run = activation.instances[net.instance]
+        run.child = 0
+        run.changed_at = case.now
+        if type(event) is e.NetCompleted:
+            run.state = "completed"
+            run.output = net.data
+        else:
+            run.state = "terminated"
+
+
+def _task_enabled(case: Case, event: e.TaskEnabled) -> None:
+    net = case.nets[event.net]
+    case.activations[event.activation] = Activation(
+        event.activation, event.net, event.task, event.inputs, case.sequence, event.started
+    )
+    case.last_activation = event.activation
+    running = net.active.get(event.task)
+    if running is None:
+        net.active[event.task] = [event.activation]
+    else:
+        running.append(event.activation)
+    if event.started:
+        for condition in event.inputs:
+            net.take(condition)
+
+
+def _task_started(case: Case, event: e.TaskStarted) -> None:
+    net = case.nets[event.net]
+    case.activations[event.activation].started = True
+    for condition in event.consumed:
+        net.take(condition)
+
+
+def _forget(case: Case, net: NetInstance, activation: int) -> None:
+    gone = case.activations.pop(activation)
+    running = net.active[gone.task]
+    running.remove(activation)
+    if not running:
+        del net.active[gone.task]
+
+
+def _task_completed(case: Case, event: e.TaskCompleted) -> None:
+    net = case.nets[event.net]
+    _forget(case, net, event.activation)
+    for condition in event.produced:
+        net.put(condition)
+
+
+def _task_cancelled(case: Case, event: e.TaskCancelled) -> None:
+    _forget(case, case.nets[event.net], event.activation)
+
+
+def _item_offered(case: Case, event: e.ItemOffered) -> None:
+    activation = case.activations[event.activation]
+    activation.instances[event.instance] = Instance(
+        number=event.instance,
+        attempt=event.attempt,
+        data=event.data,
+        changed_at=case.now,
+        offered_at=case.now,
+    )
+    case.open_items += 1
+
+
+_ItemEvent = (
+    e.ItemAllocated
+    | e.ItemReleased
+    | e.ItemStarted
+    | e.ItemCompleted
+    | e.ItemFailed
+    | e.ItemSkipped
+    | e.ItemWithdrawn
+    | e.ItemTerminated
+)
+
+
+def _item(state: str) -> Callable[[Case, _ItemEvent], None]:
+    """An applier that brings an item into `state`; leaving the open states is counted."""
+    ends = state not in OPEN_ITEM_STATES
+
+    def apply(case: Case, event: _ItemEvent) -> None:
+        run = case.activations[event.activation].instances[event.instance]
+        run.state = state
+        run.changed_at = case.now
+        if ends:
+            case.open_items -= 1
+            case.firings = 0
+        if isinstance(event, e.ItemAllocated | e.ItemStarted):
+            run.owner = event.owner
+        elif isinstance(event, e.ItemCompleted):
+            run.output = event.output
+        elif isinstance(event, e.ItemReleased):
+            run.owner = ""
+
+    return apply
+
+
+def _data_updated(case: Case, event: e.DataUpdated) -> None:
+    net = case.nets[event.net]
+    net.data = merge(net.data, event.patch)
+
+
+def _incident_raised(case: Case, event: e.IncidentRaised) -> None:
+    case.incidents[event.incident] = Incident(
+        event.incident,
+        event.kind,
+        event.net,
+        event.message,
+        event.task,
+        event.activation,
+        event.instance,
+        case.now,
+    )
+    case.last_incident = event.incident
+    if event.activation:
+        case.activations[event.activation].incident = event.incident
+    else:
+        case.nets[event.net].incident = event.incident
+
+
+def _incident_resolved(case: Case, event: e.IncidentResolved) -> None:
+    incident = case.incidents.pop(event.incident)
+    activation = case.activations.get(incident.activation)
+    if activation is not None and activation.incident == event.incident:
+        activation.incident = 0
+    net = case.nets.get(incident.net)
+    if net is not None and net.incident == event.incident:
+        net.incident = 0
+
+
+def _settle_paused(case: Case, event: e.SettlePaused) -> None:
+    case.ready = event.ready
+    case.firings = event.firings
+
+
+def _settle_resumed(case: Case, event: e.SettleResumed) -> None:
+    case.ready = ()
+
+
+APPLY: Mapping[type[e.Event], Callable[..., None]] = {  # each applier takes (case, its own event type)
+    e.CaseCreated: _case_created,
+    e.StateChanged: _state_changed,
+    e.NetStarted: _net_started,
+    e.NetCompleted: _net_ended,
+    e.NetCancelled: _net_ended,
+    e.TaskEnabled: _task_enabled,
+    e.TaskStarted: _task_started,
+    e.TaskCompleted: _task_completed,
+    e.TaskCancelled: _task_cancelled,
+    e.ItemOffered: _item_offered,
+    e.ItemAllocated: _item("allocated"),
+    e.ItemReleased: _item("offered"),
+    e.ItemStarted: _item("started"),
+    e.ItemCompleted: _item("completed"),
+    e.ItemFailed: _item("failed"),
+    e.ItemSkipped: _item("skipped"),
+    e.ItemWithdrawn: _item("withdrawn"),
+    e.ItemTerminated: _item("terminated"),
+    e.DataUpdated: _data_updated,
+    e.IncidentRaised: _incident_raised,
+    e.IncidentResolved: _incident_resolved,
+    e.SettlePaused: _settle_paused,
+    e.SettleResumed: _settle_resumed,
+}

@@ -1,0 +1,155 @@
+"""The state of a case: what folding its events yields, and nothing else.
+
+Markings are counters (WCP 8, 12, 28, 33, 41, 42 need more than one token in a place) and never hold zeros. The whole
+state is one tree of structs, so a snapshot is its encoding and the state hash is the hash of that. Fields are only
+appended, with defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from knhk_workflow.core.commands import ItemRef
+
+OPEN_ITEM_STATES = frozenset({"offered", "allocated", "started", "suspended"})
+BEGUN_ITEM_STATES = frozenset({"started", "suspended"})
+
+
+class Instance(msgspec.Struct, array_like=True):
+    """One of the 1..n runs inside an activation: outside work, a sub-net, or a failed attempt at either."""
+
+    number: int
+    state: str = "offered"  # item states of commands.py; `running` while a sub-net carries it out
+    attempt: int = 1
+    owner: str = ""
+    data: bytes = b""  # the recorded input; empty = the net's own data
+    output: bytes = b""
+    child: int = 0  # net instance of a sub-net
+    changed_at: int = 0
+    offered_at: int = 0
+
+
+class Activation(msgspec.Struct, array_like=True):
+    """One enabling of a task. Offered activations hold no tokens; started ones have consumed theirs."""
+
+    number: int
+    net: int
+    task: str
+    inputs: tuple[str, ...]
+    sequence: int  # of the event that enabled it
+    started: bool = False
+    instances: dict[int, Instance] = {}
+    incident: int = 0
+
+
+class NetInstance(msgspec.Struct, array_like=True):
+    """One running net: its marking, its own data, and which activations of which task live in it."""
+
+    number: int
+    name: str
+    parent: int = 0
+    activation: int = 0
+    instance: int = 0
+    depth: int = 0
+    data: bytes = b"{}"
+    marking: dict[str, int] = {}
+    active: dict[str, list[int]] = {}
+    incident: int = 0
+    tokens: int = 0
+
+    def put(self, condition: str) -> None:
+        """Add one token."""
+        self.tokens += 1
+        self.marking[condition] = self.marking.get(condition, 0) + 1
+
+    def take(self, condition: str) -> None:
+        """Remove one token; a missing one is a broken invariant and stops the step."""
+        left = self.marking.get(condition, 0) - 1
+        if left > 0:
+            self.marking[condition] = left
+        elif left == 0:
+            del self.marking[condition]
+        else:
+            raise AssertionError(f"no token in {condition!r} of net instance {self.number}")
+        self.tokens -= 1
+
+
+class Incident(msgspec.Struct, array_like=True):
+    """An open question to a person."""
+
+    number: int
+    kind: str
+    net: int
+    message: str
+    task: str
+    activation: int
+    instance: int
+    raised_at: int
+
+
+class Case(msgspec.Struct, array_like=True):
+    """A case. `sequence` counts its events; times are nanoseconds since the epoch."""
+
+    tenant: str
+    case_id: str
+    spec_id: str
+    version: int
+    digest: bytes
+    salt: bytes
+    state: str = "created"
+    business_key: str = ""
+    sequence: int = 0
+    created_at: int = 0
+    updated_at: int = 0
+    now: int = 0  # the time of the event being folded; never decreases
+    nets: dict[int, NetInstance] = {}
+    activations: dict[int, Activation] = {}
+    incidents: dict[int, Incident] = {}
+    last_net: int = 0
+    last_activation: int = 0
+    last_incident: int = 0
+    ready: tuple[tuple[int, str], ...] = ()
+    firings: int = 0
+    open_items: int = 0
+    reason: str = ""
+
+    @property
+    def root(self) -> NetInstance:
+        """The case's own net. It stays when the case ends, with the final data."""
+        return self.nets[1]
+
+    def open_work(self) -> Iterator[tuple[Activation, Instance]]:
+        """Every work item that can still be acted on, oldest first."""
+        for activation in self.activations.values():
+            for instance in activation.instances.values():
+                if instance.state in OPEN_ITEM_STATES:
+                    yield activation, instance
+
+    def tokens(self) -> int:
+        """Live tokens over all nets."""
+        return sum(net.tokens for net in self.nets.values())
+
+
+def item_ref(activation: Activation, instance: Instance) -> ItemRef:
+    """The reference of an item as it is now."""
+    return ItemRef(activation.number, instance.number, instance.attempt)
+
+
+def place_of(activation: Activation, run: Instance) -> tuple[int, str, int, int, int]:
+    """The leading fields of every event about a work item: net, task, activation, instance, attempt."""
+    return activation.net, activation.task, activation.number, run.number, run.attempt
+
+
+def encode_state(case: Case) -> bytes:
+    """Canonical bytes of a case: equal states give equal bytes, whatever order they were built in."""
+    return msgspec.msgpack.encode(case, order="deterministic")
+
+
+_decoder = msgspec.msgpack.Decoder(Case)
+
+
+def decode_state(data: bytes) -> Case:
+    """The case that `encode_state` gave these bytes for. Raises msgspec.DecodeError on anything else."""
+    return _decoder.decode(data)

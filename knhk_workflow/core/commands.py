@@ -1,0 +1,142 @@
+"""Everything that can be asked of a case, as values.
+
+A command names its case elsewhere (the engine routes it); here is only what is asked. Commands are hashed for
+idempotency, so two callers that mean the same build equal commands, whichever protocol they speak.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+CaseState = Literal["created", "running", "completed", "cancelled", "failed", "suspended"]
+ENDED = frozenset({"completed", "cancelled", "failed"})
+
+
+class ItemRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Which work item of a case: its text form is `activation.instance.attempt@case`."""
+
+    activation: int
+    instance: int
+    attempt: int
+
+
+class Command(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all commands."""
+
+
+class CreateCase(Command, frozen=True, tag=1):
+    """Create a case of an exact workflow version. `start` also starts it, in the same step."""
+
+    tenant: str
+    case_id: str
+    spec_id: str
+    version: int
+    digest: bytes
+    salt: bytes
+    data: bytes = b"{}"
+    business_key: str = ""
+    start: bool = False
+
+
+class StartCase(Command, frozen=True, tag=2):
+    """created -> running. `again`: an already running case is fine (ExecuteCase)."""
+
+    again: bool = False
+
+
+class SuspendCase(Command, frozen=True, tag=3):
+    """running -> suspended. Results of work already out are still accepted and wait."""
+
+    reason: str = ""
+
+
+class ResumeCase(Command, frozen=True, tag=4):
+    """suspended -> running; what waited is taken up."""
+
+
+class CancelCase(Command, frozen=True, tag=5):
+    """End the case unsuccessfully with everything in it. Cancelling a cancelled case changes nothing."""
+
+    reason: str = ""
+
+
+class UpdateCaseData(Command, frozen=True, tag=6):
+    """Replace top-level keys of the case's data. `expected_sequence` 0 = any."""
+
+    patch: bytes
+    expected_sequence: int = 0
+
+
+class ClaimItem(Command, frozen=True, tag=7):
+    """offered -> allocated to `owner`."""
+
+    item: ItemRef
+    owner: str
+
+
+class ReleaseItem(Command, frozen=True, tag=8):
+    """allocated -> offered."""
+
+    item: ItemRef
+
+
+class StartItem(Command, frozen=True, tag=9):
+    """offered or allocated -> started. The tokens are consumed and rivals withdrawn here."""
+
+    item: ItemRef
+    owner: str = ""
+
+
+class CompleteItem(Command, frozen=True, tag=10):
+    """The work ended well. An item not yet started is started first, in the same step."""
+
+    item: ItemRef
+    output: bytes = b""
+    owner: str = ""
+
+
+class FailItem(Command, frozen=True, tag=11):
+    """The work ended badly."""
+
+    item: ItemRef
+    code: str
+    message: str = ""
+    owner: str = ""
+
+
+class SkipItem(Command, frozen=True, tag=12):
+    """Go on without this work."""
+
+    item: ItemRef
+
+
+class ResolveIncident(Command, frozen=True, tag=13):
+    """Close an incident: retry what failed, skip it, complete it with `data`, or fail the case."""
+
+    incident: int
+    action: Literal["retry", "skip", "complete", "fail_case"]
+    data: bytes = b""
+
+
+class Continue(Command, frozen=True, tag=14):
+    """Take up the automatic firing that a slice left over."""
+
+
+CommandType = (
+    CreateCase
+    | StartCase
+    | SuspendCase
+    | ResumeCase
+    | CancelCase
+    | UpdateCaseData
+    | ClaimItem
+    | ReleaseItem
+    | StartItem
+    | CompleteItem
+    | FailItem
+    | SkipItem
+    | ResolveIncident
+    | Continue
+)

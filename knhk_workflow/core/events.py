@@ -1,0 +1,267 @@
+"""Every fact that can be recorded about a case.
+
+Events carry the decision: which tokens were consumed, which flows were taken, which ids were given. Replaying them
+never evaluates a guard. They are stored as msgpack arrays behind an integer tag; for ever: a tag is never reused,
+fields are only appended and have defaults.
+
+Numbers: `net` is a net instance (1 = the case's root), `activation` one enabling of a task, `instance` 1..n inside it,
+`attempt` 1..n of one work item. `*_data`, `patch` and `output` are JSON objects as bytes.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Base of all events."""
+
+
+class CaseCreated(Event, frozen=True, tag=1):
+    """The case exists; nothing runs yet. `salt` keys the digests of this case's records."""
+
+    tenant: str
+    case_id: str
+    spec_id: str
+    version: int
+    digest: bytes
+    salt: bytes
+    data: bytes = b"{}"
+    business_key: str = ""
+
+
+class StateChanged(Event, frozen=True, tag=2):
+    """The case went from one life-cycle state to another."""
+
+    before: str
+    state: str
+    reason: str = ""
+
+
+class NetStarted(Event, frozen=True, tag=3):
+    """A net instance got its start token. Sub-nets name the activation and instance that they carry out."""
+
+    net: int
+    name: str
+    parent: int = 0
+    activation: int = 0
+    instance: int = 0
+    depth: int = 0
+    data: bytes = b"{}"
+
+
+class NetCompleted(Event, frozen=True, tag=4):
+    """A net instance ended properly; leftover tokens (explicit termination) are gone."""
+
+    net: int
+    name: str
+
+
+class NetCancelled(Event, frozen=True, tag=5):
+    """A net instance was removed with everything in it."""
+
+    net: int
+    name: str
+
+
+class TaskEnabled(Event, frozen=True, tag=6):
+    """An activation of `task` came to be over the tokens in `inputs`.
+
+    `started`: the tokens were consumed at once (routing tasks and sub-nets); otherwise they stay until TaskStarted.
+    """
+
+    net: int
+    task: str
+    activation: int
+    inputs: tuple[str, ...]
+    started: bool = False
+
+
+class TaskStarted(Event, frozen=True, tag=7):
+    """The first outside work of an activation started: its tokens are consumed now (deferred choice ends here)."""
+
+    net: int
+    task: str
+    activation: int
+    consumed: tuple[str, ...]
+
+
+class TaskCompleted(Event, frozen=True, tag=8):
+    """An activation ended and put one token into each condition of `produced` (repetition = several tokens)."""
+
+    net: int
+    task: str
+    activation: int
+    produced: tuple[str, ...]
+
+
+class TaskCancelled(Event, frozen=True, tag=9):
+    """An activation ended without effect. `reason`: withdrawn (never started), cancelled."""
+
+    net: int
+    task: str
+    activation: int
+    reason: str
+
+
+class ItemOffered(Event, frozen=True, tag=10):
+    """Outside work is there to be taken. `data` is empty when the work sees the net's own data."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    attempt: int
+    data: bytes = b""
+
+
+class ItemAllocated(Event, frozen=True, tag=11):
+    """Somebody took the work but has not begun."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    attempt: int
+    owner: str
+
+
+class ItemReleased(Event, frozen=True, tag=12):
+    """Allocated work went back to everybody."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    attempt: int
+
+
+class ItemStarted(Event, frozen=True, tag=13):
+    """Work began."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    attempt: int
+    owner: str = ""
+
+
+class ItemCompleted(Event, frozen=True, tag=14):
+    """Work ended well with `output`."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    attempt: int
+    output: bytes = b""
+
+
+class ItemFailed(Event, frozen=True, tag=15):
+    """Work ended badly; what follows (retry, incident) is in later events."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    attempt: int
+    code: str
+    message: str = ""
+
+
+class ItemSkipped(Event, frozen=True, tag=16):
+    """Work was passed over without output."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    attempt: int
+
+
+class ItemWithdrawn(Event, frozen=True, tag=17):
+    """Work that never began is gone."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    attempt: int
+
+
+class ItemTerminated(Event, frozen=True, tag=18):
+    """Work that had begun was stopped."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    attempt: int
+
+
+class DataUpdated(Event, frozen=True, tag=19):
+    """Top-level keys of a net instance's data were replaced by those of `patch`."""
+
+    net: int
+    patch: bytes
+
+
+class IncidentRaised(Event, frozen=True, tag=20):
+    """Something needs a person. The case goes on elsewhere; `kind` is stable, `message` is for people."""
+
+    incident: int
+    kind: str
+    net: int
+    message: str
+    task: str = ""
+    activation: int = 0
+    instance: int = 0
+
+
+class IncidentResolved(Event, frozen=True, tag=21):
+    """An incident is closed. `action`: retry, skip, complete, fail_case, cancelled."""
+
+    incident: int
+    action: str
+
+
+class SettlePaused(Event, frozen=True, tag=22):
+    """A slice of automatic firing ended with work left: `ready` lists (net, task) in order.
+
+    `firings` counts since the last outside work.
+    """
+
+    ready: tuple[tuple[int, str], ...]
+    firings: int
+
+
+class SettleResumed(Event, frozen=True, tag=23):
+    """The work left by SettlePaused was taken up."""
+
+
+EventType = (
+    CaseCreated
+    | StateChanged
+    | NetStarted
+    | NetCompleted
+    | NetCancelled
+    | TaskEnabled
+    | TaskStarted
+    | TaskCompleted
+    | TaskCancelled
+    | ItemOffered
+    | ItemAllocated
+    | ItemReleased
+    | ItemStarted
+    | ItemCompleted
+    | ItemFailed
+    | ItemSkipped
+    | ItemWithdrawn
+    | ItemTerminated
+    | DataUpdated
+    | IncidentRaised
+    | IncidentResolved
+    | SettlePaused
+    | SettleResumed
+)

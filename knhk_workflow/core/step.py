@@ -1,0 +1,108 @@
+"""One command's step: the case, what it is run by, and the events so far.
+
+`emit` is the only way to change the case: it folds the event into the case and records it. Deciding reads what
+emitting changed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import msgspec
+
+from knhk_workflow.core.apply import APPLY
+from knhk_workflow.core.case import Activation, Case
+from knhk_workflow.core.events import DataUpdated, Event, IncidentRaised, IncidentResolved, SettleResumed
+from knhk_workflow.model.net import CompiledNet, Model, TaskNode
+
+_decode = msgspec.json.Decoder().decode
+
+
+class Step:
+    """A step in the making. `now` is nanoseconds since the epoch and never earlier than the case's last event."""
+
+    __slots__ = (
+        "_scopes",
+        "case",
+        "events",
+        "incidents",
+        "items",
+        "model",
+        "nets",
+        "now",
+        "queued",
+        "ready",
+        "resumed",
+    )
+
+    def __init__(self, case: Case, model: Model, now: int) -> None:
+        self.case = case
+        self.model = model
+        self.events: list[Event] = []
+        self.ready: deque[tuple[int, str]] = deque()  # (net instance, task) whose inputs changed, oldest first
+        self.queued: set[tuple[int, str]] = set()
+        self.nets: set[int] = set()  # net instances that may have ended
+        self.items: set[tuple[int, int]] = set()  # (activation, instance) whose row in the work list changed
+        self.incidents: set[int] = set()  # incidents that were raised or resolved
+        self.resumed = False  # a paused cascade was taken up
+        self._scopes: dict[int, object] = {}
+        self.now = max(now, case.now)
+
+    def emit(self, event: Event) -> None:
+        """Apply `event` to the case and record it."""
+        case = self.case
+        case.now = case.updated_at = self.now
+        case.sequence += 1
+        APPLY[type(event)](case, event)
+        self.events.append(event)
+        kind = type(event)
+        if kind is DataUpdated:
+            self._scopes.pop(event.net, None)  # type: ignore[attr-defined]  # kind tells
+        elif kind is IncidentRaised or kind is IncidentResolved:
+            self.incidents.add(event.incident)  # type: ignore[attr-defined]  # kind tells
+        elif kind is SettleResumed:
+            self.resumed = True
+
+    def compiled(self, net: int) -> CompiledNet:
+        """The net that a net instance runs."""
+        return self.model.nets[self.case.nets[net].name]
+
+    def node(self, activation: Activation) -> TaskNode:
+        """The task that an activation is of."""
+        return self.compiled(activation.net).tasks[activation.task]
+
+    def scope(self, net: int) -> object:
+        """The data of a net instance, decoded for guards. Must not be changed by the reader."""
+        found = self._scopes.get(net)
+        if found is None:
+            found = self._scopes[net] = _decode(self.case.nets[net].data)
+        return found
+
+    def touch(self, net: int, conditions: Iterable[str]) -> None:
+        """Tokens moved in `conditions`: look at their consumers again, ties by element id."""
+        consumers = self.compiled(net).consumers
+        tasks: list[str] = []
+        for condition in conditions:
+            for node in consumers.get(condition, ()):
+                key = (net, node.id)
+                if key not in self.queued:
+                    self.queued.add(key)
+                    tasks.append(node.id)
+        if len(tasks) > 1:
+            tasks.sort()
+        self.ready.extend((net, task) for task in tasks)
+        self.nets.add(net)
+
+    def rest(self) -> None:
+        """Forget what was queued: the case ended, or the cascade is cut short."""
+        self.ready.clear()
+        self.queued.clear()
+        self.nets.clear()
+
+    def again(self, net: int, task: str) -> None:
+        """Look at one task again, after everything that is queued already."""
+        key = (net, task)
+        if key not in self.queued:
+            self.queued.add(key)
+            self.ready.append(key)

@@ -1,0 +1,104 @@
+"""Time and identity, injected: the engine never asks the machine for either by itself.
+
+`SystemClock` is wall time at its start plus monotonic time since, so it never runs backwards when somebody sets the
+machine's clock. `VirtualClock` moves when told to: for tests, for the simulator, for users' own tests.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Protocol
+
+import uuid_utils
+
+NS_PER_S = 1_000_000_000
+SALT_BYTES = 16
+
+
+class Clock(Protocol):
+    """Where now comes from."""
+
+    def now(self) -> int:
+        """Nanoseconds since the epoch, never less than before."""
+        ...
+
+
+class SystemClock:
+    """Wall time when created, monotonic from then on."""
+
+    __slots__ = ("_offset",)
+
+    def __init__(self) -> None:
+        self._offset = time.time_ns() - time.monotonic_ns()
+
+    def now(self) -> int:
+        """Nanoseconds since the epoch."""
+        return self._offset + time.monotonic_ns()
+
+
+class VirtualClock:
+    """A clock that stands still until it is advanced."""
+
+    __slots__ = ("_now",)
+
+    def __init__(self, start: int = 1_767_225_600 * NS_PER_S) -> None:
+        self._now = start
+
+    def now(self) -> int:
+        """Nanoseconds since the epoch."""
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass; never backwards."""
+        if seconds < 0:
+            raise ValueError("time does not run backwards")
+        self._now += round(seconds * NS_PER_S)
+
+
+class Ids(Protocol):
+    """Where new ids and salts come from."""
+
+    def case_id(self) -> str:
+        """A fresh case id."""
+        ...
+
+    def salt(self) -> bytes:
+        """SALT_BYTES unpredictable bytes."""
+        ...
+
+
+class SystemIds:
+    """UUIDv7 case ids (sorted by time of creation) and salts from the system's random source."""
+
+    __slots__ = ("_random",)
+
+    def __init__(self) -> None:
+        self._random = random.SystemRandom()
+
+    def case_id(self) -> str:
+        """A UUIDv7."""
+        return str(uuid_utils.uuid7())
+
+    def salt(self) -> bytes:
+        """Random bytes."""
+        return self._random.randbytes(SALT_BYTES)
+
+
+class SeededIds:
+    """The same ids in the same order for the same seed."""
+
+    __slots__ = ("_count", "_random")
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._count = 0
+
+    def case_id(self) -> str:
+        """case-1, case-2, ..."""
+        self._count += 1
+        return f"case-{self._count}"
+
+    def salt(self) -> bytes:
+        """Bytes that the seed decides."""
+        return self._random.randbytes(SALT_BYTES)

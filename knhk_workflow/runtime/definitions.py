@@ -1,0 +1,245 @@
+"""Registered workflows: versions side by side, compiled once, kept in the meta shard.
+
+The same content under the same id is the same version; other content is the next one. A case is created on the newest
+active version unless it names one, and stays on it. A deleted version takes no new cases; it stays readable for the
+history of those that ran on it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from knhk_workflow.errors import InvalidDocument, InvalidInput, NotFound, Problem
+from knhk_workflow.model.document import strict_json, strict_yaml
+from knhk_workflow.model.net import Model, compile_spec
+from knhk_workflow.model.parse import canonical, findings, parse_spec, spec_digest, unsupported
+from knhk_workflow.model.spec import Spec
+from knhk_workflow.runtime.clock import Clock
+from knhk_workflow.runtime.meta import CallMeta
+from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
+from knhk_workflow.runtime.records import DEFINITIONS, Definition, pack
+from knhk_workflow.runtime.views import Page, Validation, WorkflowView
+from knhk_workflow.store import META_SHARD, ExpectationFailed, Journal, Keyspace, Reads, Unit, Write
+from knhk_workflow.store.keys import parse_definition_latest
+
+MODELS_MAX: Final = 1_000  # compiled versions in memory, about 20 KB each
+REGISTER_TRIES: Final = 8  # two registrations of one id at once: the loser reads again
+DOCUMENT_BYTES_MAX: Final = 5 * 1024 * 1024
+DOCUMENT_DEPTH_MAX: Final = 64
+
+Document = Mapping[str, object] | bytes | str
+
+_u64 = 8
+
+
+class Parsed(msgspec.Struct, frozen=True):
+    """A document that can be registered."""
+
+    spec: Spec
+    canonical: bytes
+    digest: bytes
+    findings: tuple[Problem, ...]
+
+
+def read_document(document: Document, form: str) -> object:
+    """The plain value of a document given as a mapping or as JSON or YAML text."""
+    if isinstance(document, Mapping):
+        document = msgspec.json.encode(document)
+    elif form == "yaml":
+        return strict_yaml(document.decode("utf-8", "strict") if isinstance(document, bytes) else document)
+    elif form != "json":
+        raise InvalidInput.field("format", f"{form!r} is not a document format", "use json or yaml")
+    data = document.encode() if isinstance(document, str) else document
+    return strict_json(data, max_bytes=DOCUMENT_BYTES_MAX, max_depth=DOCUMENT_DEPTH_MAX)
+
+
+def check(document: Document, form: str) -> Parsed:
+    """Parse a document, or raise InvalidDocument with every problem at once."""
+    value = read_document(document, form)
+    spec = parse_spec(value)
+    missing = unsupported(spec)
+    if missing:
+        raise InvalidDocument(
+            f"workflow {spec.id!r} uses constructs that this version does not execute: "
+            + "; ".join(str(problem) for problem in missing[:5]),
+            missing,
+        )
+    text = canonical(value)
+    return Parsed(spec, text, spec_digest(text), findings(spec))
+
+
+class Definitions:
+    """The workflows of every tenant."""
+
+    def __init__(self, reads: Reads, journal: Journal, keyspace: Keyspace, clock: Clock) -> None:
+        self._reads = reads
+        self._journal = journal
+        self._keys = keyspace
+        self._clock = clock
+        self._models: OrderedDict[tuple[str, str, int], Model] = OrderedDict()
+        self._latest: dict[tuple[str, str], int] = {}
+
+    async def register(self, document: Document, form: str, meta: CallMeta) -> WorkflowView:
+        """Register a document: the version that has its content, or the next one."""
+        parsed = check(document, form)
+        for _ in range(REGISTER_TRIES):
+            view = await self._register(parsed, meta)
+            if view is not None:
+                return view
+        raise ExpectationFailed(())
+
+    async def validate(self, document: Document, form: str) -> Validation:
+        """What registering would say; nothing is stored."""
+        try:
+            parsed = check(document, form)
+        except InvalidDocument as refused:
+            return Validation("", refused.problems, "unchecked")
+        return Validation(parsed.spec.id, parsed.findings, "unchecked")
+
+    async def get(self, tenant: str, spec_id: str, version: int = 0) -> WorkflowView:
+        """One version; 0 is the newest active one."""
+        number = version or await self.latest(tenant, spec_id)
+        return _view(spec_id, await self._definition(tenant, spec_id, number))
+
+    async def list(self, tenant: str, page_size: int, page_token: str) -> Page[WorkflowView]:
+        """The newest active version of every workflow, by id, without documents."""
+        size = page_size_of(page_size)
+        start, end = self._keys.definitions_latest(tenant)
+        after = decode_token(page_token, "workflows")
+        rows = await self._reads.scan(after + b"\0" if after else start, end, limit=size + 1)
+        views: list[WorkflowView] = []
+        for key, value in rows[:size]:
+            spec_id = parse_definition_latest(key)[1]
+            view = _view(spec_id, await self._definition(tenant, spec_id, int.from_bytes(value, "big")))
+            views.append(msgspec.structs.replace(view, document=b""))
+        return Page(tuple(views), encode_token(rows[size - 1][0], "workflows") if len(rows) > size else "")
+
+    async def delete(self, tenant: str, spec_id: str, version: int) -> None:
+        """Take a version (0 = all) out of use. The caller has made sure that no case is open on it."""
+        start, end = self._keys.definitions(tenant, spec_id)
+        rows = await self._reads.scan(start, end, limit=10_000)
+        now = self._clock.now()
+        writes: list[Write] = []
+        remaining = 0
+        for key, value in rows:
+            definition = DEFINITIONS.read(key, value)
+            if definition.deleted_at:
+                continue
+            if version in (0, definition.version):
+                writes.append((key, pack(msgspec.structs.replace(definition, deleted_at=now))))
+                digest_key = self._keys.definition_digest(tenant, spec_id, definition.digest)
+                writes.append((digest_key, None))
+            else:
+                remaining = max(remaining, definition.version)
+        if not writes:
+            raise NotFound("workflow", spec_id if not version else f"{spec_id}@{version}")
+        latest = self._keys.definition_latest(tenant, spec_id)
+        writes.append((latest, remaining.to_bytes(_u64, "big") if remaining else None))
+        await self._journal.append(Unit(META_SHARD, tenant, "", 0, 0, b"", writes))
+        self._latest.pop((tenant, spec_id), None)
+
+    async def latest(self, tenant: str, spec_id: str) -> int:
+        """The newest active version's number."""
+        known = self._latest.get((tenant, spec_id))
+        if known is None:
+            stored = await self._reads.get(self._keys.definition_latest(tenant, spec_id))
+            if stored is None:
+                raise NotFound("workflow", spec_id, "register it first")
+            known = self._latest[tenant, spec_id] = int.from_bytes(stored, "big")
+        return known
+
+    def cached(self, tenant: str, spec_id: str, version: int) -> Model | None:
+        """The compiled version, if it is in memory: the way of the hot path."""
+        number = version or self._latest.get((tenant, spec_id), 0)
+        return self._models.get((tenant, spec_id, number))
+
+    async def model(self, tenant: str, spec_id: str, version: int) -> Model:
+        """The compiled version; 0 is the newest active one. Deleted versions still run the cases they have."""
+        number = version or await self.latest(tenant, spec_id)
+        name = (tenant, spec_id, number)
+        found = self._models.get(name)
+        if found is None:
+            definition = await self._definition(tenant, spec_id, number)
+            spec = parse_spec(
+                strict_json(definition.document, max_bytes=DOCUMENT_BYTES_MAX, max_depth=DOCUMENT_DEPTH_MAX)
+            )
+            found = self._models[name] = compile_spec(spec, number, definition.digest)
+            if len(self._models) > MODELS_MAX:
+                self._models.popitem(last=False)
+        else:
+            self._models.move_to_end(name)
+        return found
+
+    async def active_model(self, tenant: str, spec_id: str, version: int) -> Model:
+        """The compiled version for a new case: it must not be deleted."""
+        if version:
+            definition = await self._definition(tenant, spec_id, version)
+            if definition.deleted_at:
+                raise NotFound("workflow", f"{spec_id}@{version}", "this version was deleted")
+        return await self.model(tenant, spec_id, version)
+
+    async def _register(self, parsed: Parsed, meta: CallMeta) -> WorkflowView | None:
+        """None: somebody registered the same id at the same moment."""
+        tenant, spec_id = meta.tenant, parsed.spec.id
+        digest_key = self._keys.definition_digest(tenant, spec_id, parsed.digest)
+        same = await self._reads.get(digest_key)
+        if same is not None:
+            number = int.from_bytes(same, "big")
+            view = _view(spec_id, await self._definition(tenant, spec_id, number))
+            return msgspec.structs.replace(view, created=False)
+        start, end = self._keys.definitions(tenant, spec_id)
+        newest = await self._reads.scan(start, end, limit=1, reverse=True)
+        number = DEFINITIONS.read(*newest[0]).version + 1 if newest else 1
+        definition = Definition(
+            number,
+            parsed.spec.name,
+            parsed.canonical,
+            parsed.digest,
+            self._clock.now(),
+            meta.principal,
+            msgspec.json.encode(parsed.findings),
+        )
+        key = self._keys.definition(tenant, spec_id, number)
+        written = number.to_bytes(_u64, "big")
+        latest_key = self._keys.definition_latest(tenant, spec_id)
+        unit = Unit(
+            META_SHARD,
+            tenant,
+            "",
+            0,
+            0,
+            b"",
+            [(key, pack(definition)), (latest_key, written), (digest_key, written)],
+            [(key, None), (digest_key, None)],
+        )
+        try:
+            await self._journal.append(unit)
+        except ExpectationFailed:
+            return None
+        self._latest[tenant, spec_id] = number
+        self._models[tenant, spec_id, number] = compile_spec(parsed.spec, number, parsed.digest)
+        return _view(spec_id, definition)
+
+    async def _definition(self, tenant: str, spec_id: str, version: int) -> Definition:
+        key = self._keys.definition(tenant, spec_id, version)
+        stored = await self._reads.get(key)
+        if stored is None:
+            raise NotFound("workflow", f"{spec_id}@{version}")
+        return DEFINITIONS.read(key, stored)
+
+
+def _view(spec_id: str, definition: Definition) -> WorkflowView:
+    return WorkflowView(
+        spec_id,
+        definition.version,
+        definition.name,
+        definition.digest.hex(),
+        definition.document,
+        definition.registered_at,
+        definition.registered_by,
+        msgspec.json.decode(definition.findings, type=tuple[Problem, ...]),
+    )

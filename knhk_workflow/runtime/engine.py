@@ -1,0 +1,850 @@
+"""The engine: every operation on workflows, cases and work items, made durable before it is answered.
+
+    hold the case -> step (pure, microseconds) -> journal (group commit) -> release -> answer
+
+One command at a time per case; different cases share commits. A request id makes a mutation idempotent: the record that
+says what it did is part of the same commit, and the commit itself expects that there was none. Cancelling a call before
+its unit is queued takes it back; afterwards it is written all the same and only the answer is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from hashlib import blake2b
+from typing import Final, TypeVar
+
+import msgspec
+
+from knhk_workflow.core import commands as c
+from knhk_workflow.core.decide import create, decide
+from knhk_workflow.errors import (
+    AlreadyExists,
+    Busy,
+    DeadlineExceeded,
+    Fenced,
+    InvalidInput,
+    LimitExceeded,
+    RequestMismatch,
+    StoreUnavailable,
+    WorkflowError,
+    WrongState,
+)
+from knhk_workflow.model.net import Model
+from knhk_workflow.runtime import query
+from knhk_workflow.runtime.clock import NS_PER_S, Clock, Ids, SystemClock, SystemIds
+from knhk_workflow.runtime.definitions import Definitions, Document
+from knhk_workflow.runtime.inputs import (
+    JsonObject,
+    checked_id,
+    checked_schema,
+    json_object,
+    parse_incident_id,
+    parse_item_id,
+)
+from knhk_workflow.runtime.live import CACHED_CASES, LiveCase, LiveCases
+from knhk_workflow.runtime.meta import LOCAL, CallMeta
+from knhk_workflow.runtime.pages import page_size_of
+from knhk_workflow.runtime.records import REQUESTS, RequestRecord, pack
+from knhk_workflow.runtime.state_store import StateStore
+from knhk_workflow.runtime.views import (
+    CaseFilter,
+    CaseView,
+    EngineStatus,
+    Explanation,
+    HistoryEvent,
+    IncidentView,
+    Page,
+    Validation,
+    WorkflowView,
+    WorkItemFilter,
+    WorkItemView,
+)
+from knhk_workflow.store import ExpectationFailed, Journal, JournalLimits, Keyspace, Store, Unit
+from knhk_workflow.store.keys import META_SHARD, parse_effect
+
+REQUEST_ID_BYTES_MAX: Final = 128
+BATCH_MAX: Final = 1_000  # cases or items in one call; one group commit holds about as many
+SWEEP_EVERY_S: Final = 60.0
+CONTINUE_PAUSE_S: Final = 0.5  # between attempts to carry a cascade on while the store cannot write
+RECOVER_PAGE: Final = 1_000
+SYSTEM: Final = "system:engine"
+
+ALL_CASES: Final = CaseFilter()
+ALL_WORK: Final = WorkItemFilter()
+
+T = TypeVar("T")
+
+
+class EngineLimits(msgspec.Struct, frozen=True):
+    """Bounds of one engine that an operator may set."""
+
+    cached_cases: int = CACHED_CASES
+    journal: JournalLimits = JournalLimits()
+
+
+class RunRequest(msgspec.Struct, frozen=True):
+    """One case to create, as in `create_case`."""
+
+    spec_id: str
+    data: JsonObject = None
+    case_id: str = ""
+    business_key: str = ""
+    version: int = 0
+
+
+class CompleteRequest(msgspec.Struct, frozen=True):
+    """One work item to complete, as in `complete_work_item`."""
+
+    item_id: str
+    output: JsonObject = None
+    user: str = ""
+
+
+class _Request(msgspec.Struct, frozen=True):
+    """A request id at work: the hash that names its record, and that of the command it must be about."""
+
+    scope: bytes
+    fingerprint: bytes
+    request_id: str
+
+
+class _Birth(msgspec.Struct, frozen=True):
+    """A case about to be created: checked input, and who asks."""
+
+    case_id: str
+    data: bytes
+    business_key: str
+    model: Model
+    start: bool
+    meta: CallMeta
+    request: _Request | None
+
+
+class WorkflowEngine:
+    """A workflow engine over one store. Use as `async with WorkflowEngine(StateStore(path)) as engine`.
+
+    All operations raise errors of `knhk_workflow.errors`; what they raise before the commit has changed nothing.
+    """
+
+    def __init__(
+        self,
+        state_store: StateStore,
+        *,
+        clock: Clock | None = None,
+        ids: Ids | None = None,
+        limits: EngineLimits | None = None,
+    ) -> None:
+        self._state_store = state_store
+        self._clock: Clock = clock or SystemClock()
+        self._ids: Ids = ids or SystemIds()
+        self._limits = limits or EngineLimits()
+        self._opening = asyncio.Lock()
+        self._store: Store | None = None
+        self._started_at = self._clock.now()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._log_watchers: set[asyncio.Event] = set()
+        self._commits = 0
+        self._closed = False
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> WorkflowEngine:
+        """Open the store, verify its end, claim it, and take up what was left unfinished. Twice is fine."""
+        async with self._opening:
+            if self._store is None:
+                if self._closed:
+                    raise StoreUnavailable("the engine is closed")
+                store = await self._state_store.open()
+                try:
+                    keyspace = Keyspace(store.shards)
+                    self._journal = await Journal.open(store, self._clock.now, limits=self._limits.journal)
+                    self._journal.on_commit(self._committed)
+                    self._definitions = Definitions(store, self._journal, keyspace, self._clock)
+                    self._cases = LiveCases(
+                        store,
+                        self._journal,
+                        self._definitions,
+                        self._clock,
+                        keyspace,
+                        self._continue,
+                        self._limits.cached_cases,
+                    )
+                    self._query = query.Query(store, keyspace)
+                    self._keyspace = keyspace
+                    self._store = store
+                    await self._recover()
+                except BaseException:
+                    self._store = None
+                    await self._state_store.close()
+                    raise
+                self._spawn(self._sweep())
+        return self
+
+    async def close(self) -> None:
+        """Finish what was accepted and release the store. Twice is fine."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for event in self._log_watchers:
+            event.set()
+        if self._store is not None:
+            await self._journal.close()
+            self._store = None
+        await self._state_store.close()
+
+    async def __aenter__(self) -> WorkflowEngine:
+        return await self.open()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def now(self) -> int:
+        """The engine's time: nanoseconds since the epoch."""
+        return self._clock.now()
+
+    def status(self) -> EngineStatus:
+        """The engine at a glance."""
+        if self._store is None:
+            return EngineStatus("", 0, 0, False, False, "not open", 0, 0, self._started_at, self._commits)
+        outage = self._journal.outage()
+        return EngineStatus(
+            store=self._store.kind,
+            shards=self._store.shards,
+            position=self._journal.position(0),
+            open=True,
+            healthy=outage is None,
+            detail=outage.message if outage is not None else "",
+            cached_cases=len(self._cases),
+            queued=0,
+            started_at=self._started_at,
+            commits=self._commits,
+        )
+
+    # -- workflows ----------------------------------------------------------------------------------------------------
+
+    async def register_workflow(
+        self, document: Document, *, format: str = "json", allow_unsound: bool = False, meta: CallMeta = LOCAL
+    ) -> WorkflowView:
+        """Register a workflow. Same content = same version (`created` false); other content = the next version.
+
+        Raises InvalidDocument with every problem at once.
+        """
+        await self._ready(meta)
+        return await self._definitions.register(document, format, meta)
+
+    async def validate_workflow(
+        self, document: Document, *, format: str = "json", meta: CallMeta = LOCAL
+    ) -> Validation:
+        """What registering would say, as findings; nothing is stored."""
+        await self._ready(meta)
+        return await self._definitions.validate(document, format)
+
+    async def get_workflow(self, spec_id: str, version: int = 0, *, meta: CallMeta = LOCAL) -> WorkflowView:
+        """One version of a workflow; 0 is the newest active one."""
+        await self._ready(meta)
+        return await self._definitions.get(meta.tenant, spec_id, version)
+
+    async def list_workflows(
+        self, *, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
+    ) -> Page[WorkflowView]:
+        """The newest active version of each workflow, by id, without documents."""
+        await self._ready(meta)
+        return await self._definitions.list(meta.tenant, page_size, page_token)
+
+    async def delete_workflow(self, spec_id: str, version: int = 0, *, meta: CallMeta = LOCAL) -> None:
+        """Take a version (0 = all) out of use. Raises WrongState while cases are open on it."""
+        await self._ready(meta)
+        case_id = await self._query.open_case_of(meta.tenant, spec_id, version)
+        if case_id is not None:
+            raise WrongState(
+                "workflow", spec_id, "without open cases", f"in use by case {case_id!r}", "cancel or finish its cases"
+            )
+        await self._definitions.delete(meta.tenant, spec_id, version)
+
+    # -- cases --------------------------------------------------------------------------------------------------------
+
+    async def create_case(
+        self,
+        spec_id: str,
+        data: JsonObject = None,
+        *,
+        case_id: str = "",
+        business_key: str = "",
+        version: int = 0,
+        meta: CallMeta = LOCAL,
+    ) -> CaseView:
+        """Create a case without starting it. Without `case_id` a new one is made (from the request id, if given)."""
+        return await self._create(RunRequest(spec_id, data, case_id, business_key, version), False, meta)
+
+    async def run_case(
+        self,
+        spec_id: str,
+        data: JsonObject = None,
+        *,
+        case_id: str = "",
+        business_key: str = "",
+        version: int = 0,
+        meta: CallMeta = LOCAL,
+    ) -> CaseView:
+        """Create a case and run it to rest: until it ends or only outside work is left. One durable write."""
+        return await self._create(RunRequest(spec_id, data, case_id, business_key, version), True, meta)
+
+    async def run_cases(
+        self, requests: Sequence[RunRequest], *, meta: CallMeta = LOCAL
+    ) -> list[CaseView | WorkflowError]:
+        """`run_case` for each, in one durable write; one element's error is that element's answer."""
+        _batch_size("cases", len(requests))
+        await self._ready(meta)
+        answers: dict[int, CaseView | WorkflowError] = {}
+        births: dict[str, tuple[int, _Birth]] = {}
+        for index, asked in enumerate(requests):
+            element = _element(meta, index)
+            try:
+                birth = await self._birth(asked, True, element)
+                if birth.case_id in births:
+                    raise AlreadyExists("case", birth.case_id, "it stands twice in this batch")
+                births[birth.case_id] = (index, birth)
+            except WorkflowError as error:
+                answers[index] = error
+        held: list[tuple[int, _Birth, LiveCase, Unit]] = []
+        for case_id in sorted(births):  # one order for all batches, so that two of them cannot wait for each other
+            index, birth = births[case_id]
+            try:
+                held.append((index, birth, *(await self._conceive(birth))))
+            except WorkflowError as error:
+                answers[index] = await self._replayed_or(error, birth)
+        told = self._cases.commit_many([(live, unit) for _, _, live, unit in held])
+        views = {index: self._view(live) for index, _, live, _ in held}
+        for (index, birth, _, _), outcome in zip(held, await told, strict=True):
+            if isinstance(outcome, int):
+                answers[index] = views[index]
+            else:
+                answers[index] = await self._replayed_or(_taken(outcome, birth.case_id), birth)
+        for index, _, live, _ in held:
+            if live.continuing is not None:
+                answers[index] = await self._rest(meta, live.keys.case_id)
+        return [answers[index] for index in range(len(requests))]
+
+    async def start_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> CaseView:
+        """created -> running."""
+        return await self._on_case(case_id, c.StartCase(), meta, rest=True)
+
+    async def execute_case(self, case_id: str, *, wait: bool = False, meta: CallMeta = LOCAL) -> CaseView:
+        """Start the case if need be and run it to rest; with `wait`, until it has ended or the deadline passes."""
+        view = await self._on_case(case_id, c.StartCase(again=True), meta, rest=True)
+        return await self.wait_case(case_id, meta=meta) if wait and view.state not in c.ENDED else view
+
+    async def suspend_case(self, case_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> CaseView:
+        """running -> suspended: results of started work are accepted and wait, nothing else goes on."""
+        return await self._on_case(case_id, c.SuspendCase(reason), meta)
+
+    async def resume_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> CaseView:
+        """suspended -> running; what waited is taken up."""
+        return await self._on_case(case_id, c.ResumeCase(), meta, rest=True)
+
+    async def cancel_case(self, case_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> CaseView:
+        """End the case as cancelled, with all its work. Cancelling a cancelled case is fine."""
+        return await self._on_case(case_id, c.CancelCase(reason), meta)
+
+    async def update_case_data(
+        self, case_id: str, patch: JsonObject, *, expected_sequence: int = 0, meta: CallMeta = LOCAL
+    ) -> CaseView:
+        """Replace top-level keys of the case's data; `expected_sequence` guards against a change in between."""
+        command = c.UpdateCaseData(json_object(patch, "data"), expected_sequence)
+        return await self._on_case(case_id, command, meta)
+
+    async def resolve_incident(
+        self, incident_id: str, action: str, data: JsonObject = None, *, meta: CallMeta = LOCAL
+    ) -> CaseView:
+        """Close an incident: `retry`, `skip`, `complete` (with data) or `fail_case`."""
+        number, case_id = parse_incident_id(incident_id)
+        if action not in ("retry", "skip", "complete", "fail_case"):
+            raise InvalidInput.field("action", f"{action!r} is not an action", "use retry, skip, complete or fail_case")
+        body = json_object(data, "data") if data is not None else b""
+        return await self._on_case(case_id, c.ResolveIncident(number, action, body), meta, rest=True)  # type: ignore[arg-type]  # checked above
+
+    async def get_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> CaseView:
+        """The case as it was last committed, with data, open work and incidents."""
+        async with self._reading(case_id, meta) as live:
+            return self._view(live)
+
+    async def wait_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> CaseView:
+        """The case once it has ended, or as it is when the caller's deadline passes."""
+        async with self._watching(case_id, meta) as changed:
+            while True:
+                changed.clear()
+                view = await self.get_case(case_id, meta=msgspec.structs.replace(meta, deadline=0))
+                if view.state in c.ENDED:
+                    return view
+                try:
+                    async with asyncio.timeout(self._left(meta)):
+                        await changed.wait()
+                except TimeoutError:
+                    return view
+                if self._closed:
+                    raise StoreUnavailable("the engine is closing")
+
+    async def list_cases(
+        self, filter: CaseFilter = ALL_CASES, *, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
+    ) -> Page[CaseView]:
+        """Cases by id, filtered, without data."""
+        await self._ready(meta)
+        return await self._query.cases(meta.tenant, filter, page_size, page_token)
+
+    async def get_case_history(
+        self,
+        case_id: str,
+        *,
+        after_sequence: int = 0,
+        page_size: int = 0,
+        reverse: bool = False,
+        meta: CallMeta = LOCAL,
+    ) -> Page[HistoryEvent]:
+        """Events after (with `reverse`: before) a sequence, in order. `next_token` is the sequence to go on from.
+
+        With `reverse`, `after_sequence` 0 begins at the newest event.
+        """
+        await self._ready(meta)
+        if after_sequence < 0:
+            raise InvalidInput.field("after_sequence", "must not be negative")
+        return await self._query.history(meta.tenant, case_id, after_sequence, page_size_of(page_size), reverse)
+
+    async def watch_case(
+        self, case_id: str, *, after_sequence: int = 0, meta: CallMeta = LOCAL
+    ) -> AsyncIterator[HistoryEvent]:
+        """Every event after a sequence, past ones first, then as they are committed; ends when the case has ended."""
+        async with self._watching(case_id, meta) as changed:
+            while True:
+                changed.clear()
+                page = await self._query.history(meta.tenant, case_id, after_sequence, 100, False)
+                for event in page.items:
+                    after_sequence = event.sequence
+                    yield event
+                if page.items:
+                    continue
+                head = await self._query.head(meta.tenant, case_id)
+                if head.state in c.ENDED and head.sequence <= after_sequence:
+                    return
+                if head.sequence <= after_sequence:
+                    await changed.wait()
+                if self._closed:
+                    return
+
+    async def watch_cases(
+        self, *, resume_token: str = "", meta: CallMeta = LOCAL
+    ) -> AsyncIterator[tuple[HistoryEvent, str]]:
+        """Every event of every case of the tenant from now on, or from a token; with the token to resume after it."""
+        await self._ready(meta)
+        positions = query.positions_of(resume_token) or {
+            shard: self._journal.position(shard) for shard in range(self._keyspace.shards)
+        }
+        news = asyncio.Event()
+        self._log_watchers.add(news)
+        try:
+            while not self._closed:
+                news.clear()
+                found = False
+                async for event, token in self._query.log(meta.tenant, positions):
+                    found = True
+                    yield event, token
+                if not found:
+                    await news.wait()
+        finally:
+            self._log_watchers.discard(news)
+
+    async def explain_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> Explanation:
+        """Why the case is where it is: for each task of each live net, what it waits for."""
+        async with self._reading(case_id, meta) as live:
+            return query.explanation(*live.loaded())
+
+    async def list_incidents(
+        self, *, case_id: str = "", page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
+    ) -> Page[IncidentView]:
+        """Open incidents, of one case or of all."""
+        await self._ready(meta)
+        return await self._query.incidents(meta.tenant, case_id, page_size, page_token)
+
+    # -- work items ---------------------------------------------------------------------------------------------------
+
+    async def list_work_items(
+        self,
+        filter: WorkItemFilter = ALL_WORK,
+        *,
+        page_size: int = 0,
+        page_token: str = "",
+        meta: CallMeta = LOCAL,
+    ) -> Page[WorkItemView]:
+        """Open work items by case, filtered, without data."""
+        await self._ready(meta)
+        return await self._query.work_items(meta.tenant, filter, page_size, page_token)
+
+    async def get_work_item(self, item_id: str, *, meta: CallMeta = LOCAL) -> WorkItemView:
+        """One open work item with its input data."""
+        ref, case_id = parse_item_id(item_id)
+        async with self._reading(case_id, meta) as live:
+            return query.work_item(*live.loaded(), ref)
+
+    async def claim_work_item(self, item_id: str, user: str, *, meta: CallMeta = LOCAL) -> WorkItemView:
+        """offered -> allocated to `user`."""
+        checked_id(user, "user")
+        return await self._on_item(item_id, lambda ref: c.ClaimItem(ref, user), meta)
+
+    async def release_work_item(self, item_id: str, *, meta: CallMeta = LOCAL) -> WorkItemView:
+        """allocated -> offered."""
+        return await self._on_item(item_id, c.ReleaseItem, meta)
+
+    async def start_work_item(self, item_id: str, user: str = "", *, meta: CallMeta = LOCAL) -> WorkItemView:
+        """offered or allocated -> started; rivals in a deferred choice are withdrawn."""
+        return await self._on_item(item_id, lambda ref: c.StartItem(ref, user), meta)
+
+    async def complete_work_item(
+        self, item_id: str, output: JsonObject = None, user: str = "", *, meta: CallMeta = LOCAL
+    ) -> WorkItemView:
+        """The work is done. An item that was not started yet is started in the same step."""
+        body = json_object(output, "output") if output is not None else b""
+        return await self._on_item(item_id, lambda ref: c.CompleteItem(ref, body, user), meta)
+
+    async def complete_work_items(
+        self, requests: Sequence[CompleteRequest], *, meta: CallMeta = LOCAL
+    ) -> list[WorkItemView | WorkflowError]:
+        """`complete_work_item` for each; different cases share commits. One element's error is its own answer."""
+        _batch_size("items", len(requests))
+        await self._ready(meta)
+
+        async def one(index: int, asked: CompleteRequest) -> WorkItemView | WorkflowError:
+            try:
+                return await self.complete_work_item(
+                    asked.item_id, asked.output, asked.user, meta=_element(meta, index)
+                )
+            except WorkflowError as error:
+                return error
+
+        return list(await asyncio.gather(*(one(index, asked) for index, asked in enumerate(requests))))
+
+    async def fail_work_item(
+        self, item_id: str, code: str, message: str = "", user: str = "", *, meta: CallMeta = LOCAL
+    ) -> WorkItemView:
+        """The work failed: an incident on its task, which keeps its place."""
+        checked_id(code, "code")
+        return await self._on_item(item_id, lambda ref: c.FailItem(ref, code, message, user), meta)
+
+    async def skip_work_item(self, item_id: str, *, meta: CallMeta = LOCAL) -> WorkItemView:
+        """Go on without this work."""
+        return await self._on_item(item_id, c.SkipItem, meta)
+
+    # -- the way of a command -----------------------------------------------------------------------------------------
+
+    async def _create(self, asked: RunRequest, start: bool, meta: CallMeta) -> CaseView:
+        await self._ready(meta)
+        birth = await self._birth(asked, start, meta)
+        try:
+            live, unit = await self._conceive(birth)
+            view = self._view(live)
+            told = self._cases.commit(live, unit)
+            try:
+                await told
+            except ExpectationFailed as error:
+                raise _taken(error, birth.case_id) from error
+        except WorkflowError as error:
+            answer = await self._replayed_or(error, birth)
+            if isinstance(answer, WorkflowError):
+                raise answer from None
+            return answer
+        return await self._rest(meta, birth.case_id) if live.continuing is not None else view
+
+    async def _birth(self, asked: RunRequest, start: bool, meta: CallMeta) -> _Birth:
+        """Check what a new case is asked with. Raises InvalidInput, NotFound."""
+        data = json_object(asked.data, "data")
+        checked_id(asked.business_key, "business_key", empty=True)
+        request = None
+        if meta.request_id:
+            request = self._request(
+                meta, (asked.spec_id, asked.version, asked.case_id, asked.business_key, data, start)
+            )
+        case_id = checked_id(asked.case_id, "case_id", empty=True)
+        if not case_id:
+            case_id = f"c-{request.scope.hex()}" if request is not None else self._ids.case_id()
+        model = self._definitions.cached(meta.tenant, asked.spec_id, asked.version)
+        if model is None or asked.version:
+            model = await self._definitions.active_model(meta.tenant, asked.spec_id, asked.version)
+        checked_schema(model.spec, data)
+        return _Birth(case_id, data, asked.business_key, model, start, meta, request)
+
+    async def _conceive(self, birth: _Birth) -> tuple[LiveCase, Unit]:
+        """The new case, held, and what it writes. Raises AlreadyExists; then nothing is held."""
+        meta, model = birth.meta, birth.model
+        live = self._cases.entry(meta.tenant, birth.case_id)
+        await live.acquire()
+        try:
+            if live.state is not None:
+                raise AlreadyExists("case", birth.case_id, "choose another case_id")
+            self._in_time(meta)
+            command = c.CreateCase(
+                meta.tenant,
+                birth.case_id,
+                model.spec.id,
+                model.version,
+                model.digest,
+                self._ids.salt(),
+                birth.data,
+                birth.business_key,
+                birth.start,
+            )
+            step = create(model, command, self._clock.now())
+            live.state, live.model = step.case, model
+            return live, self._cases.unit(live, step, meta, self._record(live, birth.request, step.case.sequence, b""))
+        except AlreadyExists:
+            self._cases.done(live)
+            raise
+        except BaseException:
+            self._cases.drop(live)
+            live.release()
+            raise
+
+    async def _on_case(self, case_id: str, command: c.Command, meta: CallMeta, *, rest: bool = False) -> CaseView:
+        await self._ready(meta)
+        request = self._request(meta, (case_id, command)) if meta.request_id else None
+        try:
+            live, view = await self._command(case_id, command, meta, request, lambda live: (self._view(live), b""))
+        except WorkflowError:
+            if request is None or await self._recorded(request, meta, case_id) is None:
+                raise
+            return await self._rest(meta, case_id)
+        return await self._rest(meta, case_id) if rest and live.continuing is not None else view
+
+    async def _on_item(self, item_id: str, make: Callable[[c.ItemRef], c.Command], meta: CallMeta) -> WorkItemView:
+        await self._ready(meta)
+        ref, case_id = parse_item_id(item_id)
+        command = make(ref)
+        request = self._request(meta, (case_id, command)) if meta.request_id else None
+        known: list[WorkItemView] = []
+
+        def before(live: LiveCase) -> None:
+            known.extend(query.work_item_if_open(*live.loaded(), ref))
+
+        def answer(live: LiveCase) -> tuple[WorkItemView, bytes]:
+            view = query.work_item_after(live.loaded()[0], ref, command, known[0])
+            return view, _encode(view) if request is not None else b""
+
+        try:
+            _, view = await self._command(case_id, command, meta, request, answer, before)
+        except WorkflowError:
+            record = await self._recorded(request, meta, case_id) if request is not None else None
+            if record is None:
+                raise
+            return _decode_item(record.receipt)
+        return view
+
+    async def _command(
+        self,
+        case_id: str,
+        command: c.Command,
+        meta: CallMeta,
+        request: _Request | None,
+        answer: Callable[[LiveCase], tuple[T, bytes]],
+        before: Callable[[LiveCase], None] | None = None,
+    ) -> tuple[LiveCase, T]:
+        """Carry a command out on a case, durably. `answer` gives the result and the receipt kept for retries."""
+        live = await self._cases.hold(meta.tenant, case_id)
+        case, model = live.loaded()
+        sequence = case.sequence
+        try:
+            self._in_time(meta)
+            if before is not None:
+                before(live)
+            step = decide(case, model, command, self._clock.now())
+            result, receipt = answer(live)
+            if not step.events:
+                self._cases.done(live)
+                return live, result
+            unit = self._cases.unit(live, step, meta, self._record(live, request, case.sequence, receipt))
+        except BaseException as error:
+            if not isinstance(error, WorkflowError) or case.sequence != sequence:
+                self._cases.drop(live)
+            live.release()
+            raise
+        try:
+            await self._cases.commit(live, unit)
+        except ExpectationFailed as error:
+            raise Fenced(f"case {case_id!r} was changed by somebody else; nothing was written, try again") from error
+        return live, result
+
+    def _continue(self, live: LiveCase) -> None:
+        """A case has a paused cascade: carry it on in the background, slice by slice."""
+        if live.continuing is None and not self._closed:
+            live.continuing = self._spawn(self._carry_on(live))
+
+    async def _carry_on(self, live: LiveCase) -> None:
+        keys = live.keys
+        meta = CallMeta(tenant=keys.tenant, principal=SYSTEM, method="continue")
+        try:
+            while True:
+                try:
+                    _, going = await self._command(
+                        keys.case_id,
+                        c.Continue(),
+                        meta,
+                        None,
+                        lambda held: (bool(held.loaded()[0].ready), b""),
+                    )
+                except (StoreUnavailable, Busy):
+                    await asyncio.sleep(CONTINUE_PAUSE_S)
+                    continue
+                if not going:
+                    return
+        finally:
+            live.continuing = None
+            for event in live.changed:
+                event.set()
+
+    async def _rest(self, meta: CallMeta, case_id: str) -> CaseView:
+        """The case once no automatic firing is left."""
+        while True:
+            live = self._cases.peek(meta.tenant, case_id)
+            if live is None or live.continuing is None:
+                return await self.get_case(case_id, meta=meta)
+            await asyncio.wait([live.continuing])
+
+    # -- idempotency --------------------------------------------------------------------------------------------------
+
+    def _request(self, meta: CallMeta, about: object) -> _Request:
+        """The request id of a call. `about` is what the command means, whichever protocol it came by."""
+        if len(meta.request_id.encode()) > REQUEST_ID_BYTES_MAX:
+            raise InvalidInput.field("request_id", f"must be at most {REQUEST_ID_BYTES_MAX} bytes", "use a UUID")
+        scope = blake2b(_encode((meta.principal, meta.method, meta.request_id)), digest_size=16).digest()
+        return _Request(scope, blake2b(_encode(about), digest_size=16).digest(), meta.request_id)
+
+    def _record(
+        self, live: LiveCase, request: _Request | None, sequence: int, receipt: bytes
+    ) -> tuple[bytes, bytes] | None:
+        if request is None:
+            return None
+        record = RequestRecord(request.fingerprint, live.keys.case_id, sequence, receipt)
+        return live.keys.request(request.scope), pack(record)
+
+    async def _recorded(self, request: _Request, meta: CallMeta, case_id: str) -> RequestRecord | None:
+        """What this request id did before, if anything. Raises RequestMismatch when that was something else."""
+        assert self._store is not None
+        key = self._keyspace.case(meta.tenant, case_id).request(request.scope)
+        stored = await self._store.get(key)
+        if stored is None:
+            return None
+        record = REQUESTS.read(key, stored)
+        if record.fingerprint != request.fingerprint:
+            raise RequestMismatch(request.request_id)
+        return record
+
+    async def _replayed_or(self, error: WorkflowError, birth: _Birth) -> CaseView | WorkflowError:
+        """The answer of an earlier creation with the same request id; otherwise the error."""
+        if birth.request is None:
+            return error
+        try:
+            record = await self._recorded(birth.request, birth.meta, birth.case_id)
+            if record is None:
+                return error
+            return await self._rest(msgspec.structs.replace(birth.meta, deadline=0), record.case_id)
+        except WorkflowError as other:
+            return other
+
+    # -- small things -------------------------------------------------------------------------------------------------
+
+    async def _ready(self, meta: CallMeta) -> None:
+        if self._store is None:
+            await self.open()
+
+    def _in_time(self, meta: CallMeta) -> None:
+        if meta.deadline and self._clock.now() > meta.deadline:
+            raise DeadlineExceeded("the deadline passed before the command was carried out; nothing was changed")
+
+    def _left(self, meta: CallMeta) -> float | None:
+        """Seconds until the caller's deadline."""
+        return max(0.0, (meta.deadline - self._clock.now()) / NS_PER_S) if meta.deadline else None
+
+    def _view(self, live: LiveCase) -> CaseView:
+        return query.case_view(*live.loaded())
+
+    @asynccontextmanager
+    async def _reading(self, case_id: str, meta: CallMeta) -> AsyncIterator[LiveCase]:
+        await self._ready(meta)
+        live = await self._cases.hold(meta.tenant, case_id)
+        try:
+            yield live
+        finally:
+            self._cases.done(live)
+
+    @asynccontextmanager
+    async def _watching(self, case_id: str, meta: CallMeta) -> AsyncIterator[asyncio.Event]:
+        """An event that is set after every commit of the case. Raises NotFound."""
+        await self._ready(meta)
+        await self._query.head(meta.tenant, case_id)
+        live = self._cases.entry(meta.tenant, case_id)
+        event = asyncio.Event()
+        live.changed.add(event)
+        self._log_watchers.add(event)
+        try:
+            yield event
+        finally:
+            live.changed.discard(event)
+            self._log_watchers.discard(event)
+
+    def _committed(self, shard: int, position: int, units: Sequence[Unit]) -> None:
+        self._commits += 1
+        for event in self._log_watchers:
+            event.set()
+
+    async def _recover(self) -> None:
+        """Take up what was pending when the engine last ended."""
+        assert self._store is not None
+        for shard in range(self._keyspace.shards):
+            start, end = self._keyspace.effects(shard)
+            while True:
+                rows = await self._store.scan(start, end, limit=RECOVER_PAGE)
+                for key, _ in rows:
+                    tenant, case_id, _ = parse_effect(key)
+                    self._continue(self._cases.entry(tenant, case_id))
+                if len(rows) < RECOVER_PAGE:
+                    break
+                start = rows[-1][0] + b"\0"
+
+    async def _sweep(self) -> None:
+        """Delete expired idempotency records, now and then."""
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            for shard in (*range(self._keyspace.shards), META_SHARD):
+                try:
+                    swept = 1
+                    while swept:
+                        swept = await self._journal.sweep_requests(shard)
+                except (StoreUnavailable, Busy):
+                    continue  # the next round does it
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_item = msgspec.msgpack.Decoder(WorkItemView).decode
+
+
+def _batch_size(what: str, count: int) -> None:
+    if count > BATCH_MAX:
+        raise LimitExceeded(f"{what} in one call", BATCH_MAX, count, "split the list")
+
+
+def _element(meta: CallMeta, index: int) -> CallMeta:
+    """The caller of one element of a batch: the batch's request id and the element's index."""
+    return msgspec.structs.replace(meta, request_id=f"{meta.request_id}#{index}") if meta.request_id else meta
+
+
+def _taken(outcome: WorkflowError, case_id: str) -> WorkflowError:
+    """A creation whose expectations did not hold found its id taken."""
+    if isinstance(outcome, ExpectationFailed):
+        return AlreadyExists("case", case_id, "choose another case_id")
+    return outcome

@@ -1,0 +1,45 @@
+"""A case's history for readers: each event with its number, time, name and content as JSON.
+
+The event type is the event's class name in snake case; it is part of the contract and never changes. The content names
+tasks and work items the way other calls name them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from knhk_workflow.core import events as e
+from knhk_workflow.runtime.records import CommitRecord
+from knhk_workflow.runtime.views import HistoryEvent
+
+_HIDDEN = frozenset({"salt", "digest", "tenant", "case_id"})
+_JSON = frozenset({"data", "patch", "output"})
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+EVENT_TYPES: Mapping[type[e.Event], str] = {kind: _snake(kind.__name__) for kind in e.EventType.__args__}
+
+
+def render(case_id: str, first: int, record: CommitRecord) -> Iterator[HistoryEvent]:
+    """The events of one commit record, numbered from `first`."""
+    for sequence, event in enumerate(record.events, first):
+        yield HistoryEvent(case_id, sequence, record.time, EVENT_TYPES[type(event)], _content(case_id, event, record))
+
+
+def _content(case_id: str, event: e.Event, record: CommitRecord) -> bytes:
+    content: dict[str, object] = {}
+    for name in event.__struct_fields__:
+        value = getattr(event, name)
+        if name in _HIDDEN or value is None or value == b"" or value == "":
+            continue
+        content[name] = msgspec.Raw(value) if name in _JSON else value
+    if "attempt" in content:
+        content["item_id"] = f"{content['activation']}.{content['instance']}.{content['attempt']}@{case_id}"
+    content["by"] = record.principal
+    return msgspec.json.encode(content)

@@ -1,0 +1,389 @@
+"""Live cases: the cached state of a case, its lock, and the way of a step to the disk.
+
+A case is locked from the start of a command until its step is durable, so nobody reads what is not committed. A commit
+that fails throws the cached state away: the next touch replays from the store, and there is no rollback code.
+
+The step of a command becomes one `Unit` of the journal: the commit record, the case's head (which the next commit
+expects unchanged), the rows of the work list, incidents, the effect that keeps a paused cascade alive, the idempotency
+record, and every SNAPSHOT_RECORDS records a snapshot. All of it is there or nothing is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Final
+
+import msgspec
+
+from knhk_workflow.core.apply import replay
+from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Instance, decode_state, encode_state
+from knhk_workflow.core.commands import ENDED
+from knhk_workflow.core.step import Step
+from knhk_workflow.errors import NotFound, StoreCorrupt
+from knhk_workflow.model.net import Model
+from knhk_workflow.runtime.clock import Clock
+from knhk_workflow.runtime.definitions import Definitions
+from knhk_workflow.runtime.meta import CallMeta
+from knhk_workflow.runtime.records import (
+    COMMITS,
+    HEADS,
+    SNAPSHOTS,
+    CaseHead,
+    CommitRecord,
+    IncidentRow,
+    ItemRow,
+    SnapshotRecord,
+    pack,
+)
+from knhk_workflow.store import CaseKeys, Expectation, Journal, Keyspace, Outcome, Reads, Unit, Write, digest, seal
+
+SNAPSHOT_RECORDS: Final = 64  # replaying 64 records takes about 1 ms
+SNAPSHOT_BYTES: Final = 64 * 1024
+STATE_CODEC: Final = 1  # grows when the meaning of the encoded state changes; older snapshots are then ignored
+REPLAY_PAGE: Final = 512  # records per read while replaying
+CACHED_CASES: Final = 10_000  # live cases in memory, about 4 KB each
+CONTINUE: Final = "continue"
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class LiveCase:
+    """One case in memory. `state` is None until it is loaded, and again after a failed commit."""
+
+    __slots__ = ("busy", "bytes", "changed", "continuing", "head", "keys", "model", "records", "state", "turns")
+
+    def __init__(self, keys: CaseKeys) -> None:
+        self.keys = keys
+        self.state: Case | None = None
+        self.model: Model | None = None
+        self.head: bytes | None = None
+        self.records = 0
+        self.bytes = 0
+        self.busy = False
+        self.turns: deque[asyncio.Future[None]] = deque()
+        self.changed: set[asyncio.Event] = set()
+        self.continuing: asyncio.Task[None] | None = None
+
+    def loaded(self) -> tuple[Case, Model]:
+        """The state and the workflow of a held case."""
+        assert self.state is not None
+        assert self.model is not None
+        return self.state, self.model
+
+    async def acquire(self) -> None:
+        """Wait for the case; first come, first served."""
+        if not self.busy:
+            self.busy = True
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.turns.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.release()  # it was given to us in the same moment: pass it on
+            else:
+                self.turns.remove(turn)
+            raise
+
+    def release(self) -> None:
+        """Give the case to the next in line."""
+        while self.turns:
+            turn = self.turns.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.busy = False
+
+
+class LiveCases:
+    """The cache of live cases of one engine. Bounded: the least recently used one that is at rest goes first."""
+
+    def __init__(
+        self,
+        reads: Reads,
+        journal: Journal,
+        definitions: Definitions,
+        clock: Clock,
+        keyspace: Keyspace,
+        unsettled: Callable[[LiveCase], None],
+        limit: int = CACHED_CASES,
+    ) -> None:
+        self._reads = reads
+        self._journal = journal
+        self._definitions = definitions
+        self._clock = clock
+        self._keyspace = keyspace
+        self._unsettled = unsettled
+        self._limit = limit
+        self._cases: dict[tuple[str, str], LiveCase] = {}
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def peek(self, tenant: str, case_id: str) -> LiveCase | None:
+        """The case if it is in memory."""
+        return self._cases.get((tenant, case_id))
+
+    def entry(self, tenant: str, case_id: str) -> LiveCase:
+        """The place of a case in the cache, made when absent; it counts as used now."""
+        name = (tenant, case_id)
+        live = self._cases.pop(name, None)
+        if live is None:
+            live = LiveCase(self._keyspace.case(tenant, case_id))
+            if len(self._cases) >= self._limit:
+                self._evict()
+        self._cases[name] = live
+        return live
+
+    async def hold(self, tenant: str, case_id: str) -> LiveCase:
+        """The case, locked and loaded. Raises NotFound, StoreCorrupt; then it is not locked."""
+        live = self.entry(tenant, case_id)
+        await live.acquire()
+        if live.state is None:
+            try:
+                await self._load(live)
+            except BaseException:
+                self.drop(live)
+                live.release()
+                raise
+        return live
+
+    def done(self, live: LiveCase) -> None:
+        """Release a held case that was only read."""
+        live.release()
+        self._forget_ended(live)
+
+    def drop(self, live: LiveCase) -> None:
+        """Throw the cached state away; the next touch reads the store."""
+        live.state = None
+        live.model = None
+        live.head = None
+        if not live.turns and not live.changed:
+            self._cases.pop((live.keys.tenant, live.keys.case_id), None)
+
+    def unit(self, live: LiveCase, step: Step, meta: CallMeta, request: tuple[bytes, bytes] | None) -> Unit:
+        """What a step writes. `request` is the key and value of its idempotency record."""
+        case = step.case
+        keys = live.keys
+        first = case.sequence - len(step.events) + 1
+        record = CommitRecord(
+            case.updated_at,
+            meta.principal,
+            meta.method,
+            meta.request_id,
+            meta.trace_id,
+            tuple(step.events),  # type: ignore[arg-type]  # Event is the base of exactly EventType
+        )
+        payload = _encode(record)
+        head = pack(_head(case))
+        writes: list[Write] = [(keys.record(first), seal(payload)), (keys.head, head)]
+        expect: list[Expectation] = [(keys.head, live.head)]
+        for number, instance in step.items:
+            writes.append((keys.item(number, instance), _item_row(case, step.model, number, instance)))
+        _incident_rows(keys, step, writes)
+        if case.ready or step.resumed:
+            writes.append((keys.effect(CONTINUE), b"" if case.ready else None))
+        if live.head is None and case.business_key:
+            writes.append((keys.business_key(case.business_key), b""))
+        if request is not None:
+            writes.append(request)
+            expect.append((request[0], None))
+        live.records += 1
+        live.bytes += len(payload)
+        if live.records >= SNAPSHOT_RECORDS or live.bytes >= SNAPSHOT_BYTES:
+            live.records = live.bytes = 0
+            state = encode_state(case)
+            writes.append((keys.snapshot, pack(SnapshotRecord(STATE_CODEC, case.sequence, _hash(state), state))))
+        live.head = head
+        return Unit(
+            keys.shard,
+            keys.tenant,
+            keys.case_id,
+            first,
+            len(step.events),
+            digest(payload, case.salt),
+            writes,
+            expect,
+            request[0] if request is not None else None,
+        )
+
+    def commit(self, live: LiveCase, unit: Unit) -> asyncio.Future[None]:
+        """Queue a unit of a held case. The case is released once the outcome is known, whoever still listens.
+
+        The future has no result, or the journal's error. Raises Busy or StoreUnavailable when nothing was queued; the
+        case is then dropped and released.
+        """
+        try:
+            durable = self._journal.append(unit)
+        except BaseException:
+            self._lost(live)
+            raise
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def outcome(future: asyncio.Future[int]) -> None:
+            error = future.exception()
+            if error is None:
+                self._kept(live)
+            else:
+                self._lost(live)
+            if told.done():
+                return
+            if error is None:
+                told.set_result(None)
+            else:
+                told.set_exception(error)
+
+        durable.add_done_callback(outcome)
+        return told
+
+    def commit_many(self, units: Sequence[tuple[LiveCase, Unit]]) -> asyncio.Future[Sequence[Outcome]]:
+        """`commit` for several held cases at once; the future has one outcome per unit."""
+        try:
+            durable = self._journal.append_many([unit for _, unit in units])
+        except BaseException:
+            for live, _ in units:
+                self._lost(live)
+            raise
+        told: asyncio.Future[Sequence[Outcome]] = asyncio.get_running_loop().create_future()
+
+        def outcomes(future: asyncio.Future[list[Outcome]]) -> None:
+            for (live, _), outcome in zip(units, future.result(), strict=True):
+                if isinstance(outcome, int):
+                    self._kept(live)
+                else:
+                    self._lost(live)
+            if not told.done():
+                told.set_result(future.result())
+
+        durable.add_done_callback(outcomes)
+        return told
+
+    def _kept(self, live: LiveCase) -> None:
+        """A commit is durable: tell who watches, let the next command in."""
+        for event in live.changed:
+            event.set()
+        if live.state is not None and live.state.ready:
+            self._unsettled(live)
+        live.release()
+        self._forget_ended(live)
+
+    def _lost(self, live: LiveCase) -> None:
+        """A commit failed: the cached state is ahead of the store and goes."""
+        self.drop(live)
+        live.release()
+
+    async def _load(self, live: LiveCase) -> None:
+        """Snapshot, then the records after it; checked against the head."""
+        keys = live.keys
+        stored = await self._reads.get(keys.head)
+        if stored is None:
+            raise NotFound("case", keys.case_id)
+        head = HEADS.read(keys.head, stored)
+        case = await self._snapshot(keys)
+        records = size = 0
+        while case is None or case.sequence < head.sequence:
+            start, end = keys.records(case.sequence + 1 if case is not None else 0)
+            page = await self._reads.scan(start, end, limit=REPLAY_PAGE)
+            for key, value in page:
+                record = COMMITS.read(key, value)
+                case = replay(case, record.time, record.events)
+                records += 1
+                size += len(value)
+            if not page:
+                break
+        if case is None or case.sequence != head.sequence or case.state != head.state:
+            found = case.sequence if case is not None else 0
+            raise StoreCorrupt(
+                f"the history of case {keys.case_id!r} ends at event {found}, but {head.sequence} were recorded; "
+                "restore it from a backup",
+                case_id=keys.case_id,
+            )
+        live.model = await self._definitions.model(keys.tenant, case.spec_id, case.version)
+        live.state = case
+        live.head = stored
+        live.records = records
+        live.bytes = size
+
+    async def _snapshot(self, keys: CaseKeys) -> Case | None:
+        """The cached state, if it is one that this version can trust."""
+        stored = await self._reads.get(keys.snapshot)
+        if stored is None:
+            return None
+        record = SNAPSHOTS.read(keys.snapshot, stored)
+        if record.codec != STATE_CODEC or _hash(record.state) != record.state_hash:
+            return None
+        return decode_state(record.state)
+
+    def _forget_ended(self, live: LiveCase) -> None:
+        if live.busy or live.turns or live.changed or live.state is None or live.continuing is not None:
+            return
+        if live.state.state in ENDED:
+            self._cases.pop((live.keys.tenant, live.keys.case_id), None)
+
+    def _evict(self) -> None:
+        for name, live in self._cases.items():
+            if not live.busy and not live.changed and live.continuing is None:
+                del self._cases[name]
+                return
+
+
+def _hash(state: bytes) -> bytes:
+    return blake2b(state, digest_size=16).digest()
+
+
+def _head(case: Case) -> CaseHead:
+    return CaseHead(
+        case.sequence,
+        case.state,
+        case.spec_id,
+        case.version,
+        case.business_key,
+        case.created_at,
+        case.updated_at,
+        case.open_items,
+        len(case.incidents),
+        case.reason,
+    )
+
+
+def _item_row(case: Case, model: Model, number: int, instance: int) -> bytes | None:
+    """The row of an item, None when it is no longer open."""
+    activation = case.activations.get(number)
+    if activation is None:
+        return None
+    run = activation.instances.get(instance)
+    if run is None or run.state not in OPEN_ITEM_STATES:
+        return None
+    return pack(item_row(case, model, activation, run))
+
+
+def item_row(case: Case, model: Model, activation: Activation, run: Instance) -> ItemRow:
+    """What the work list shows of an open item."""
+    net = case.nets[activation.net]
+    task = model.nets[net.name].tasks[activation.task].task
+    return ItemRow(
+        task.id,
+        task.name,
+        net.name,
+        run.state,
+        task.required_roles,
+        run.owner,
+        run.attempt,
+        task.priority,
+        run.offered_at,
+        run.changed_at,
+        case.spec_id,
+    )
+
+
+def _incident_rows(keys: CaseKeys, step: Step, writes: list[Write]) -> None:
+    for number in step.incidents:
+        incident = step.case.incidents.get(number)
+        row = None
+        if incident is not None:
+            row = pack(IncidentRow(incident.kind, incident.message, incident.task, incident.raised_at))
+        writes.append((keys.incident(number), row))

@@ -1,0 +1,28 @@
+"""Who calls, and for whom: plain values that come with every operation."""
+
+from __future__ import annotations
+
+import msgspec
+
+DEFAULT_TENANT = "default"
+LIBRARY = "system:library"
+
+
+class CallMeta(msgspec.Struct, frozen=True):
+    """The caller of one operation.
+
+    `tenant` scopes every id. `principal` is the SPIFFE id or JWT subject, `system:...` for the engine's own doing.
+    `request_id` (optional, <= 128 bytes) makes a mutation idempotent within (tenant, principal, method).
+    `deadline` is nanoseconds of the engine's clock; 0 = none. Policy is decided before the engine is called.
+    """
+
+    tenant: str = DEFAULT_TENANT
+    principal: str = LIBRARY
+    roles: tuple[str, ...] = ()
+    method: str = ""
+    request_id: str = ""
+    trace_id: str = ""
+    deadline: int = 0
+
+
+LOCAL = CallMeta()

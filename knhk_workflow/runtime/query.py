@@ -1,0 +1,378 @@
+"""Reading: lists and histories from the store, views of a held case. Nothing here changes anything."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Final, TypeVar
+
+import msgspec
+
+from knhk_workflow.core import commands as c
+from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Incident, Instance
+from knhk_workflow.core.explain import explain, summary
+from knhk_workflow.errors import InvalidInput, NotFound
+from knhk_workflow.model.net import Model
+from knhk_workflow.runtime.history import render
+from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
+from knhk_workflow.runtime.records import COMMITS, HEADS, INCIDENTS, ITEMS, CaseHead, CommitRecord, IncidentRow, ItemRow
+from knhk_workflow.runtime.views import (
+    CaseFilter,
+    CaseView,
+    Explanation,
+    HistoryEvent,
+    IncidentView,
+    Page,
+    WorkItemFilter,
+    WorkItemView,
+)
+from knhk_workflow.store import Keyspace, Reads, unseal_log
+from knhk_workflow.store.keys import parse_case_head, parse_case_record, parse_incident, parse_item, parse_log
+from knhk_workflow.store.store import Range
+
+SCAN_ROWS_MAX: Final = 5_000  # rows that one filtered page looks at; a page may then be short and still have a token
+LOG_PAGE: Final = 64
+
+R = TypeVar("R")
+
+
+# -- a held case ------------------------------------------------------------------------------------------------------
+
+
+def case_view(case: Case, model: Model) -> CaseView:
+    """All of a case."""
+    return CaseView(
+        case.tenant,
+        case.case_id,
+        case.spec_id,
+        case.version,
+        case.state,
+        case.reason,
+        case.business_key,
+        case.sequence,
+        case.created_at,
+        case.updated_at,
+        case.open_items,
+        len(case.incidents),
+        case.root.data,
+        tuple(_item_view(case, model, activation, run) for activation, run in case.open_work())
+        if case.open_items
+        else (),
+        tuple(_incident_view(case.case_id, incident) for incident in case.incidents.values()),
+    )
+
+
+def explanation(case: Case, model: Model) -> Explanation:
+    """Why the case is where it is."""
+    tasks = explain(case, model)
+    incidents = tuple(_incident_view(case.case_id, incident) for incident in case.incidents.values())
+    return Explanation(case.case_id, case.state, case.sequence, summary(case, tasks), tasks, incidents)
+
+
+def work_item(case: Case, model: Model, ref: c.ItemRef) -> WorkItemView:
+    """One open work item with its data. Raises NotFound, or WrongState for one that is finished."""
+    found = work_item_if_open(case, model, ref)
+    if found:
+        return found[0]
+    name = f"{ref.activation}.{ref.instance}.{ref.attempt}@{case.case_id}"
+    if 0 < ref.activation <= case.last_activation:
+        raise NotFound("open work item", name, "it is finished or withdrawn; the case's history tells how")
+    raise NotFound("work item", name)
+
+
+def work_item_if_open(case: Case, model: Model, ref: c.ItemRef) -> tuple[WorkItemView, ...]:
+    """The item, or nothing."""
+    activation = case.activations.get(ref.activation)
+    run = activation.instances.get(ref.instance) if activation is not None else None
+    if activation is None or run is None or run.attempt != ref.attempt or run.state not in OPEN_ITEM_STATES:
+        return ()
+    return (_item_view(case, model, activation, run),)
+
+
+_FINAL: Mapping[type[c.Command], str] = {
+    c.CompleteItem: "completed",
+    c.FailItem: "failed",
+    c.SkipItem: "skipped",
+    c.ClaimItem: "allocated",
+    c.ReleaseItem: "offered",
+    c.StartItem: "started",
+}
+
+
+def work_item_after(case: Case, ref: c.ItemRef, command: c.Command, before: WorkItemView) -> WorkItemView:
+    """The item as `command` left it, without data; by now it may be gone from the case."""
+    owner = before.owner
+    if isinstance(command, c.ClaimItem | c.StartItem | c.CompleteItem | c.FailItem):
+        owner = command.owner or owner
+    elif isinstance(command, c.ReleaseItem):
+        owner = ""
+    return msgspec.structs.replace(
+        before, state=_FINAL[type(command)], owner=owner, changed_at=case.updated_at, data=b""
+    )
+
+
+def _item_view(case: Case, model: Model, activation: Activation, run: Instance) -> WorkItemView:
+    net = case.nets[activation.net]
+    task = model.nets[net.name].tasks[activation.task].task
+    return WorkItemView(
+        f"{activation.number}.{run.number}.{run.attempt}@{case.case_id}",
+        case.case_id,
+        case.spec_id,
+        task.id,
+        task.name,
+        net.name,
+        run.state,
+        task.required_roles,
+        run.owner,
+        run.attempt,
+        task.priority,
+        run.offered_at,
+        run.changed_at,
+        run.data or net.data,
+    )
+
+
+def _incident_view(case_id: str, incident: Incident | IncidentRow, number: int = 0) -> IncidentView:
+    number = incident.number if isinstance(incident, Incident) else number
+    return IncidentView(
+        f"{number}@{case_id}", case_id, incident.kind, incident.message, incident.task, incident.raised_at
+    )
+
+
+# -- the store --------------------------------------------------------------------------------------------------------
+
+
+class Query:
+    """Lists over committed state."""
+
+    def __init__(self, reads: Reads, keyspace: Keyspace) -> None:
+        self._reads = reads
+        self._keys = keyspace
+
+    async def head(self, tenant: str, case_id: str) -> CaseHead:
+        """The newest of a case. Raises NotFound."""
+        key = self._keys.case_head(tenant, case_id)
+        stored = await self._reads.get(key)
+        if stored is None:
+            raise NotFound("case", case_id)
+        return HEADS.read(key, stored)
+
+    async def cases(self, tenant: str, wanted: CaseFilter, page_size: int, page_token: str) -> Page[CaseView]:
+        """Cases by shard and id."""
+
+        def read(key: bytes, value: bytes) -> CaseView | None:
+            head = HEADS.read(key, value)
+            if (
+                (wanted.state and head.state != wanted.state)
+                or (wanted.spec_id and head.spec_id != wanted.spec_id)
+                or (wanted.business_key and head.business_key != wanted.business_key)
+            ):
+                return None
+            return _listed(tenant, parse_case_head(key)[1], head)
+
+        ranges = [self._keys.cases(shard, tenant) for shard in range(self._keys.shards)]
+        return await self._page(ranges, read, page_size, page_token, f"cases {tenant} {wanted}")
+
+    async def open_case_of(self, tenant: str, spec_id: str, version: int) -> str | None:
+        """Some case that still runs on a workflow version (0 = any)."""
+        for shard in range(self._keys.shards):
+            start, end = self._keys.cases(shard, tenant)
+            while True:
+                rows = await self._reads.scan(start, end, limit=SCAN_ROWS_MAX)
+                for key, value in rows:
+                    head = HEADS.read(key, value)
+                    if head.spec_id == spec_id and version in (0, head.version) and head.state not in c.ENDED:
+                        return parse_case_head(key)[1]
+                if len(rows) < SCAN_ROWS_MAX:
+                    break
+                start = rows[-1][0] + b"\0"
+        return None
+
+    async def work_items(
+        self, tenant: str, wanted: WorkItemFilter, page_size: int, page_token: str
+    ) -> Page[WorkItemView]:
+        """Open work items by case."""
+
+        def read(key: bytes, value: bytes) -> WorkItemView | None:
+            row = ITEMS.read(key, value)
+            if (
+                (wanted.role and wanted.role not in row.roles)
+                or (wanted.user and wanted.user != row.owner)
+                or (wanted.state and wanted.state != row.state)
+                or (wanted.task_id and wanted.task_id != row.task)
+            ):
+                return None
+            _, case_id, activation, instance = parse_item(key)
+            return _row_view(row, case_id, activation, instance)
+
+        if wanted.case_id:
+            await self.head(tenant, wanted.case_id)
+            ranges = [self._keys.case(tenant, wanted.case_id).items()]
+        else:
+            ranges = [self._keys.items(shard, tenant) for shard in range(self._keys.shards)]
+        return await self._page(ranges, read, page_size, page_token, f"items {tenant} {wanted}")
+
+    async def incidents(self, tenant: str, case_id: str, page_size: int, page_token: str) -> Page[IncidentView]:
+        """Open incidents by case."""
+
+        def read(key: bytes, value: bytes) -> IncidentView | None:
+            _, case, number = parse_incident(key)
+            return _incident_view(case, INCIDENTS.read(key, value), number)
+
+        if case_id:
+            await self.head(tenant, case_id)
+            ranges = [self._keys.case(tenant, case_id).incidents()]
+        else:
+            ranges = [self._keys.incidents(shard, tenant) for shard in range(self._keys.shards)]
+        return await self._page(ranges, read, page_size, page_token, f"incidents {tenant} {case_id}")
+
+    async def history(self, tenant: str, case_id: str, after: int, size: int, reverse: bool) -> Page[HistoryEvent]:
+        """Events of a case after (or before) a sequence. Raises NotFound."""
+        head = await self.head(tenant, case_id)
+        found: list[HistoryEvent] = []
+        if reverse:
+            below = after or head.sequence + 1
+            while len(found) < size and below > 1:
+                page = await self._records(tenant, case_id, 0, below, size, True)
+                for first, record in page:
+                    events = [event for event in render(case_id, first, record) if event.sequence < below]
+                    found.extend(reversed(events))
+                    below = first
+                if not page:
+                    break
+            found = found[:size]
+            more = bool(found) and found[-1].sequence > 1
+        else:
+            while len(found) < size and after < head.sequence:
+                page = await self._records(tenant, case_id, after, None, size, False)
+                for first, record in page:
+                    for event in render(case_id, first, record):
+                        if event.sequence > after:
+                            found.append(event)
+                            after = event.sequence
+                if not page:
+                    break
+            found = found[:size]
+            more = bool(found) and found[-1].sequence < head.sequence
+        return Page(tuple(found), str(found[-1].sequence) if more else "")
+
+    async def log(self, tenant: str, positions: dict[int, int]) -> AsyncIterator[tuple[HistoryEvent, str]]:
+        """Events committed after `positions` (changed in place), with the token to resume after each."""
+        for shard in sorted(positions):
+            start, end = self._keys.log_range(shard, positions[shard] + 1)
+            for key, value in await self._reads.scan(start, end, limit=LOG_PAGE):
+                batch, _ = unseal_log(key, value)
+                before = dict(positions)
+                _, position = parse_log(key)
+                for entry in batch.entries:
+                    if entry.tenant != tenant:
+                        continue
+                    record_key = self._keys.case_record(tenant, entry.case_id, entry.first_sequence)
+                    stored = await self._reads.get(record_key)
+                    if stored is None:
+                        continue  # purged since
+                    record = COMMITS.read(record_key, stored)
+                    for event in render(entry.case_id, entry.first_sequence, record):
+                        last = entry is batch.entries[-1] and event.sequence == entry.first_sequence + entry.count - 1
+                        yield event, _token({**before, shard: position} if last else before)
+                positions[shard] = position
+
+    async def _records(
+        self, tenant: str, case_id: str, after: int, below: int | None, size: int, reverse: bool
+    ) -> list[tuple[int, CommitRecord]]:
+        """Commit records that hold events after `after` and below `below`, at most `size` of them."""
+        keys = self._keys.case(tenant, case_id)
+        first = 0
+        if after:
+            start, end = keys.records(0, after + 2)
+            holding = await self._reads.scan(start, end, limit=1, reverse=True)
+            first = parse_case_record(holding[0][0])[2] if holding else 0
+        start, end = keys.records(first, below)
+        rows = await self._reads.scan(start, end, limit=size + 1, reverse=reverse)
+        return [(parse_case_record(key)[2], COMMITS.read(key, value)) for key, value in rows]
+
+    async def _page(
+        self,
+        ranges: list[Range],
+        read: Callable[[bytes, bytes], R | None],
+        page_size: int,
+        page_token: str,
+        bound_to: str,
+    ) -> Page[R]:
+        """Rows of several ranges, one after the other, that `read` does not drop."""
+        size = page_size_of(page_size)
+        after = decode_token(page_token, bound_to)
+        found: list[R] = []
+        looked = 0
+        last = after
+        for start, end in ranges:
+            if after >= end:
+                continue
+            begin = max(start, after + b"\0") if after else start
+            while True:
+                rows = await self._reads.scan(begin, end, limit=min(SCAN_ROWS_MAX, size + 1))
+                for key, value in rows:
+                    if len(found) == size or looked >= SCAN_ROWS_MAX:
+                        return Page(tuple(found), encode_token(last, bound_to))
+                    looked += 1
+                    last = key
+                    view = read(key, value)
+                    if view is not None:
+                        found.append(view)
+                if len(rows) < min(SCAN_ROWS_MAX, size + 1):
+                    break
+                begin = rows[-1][0] + b"\0"
+        return Page(tuple(found))
+
+
+def _listed(tenant: str, case_id: str, head: CaseHead) -> CaseView:
+    return CaseView(
+        tenant,
+        case_id,
+        head.spec_id,
+        head.version,
+        head.state,
+        head.reason,
+        head.business_key,
+        head.sequence,
+        head.created_at,
+        head.updated_at,
+        head.open_items,
+        head.open_incidents,
+    )
+
+
+def _row_view(row: ItemRow, case_id: str, activation: int, instance: int) -> WorkItemView:
+    return WorkItemView(
+        f"{activation}.{instance}.{row.attempt}@{case_id}",
+        case_id,
+        row.spec_id,
+        row.task,
+        row.name,
+        row.net,
+        row.state,
+        row.roles,
+        row.owner,
+        row.attempt,
+        row.priority,
+        row.offered_at,
+        row.changed_at,
+    )
+
+
+def _token(positions: Mapping[int, int]) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode({str(s): p for s, p in positions.items()})).decode()
+
+
+def positions_of(token: str) -> dict[int, int]:
+    """The log positions in a WatchCases token; empty for an empty token. Raises InvalidInput."""
+    if not token:
+        return {}
+    try:
+        found = msgspec.json.decode(base64.urlsafe_b64decode(token), type=dict[str, int])
+        return {int(shard): position for shard, position in found.items()}
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInput.field(
+            "resume_token", "is not a resume token", "use the resume_token of a received event, unchanged"
+        ) from error

@@ -1,0 +1,133 @@
+"""What the engine stores: one struct per kind of value, and how it becomes bytes.
+
+Every struct is an array behind the store's envelope; fields are only appended, with defaults. The commit record is the
+truth; heads, rows and snapshots can be rebuilt from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import msgspec
+
+from knhk_workflow.core.events import EventType
+from knhk_workflow.errors import StoreCorrupt
+from knhk_workflow.store.codec import seal, unseal
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class CommitRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """All events of one command, with who caused them: history, audit entry and replay source in one."""
+
+    time: int  # ns since the epoch
+    principal: str
+    method: str
+    request_id: str
+    trace_id: str
+    events: tuple[EventType, ...]
+
+
+class CaseHead(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The newest of a case: what lists show, and what the next commit expects to find."""
+
+    sequence: int
+    state: str
+    spec_id: str
+    version: int
+    business_key: str
+    created_at: int
+    updated_at: int
+    open_items: int
+    open_incidents: int
+    reason: str = ""
+
+
+class SnapshotRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A cached state: valid only for its codec version and when the hash agrees. Never the only copy."""
+
+    codec: int
+    sequence: int
+    state_hash: bytes
+    state: bytes
+
+
+class ItemRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """An open work item, for work lists."""
+
+    task: str
+    name: str
+    net: str
+    state: str
+    roles: tuple[str, ...]
+    owner: str
+    attempt: int
+    priority: int
+    offered_at: int
+    changed_at: int
+    spec_id: str
+
+
+class IncidentRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """An open incident, for lists."""
+
+    kind: str
+    message: str
+    task: str
+    raised_at: int
+
+
+class RequestRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a request id did: the fingerprint of the command, the case, and the answer's own part."""
+
+    fingerprint: bytes
+    case_id: str
+    sequence: int
+    receipt: bytes = b""
+
+
+class Definition(msgspec.Struct, frozen=True, array_like=True):
+    """One version of a workflow."""
+
+    version: int
+    name: str
+    document: bytes  # canonical JSON
+    digest: bytes
+    registered_at: int
+    registered_by: str
+    findings: bytes = b"[]"  # JSON of Problem
+    deleted_at: int = 0
+
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def pack(record: msgspec.Struct) -> bytes:
+    """The stored form of a record."""
+    return seal(_encode(record))
+
+
+class Reader(Generic[S]):
+    """Decodes one kind of record. A stored value that does not decode is corrupt, and says where it lies."""
+
+    __slots__ = ("_decode",)
+
+    def __init__(self, kind: type[S]) -> None:
+        self._decode: Callable[[bytes], S] = msgspec.msgpack.Decoder(kind).decode
+
+    def read(self, key: bytes, value: bytes) -> S:
+        """The record in `value`."""
+        try:
+            return self._decode(unseal(key, value))
+        except msgspec.DecodeError as error:
+            raise StoreCorrupt(f"the value of key {key.hex()} does not decode: {error}", key=key.hex()) from error
+
+
+COMMITS = Reader(CommitRecord)
+HEADS = Reader(CaseHead)
+SNAPSHOTS = Reader(SnapshotRecord)
+ITEMS = Reader(ItemRow)
+INCIDENTS = Reader(IncidentRow)
+REQUESTS = Reader(RequestRecord)
+DEFINITIONS = Reader(Definition)

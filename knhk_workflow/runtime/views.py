@@ -1,0 +1,199 @@
+"""What the engine answers: immutable values for callers, never its own state.
+
+Times are nanoseconds since the epoch; `data` and other JSON travel as bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+from knhk_workflow.core.explain import TaskExplanation
+from knhk_workflow.errors import Problem
+
+T = TypeVar("T")
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True):
+    """A part of a list. `next_token` is empty at the end."""
+
+    items: tuple[T, ...]
+    next_token: str = ""
+
+
+class WorkflowView(msgspec.Struct, frozen=True):
+    """One registered version of a workflow."""
+
+    spec_id: str
+    version: int
+    name: str
+    digest: str  # hex BLAKE2b-256 of the canonical document
+    document: bytes  # canonical JSON
+    registered_at: int
+    registered_by: str
+    findings: tuple[Problem, ...] = ()
+    created: bool = True  # false when the same content was registered before
+
+
+class IncidentView(msgspec.Struct, frozen=True):
+    """An open incident. `incident_id` is `number@case_id`."""
+
+    incident_id: str
+    case_id: str
+    kind: str
+    message: str
+    task_id: str
+    raised_at: int
+
+
+class WorkItemView(msgspec.Struct, frozen=True):
+    """One work item. `item_id` is `activation.instance.attempt@case_id`; state as in core.md's item life cycle."""
+
+    item_id: str
+    case_id: str
+    spec_id: str
+    task_id: str
+    task_name: str
+    net: str
+    state: str
+    roles: tuple[str, ...]
+    owner: str
+    attempt: int
+    priority: int
+    offered_at: int
+    changed_at: int
+    data: bytes = b""  # the work's input; filled by get_work_item and in a case's work, empty in lists
+
+
+class CaseView(msgspec.Struct, frozen=True):
+    """A case at one sequence. Lists leave `data`, `work` and `incidents` empty."""
+
+    tenant: str
+    case_id: str
+    spec_id: str
+    spec_version: int
+    state: str
+    reason: str
+    business_key: str
+    sequence: int
+    created_at: int
+    updated_at: int
+    open_items: int
+    open_incidents: int
+    data: bytes = b""
+    work: tuple[WorkItemView, ...] = ()
+    incidents: tuple[IncidentView, ...] = ()
+
+
+class HistoryEvent(msgspec.Struct, frozen=True):
+    """One recorded fact. `data` is a JSON object; `event_type` is snake case and stable."""
+
+    case_id: str
+    sequence: int
+    timestamp: int
+    event_type: str
+    data: bytes
+
+
+class CaseFilter(msgspec.Struct, frozen=True):
+    """Which cases to list; empty fields match everything."""
+
+    state: str = ""
+    spec_id: str = ""
+    business_key: str = ""
+
+
+class WorkItemFilter(msgspec.Struct, frozen=True):
+    """Which work items to list; empty fields match everything. `user` matches the owner."""
+
+    role: str = ""
+    user: str = ""
+    state: str = ""
+    case_id: str = ""
+    task_id: str = ""
+
+
+class Validation(msgspec.Struct, frozen=True):
+    """What registration would say. `verdict`: sound, unsound, undecided, unchecked."""
+
+    spec_id: str
+    findings: tuple[Problem, ...]
+    verdict: str
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """Why a case is where it is."""
+
+    case_id: str
+    state: str
+    sequence: int
+    sentence: str
+    tasks: tuple[TaskExplanation, ...]
+    incidents: tuple[IncidentView, ...]
+
+
+class Stimulus(msgspec.Struct, frozen=True):
+    """One move of the outside: start, complete, fail, skip, suspend, resume, cancel_case, ... on `task`."""
+
+    move: str
+    task: str = ""
+    name: str = ""
+    data: bytes = b""
+
+
+class PatternExecutionContext(msgspec.Struct, frozen=True):
+    """The surroundings of one pattern execution. `variables` bind as strings in the case data."""
+
+    case_id: str = ""
+    workflow_id: str = ""
+    variables: dict[str, str] = {}
+    data: bytes = b""
+    script: tuple[Stimulus, ...] = ()
+    durable: bool = False
+
+
+class PatternResult(msgspec.Struct, frozen=True):
+    """What running a pattern's own net gave. `trace` is the whole history of the run."""
+
+    pattern_id: int
+    success: bool
+    next_state: str
+    next_activities: tuple[str, ...]
+    variables: dict[str, str]
+    updates: bytes
+    cancel_activities: tuple[str, ...]
+    terminates: bool
+    trace: tuple[HistoryEvent, ...]
+    case_id: str = ""
+
+
+class PatternView(msgspec.Struct, frozen=True):
+    """One entry of the catalogue."""
+
+    pattern_id: int
+    name: str
+    aliases: tuple[str, ...]
+    category: str
+    semantics: str
+    construct: str
+    context: str
+    literature: str
+    available: bool
+    document: bytes  # the pattern's own net as canonical JSON; empty when not available yet
+    script: tuple[Stimulus, ...]
+
+
+class EngineStatus(msgspec.Struct, frozen=True):
+    """The engine at a glance."""
+
+    store: str
+    shards: int
+    position: int
+    open: bool
+    healthy: bool
+    detail: str
+    cached_cases: int
+    queued: int
+    started_at: int
+    commits: int
