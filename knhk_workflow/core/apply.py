@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from knhk_workflow.core import events as e
-from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Incident, Instance, NetInstance
+from knhk_workflow.core.case import Activation, Case, Incident, Instance, NetInstance
 from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.data import merge
 from knhk_workflow.model.spec import ROOT, START
@@ -175,25 +175,51 @@ _ItemEvent = (
 )
 
 
-def _item(state: str) -> Callable[[Case, _ItemEvent], None]:
-    """An applier that brings an item into `state`; leaving the open states is counted."""
-    ends = state not in OPEN_ITEM_STATES
+def _run(case: Case, event: _ItemEvent, state: str) -> Instance:
+    run = case.activations[event.activation].instances[event.instance]
+    run.state = state
+    run.changed_at = case.now
+    return run
+
+
+def _item_allocated(case: Case, event: e.ItemAllocated) -> None:
+    _run(case, event, "allocated").owner = event.owner
+
+
+def _item_released(case: Case, event: e.ItemReleased) -> None:
+    _run(case, event, "offered").owner = ""
+
+
+def _item_started(case: Case, event: e.ItemStarted) -> None:
+    run = _run(case, event, "started")
+    if event.owner:
+        run.owner = event.owner
+    if event.consumed:
+        case.activations[event.activation].started = True
+        net = case.nets[event.net]
+        for condition in event.consumed:
+            net.take(condition)
+
+
+def _item_completed(case: Case, event: e.ItemCompleted) -> None:
+    _run(case, event, "completed").output = event.output
+    _closed(case)
+
+
+def _item_ended(state: str) -> Callable[[Case, _ItemEvent], None]:
+    """An applier for an item that ends without output."""
 
     def apply(case: Case, event: _ItemEvent) -> None:
-        run = case.activations[event.activation].instances[event.instance]
-        run.state = state
-        run.changed_at = case.now
-        if ends:
-            case.open_items -= 1
-            case.firings = 0
-        if isinstance(event, e.ItemAllocated | e.ItemStarted):
-            run.owner = event.owner
-        elif isinstance(event, e.ItemCompleted):
-            run.output = event.output
-        elif isinstance(event, e.ItemReleased):
-            run.owner = ""
+        _run(case, event, state)
+        _closed(case)
 
     return apply
+
+
+def _closed(case: Case) -> None:
+    """One item less is open, and the outside has moved: automatic firings count from zero again."""
+    case.open_items -= 1
+    case.firings = 0
 
 
 def _data_updated(case: Case, event: e.DataUpdated) -> None:
@@ -249,14 +275,14 @@ APPLY: Mapping[type[e.Event], Callable[..., None]] = {  # each applier takes (ca
     e.TaskCompleted: _task_completed,
     e.TaskCancelled: _task_cancelled,
     e.ItemOffered: _item_offered,
-    e.ItemAllocated: _item("allocated"),
-    e.ItemReleased: _item("offered"),
-    e.ItemStarted: _item("started"),
-    e.ItemCompleted: _item("completed"),
-    e.ItemFailed: _item("failed"),
-    e.ItemSkipped: _item("skipped"),
-    e.ItemWithdrawn: _item("withdrawn"),
-    e.ItemTerminated: _item("terminated"),
+    e.ItemAllocated: _item_allocated,
+    e.ItemReleased: _item_released,
+    e.ItemStarted: _item_started,
+    e.ItemCompleted: _item_completed,
+    e.ItemFailed: _item_ended("failed"),
+    e.ItemSkipped: _item_ended("skipped"),
+    e.ItemWithdrawn: _item_ended("withdrawn"),
+    e.ItemTerminated: _item_ended("terminated"),
     e.DataUpdated: _data_updated,
     e.IncidentRaised: _incident_raised,
     e.IncidentResolved: _incident_resolved,

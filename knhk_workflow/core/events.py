@@ -67,7 +67,7 @@ class NetCancelled(Event, frozen=True, tag=5):
 class TaskEnabled(Event, frozen=True, tag=6):
     """An activation of `task` came to be over the tokens in `inputs`.
 
-    `started`: the tokens were consumed at once (routing tasks and sub-nets); otherwise they stay until TaskStarted.
+    `started`: the tokens were consumed at once (routing tasks and sub-nets); otherwise they stay until work starts.
     """
 
     net: int
@@ -78,7 +78,7 @@ class TaskEnabled(Event, frozen=True, tag=6):
 
 
 class TaskStarted(Event, frozen=True, tag=7):
-    """The first outside work of an activation started: its tokens are consumed now (deferred choice ends here)."""
+    """An activation consumed its tokens without outside work having begun: its incident was skipped or completed."""
 
     net: int
     task: str
@@ -137,7 +137,7 @@ class ItemReleased(Event, frozen=True, tag=12):
 
 
 class ItemStarted(Event, frozen=True, tag=13):
-    """Work began."""
+    """Work began. The first start of an activation consumes its tokens: a deferred choice ends here (WCP-16)."""
 
     net: int
     task: str
@@ -145,6 +145,7 @@ class ItemStarted(Event, frozen=True, tag=13):
     instance: int
     attempt: int
     owner: str = ""
+    consumed: tuple[str, ...] = ()
 
 
 class ItemCompleted(Event, frozen=True, tag=14):

@@ -151,12 +151,11 @@ def offer_item(step: Step, node: TaskNode, activation: Activation, instance: int
 
 def start_item(step: Step, activation: Activation, run: Instance, owner: str) -> None:
     """Begin outside work. The first start of an activation consumes its tokens and ends the choice (WCP-16)."""
-    net = step.case.nets[activation.net]
-    if not activation.started:
-        step.emit(e.TaskStarted(net.number, activation.task, activation.number, activation.inputs))
-        step.touch(net.number, activation.inputs)
-    step.emit(e.ItemStarted(*place_of(activation, run), owner or run.owner))
+    consumed = () if activation.started else activation.inputs
+    step.emit(e.ItemStarted(*place_of(activation, run), owner or run.owner, consumed))
     step.items.add((activation.number, run.number))
+    if consumed and step.node(activation).shared:
+        step.touch(activation.net, consumed)
 
 
 def start_net(step: Step, net: NetInstance, node: TaskNode, activation: Activation, instance: int) -> None:
@@ -348,7 +347,8 @@ def end_case(step: Step, state: str, reason: str = "") -> None:
 def _close_nets(step: Step) -> bool:
     """At rest: complete nets that have ended, innermost first. True when that set something in motion."""
     case = step.case
-    for number in sorted(step.nets, reverse=True):
+    while step.nets:
+        number = max(step.nets)
         step.nets.discard(number)
         net = case.nets.get(number)
         if net is None or net.active:

@@ -7,7 +7,7 @@ emitting changed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import msgspec
 
@@ -79,20 +79,27 @@ class Step:
             found = self._scopes[net] = _decode(self.case.nets[net].data)
         return found
 
-    def touch(self, net: int, conditions: Iterable[str]) -> None:
+    def touch(self, net: int, conditions: Sequence[str]) -> None:
         """Tokens moved in `conditions`: look at their consumers again, ties by element id."""
-        consumers = self.compiled(net).consumers
-        tasks: list[str] = []
+        consumers = self.model.nets[self.case.nets[net].name].consumers
+        queued, ready = self.queued, self.ready
+        self.nets.add(net)
+        if len(conditions) == 1:
+            for node in consumers.get(conditions[0], ()):
+                key = (net, node.id)
+                if key not in queued:
+                    queued.add(key)
+                    ready.append(key)
+            return
+        tasks: list[tuple[int, str]] = []
         for condition in conditions:
             for node in consumers.get(condition, ()):
                 key = (net, node.id)
-                if key not in self.queued:
-                    self.queued.add(key)
-                    tasks.append(node.id)
-        if len(tasks) > 1:
-            tasks.sort()
-        self.ready.extend((net, task) for task in tasks)
-        self.nets.add(net)
+                if key not in queued:
+                    queued.add(key)
+                    tasks.append(key)
+        tasks.sort()
+        ready.extend(tasks)
 
     def rest(self) -> None:
         """Forget what was queued: the case ended, or the cascade is cut short."""
