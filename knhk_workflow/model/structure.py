@@ -1,0 +1,318 @@
+"""What the graph of a document must satisfy before anybody analyses its behaviour, and what deserves a warning.
+
+`check_nets` refuses: references into nothing, arcs that a net cannot have, bounds that cannot be met, a recursion
+that no path leaves. `findings` warns about a valid spec. `unsupported` lists the constructs that are part of the
+document's contract but not executed yet; a row of its table disappears when its construct works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from knhk_workflow.errors import Problem
+from knhk_workflow.model.fields import Problems
+from knhk_workflow.model.spec import END, ROOT, START, Join, Net, Spec, Task
+
+SHARED_OUTPUT_TASKS_MAX: Final = 500  # above this the search for concurrent writers of a key (quadratic) is left out
+
+
+@dataclass(slots=True)
+class Places:
+    """Where the parts of one net stand in the document. Flows are addressed by position."""
+
+    path: str
+    flows: list[str] = field(default_factory=list)
+    guarded: list[bool] = field(default_factory=list)  # carries `when`, even one that does not compile
+    explicit_splits: set[str] = field(default_factory=set)
+
+    def task(self, task_id: str, key: str = "") -> str:
+        prefix = f"{self.path}." if self.path else ""
+        return f"{prefix}tasks.{task_id}" + (f".{key}" if key else "")
+
+
+def check_nets(problems: Problems, spec: Spec, places: Mapping[str, Places]) -> None:
+    """Notes everything in `spec` that no case could run."""
+    names = {net.name for net in spec.nets} - {ROOT}
+    for net in spec.nets:
+        _check_flows(problems, net, places[net.name])
+        _check_references(problems, net, places[net.name], names)
+    _check_recursion(problems, spec, places)
+
+
+def _check_flows(problems: Problems, net: Net, places: Places) -> None:
+    tasks = {task.id for task in net.tasks}
+    conditions = {condition.id for condition in net.conditions} | {START, END}
+    known = tasks | conditions
+    seen: dict[tuple[str, str], str] = {}
+    implied: dict[str, str] = {}
+    for flow, at, guarded in zip(net.flows, places.flows, places.guarded, strict=True):
+        for key, name in (("from", flow.source), ("to", flow.target)):
+            if name not in known:
+                hint = problems.nearest(name, known)
+                problems.add(f"{at}.{key}", "unknown_element", f"there is no task or condition {name!r}", hint)
+        if flow.target == START:
+            problems.add(f"{at}.to", "flow_into_start", "no flow leads into start", "add a condition to loop back to")
+        if flow.source == END:
+            problems.add(f"{at}.from", "flow_out_of_end", "no flow leaves end")
+        if flow.source in conditions and flow.target in conditions:
+            message = f"{flow.source!r} and {flow.target!r} are both conditions; a flow joins a task and something else"
+            problems.add(at, "condition_to_condition", message, "put a task between them")
+        if flow.source in conditions and (guarded or flow.default):
+            message = f"{flow.source!r} is a condition: what follows it is taken by whoever starts first, not by guards"
+            problems.add(at, "guarded_condition", message, "put a routing task before the guards")
+        before = seen.setdefault((flow.source, flow.target), at)
+        if before != at:
+            message = f"the flow from {flow.source!r} to {flow.target!r} exists already ({before})"
+            problems.add(at, "duplicate_flow", message, "put a routing task into one of them")
+        elif flow.source in tasks and flow.target in tasks:
+            name = f"{flow.source}->{flow.target}"
+            other = implied.setdefault(name, at)
+            if name in known or other != at:
+                message = f"the condition implied here is named {name!r}, which is taken"
+                problems.add(at, "ambiguous_name", message, "choose ids without ->")
+
+
+def _check_references(problems: Problems, net: Net, places: Places, nets: Collection[str]) -> None:
+    tasks = {task.id: task for task in net.tasks}
+    conditions = {condition.id for condition in net.conditions}
+    conditions |= {f"{flow.source}->{flow.target}" for flow in net.flows if {flow.source, flow.target} <= tasks.keys()}
+    cancellable = conditions | tasks.keys()
+    readable = conditions | {START, END}
+    follow_ups = cancellable | {END}
+    incoming: dict[str, int] = {}
+    for flow in net.flows:
+        incoming[flow.target] = incoming.get(flow.target, 0) + 1
+
+    def expect(path: str, name: str, known: Collection[str], what: str) -> None:
+        if name not in known:
+            problems.add(path, "unknown_element", f"there is no {what} {name!r}", problems.nearest(name, known))
+
+    for task in net.tasks:
+        for index, name in enumerate(task.cancels):
+            expect(f"{places.task(task.id, 'cancels')}[{index}]", name, cancellable, "task or condition")
+        for index, name in enumerate(task.reads):
+            expect(f"{places.task(task.id, 'reads')}[{index}]", name, readable, "condition")
+        for index, name in enumerate(task.completes):
+            expect(f"{places.task(task.id, 'completes')}[{index}]", name, tasks, "task")
+        for index, name in enumerate(task.closes):
+            at = f"{places.task(task.id, 'closes')}[{index}]"
+            expect(at, name, tasks, "task")
+            closed = tasks[name].instances if name in tasks else None
+            if name in tasks and (closed is None or closed.create != "dynamic"):
+                problems.add(at, "not_dynamic", f"{name!r} takes no further instances anyway")
+        for key, follow in (("on_error", task.on_error), ("on_timeout", task.on_timeout)):
+            if follow is not None:
+                expect(places.task(task.id, key), follow, follow_ups, "task or condition")
+        if task.compensate is not None:
+            expect(places.task(task.id, "compensate"), task.compensate, tasks, "task")
+        if task.net is not None:
+            expect(places.task(task.id, "net"), task.net, nets, "net")
+        _check_join(problems, task.join, incoming.get(task.id, 0), places.task(task.id, "join.partial"))
+    prefix = f"{places.path}." if places.path else ""
+    for section, members in net.sections:
+        for index, name in enumerate(members):
+            expect(f"{prefix}sections.{section}[{index}]", name, tasks, "task")
+
+
+def _check_join(problems: Problems, join: Join, inputs: int, path: str) -> None:
+    if join.kind != "partial":
+        return
+    if join.of > inputs:
+        problems.add(f"{path}.of", "bounds", f"is {join.of}, but {_count(inputs, 'flow leads', 'flows lead')} here")
+    most = min(join.of or inputs, inputs)
+    if isinstance(join.need, int) and join.need > most:
+        problems.add(f"{path}.need", "bounds", f"is {join.need}, but at most {most} branches can arrive")
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _check_recursion(problems: Problems, spec: Spec, places: Mapping[str, Places]) -> None:
+    """A net that contains itself needs a path on which it does not. Joins are taken for met, so only what can never
+    end is refused."""
+    nets = {net.name: net for net in spec.nets}
+    calls = {net.name: {task.net for task in net.tasks if task.net in nets} for net in spec.nets}
+    ending: set[str] = set()
+    grown = True
+    while grown:
+        grown = False
+        for name, net in nets.items():
+            if name not in ending and _can_end(net, ending):
+                ending.add(name)
+                grown = True
+    for name in sorted(nets.keys() - ending):
+        if name in _closure(calls.get(name, set()), calls):
+            at = places[name].path or "nets"
+            hint = "add a path from start to end around the task that repeats it"
+            problems.add(at, "no_terminating_path", f"every path through net {name!r} leads into itself again", hint)
+
+
+def _can_end(net: Net, ending: Collection[str]) -> bool:
+    """Whether some path from start gets to where nothing follows, through tasks that can complete."""
+    passable = {
+        task.id
+        for task in net.tasks
+        if task.net is None or task.net in ending or task.for_each is not None or task.instances is not None
+    }
+    tasks = {task.id for task in net.tasks}
+    onward = _onward(net)
+    reached = _closure(
+        {START}, {name: after for name, after in onward.items() if name not in tasks or name in passable}
+    )
+    return any(not onward.get(name) and (name not in tasks or name in passable) for name in reached)
+
+
+def _onward(net: Net) -> dict[str, set[str]]:
+    onward: dict[str, set[str]] = {}
+    for flow in net.flows:
+        onward.setdefault(flow.source, set()).add(flow.target)
+    return onward
+
+
+def _closure(roots: Iterable[str | None], edges: Mapping[str, Collection[str | None]]) -> set[str]:
+    """Everything that can be reached from `roots`, and they themselves."""
+    reached: set[str] = set()
+    waiting = [root for root in roots if root is not None]
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting.extend(after for after in edges.get(name, ()) if after is not None)
+    return reached
+
+
+# --------------------------------------------------------------------------------------------------------- warnings
+
+
+def findings(spec: Spec) -> tuple[Problem, ...]:
+    """What is probably not meant, in a spec that is valid. All are warnings."""
+    found: list[Problem] = []
+    used = _closure({ROOT}, {net.name: {task.net for task in net.tasks} for net in spec.nets})
+    for net in spec.nets:
+        places = Places(f"nets.{net.name}" if net.name != ROOT else "")
+        if net.name not in used:
+            found.append(_warning(places.path, "unused_net", f"nothing uses the net {net.name!r}"))
+        found.extend(_reachability(net, places))
+        found.extend(_lost_choices(net, places))
+        found.extend(_shared_outputs(net, places))
+    return tuple(found)
+
+
+def _warning(path: str, code: str, message: str, hint: str = "") -> Problem:
+    return Problem(path, code, message, severity="warning", hint=hint)
+
+
+def _reachability(net: Net, places: Places) -> Iterable[Problem]:
+    onward = _onward(net)
+    backward: dict[str, set[str]] = {}
+    for flow in net.flows:
+        backward.setdefault(flow.target, set()).add(flow.source)
+    reached = _closure({START}, onward)
+    tasks = [task.id for task in net.tasks]
+    if net.termination == "explicit":
+        ends = {END}
+    else:
+        ends = {END} | {name for name in {*tasks, *onward, *backward} if not onward.get(name)}
+    ending = _closure(ends, backward)
+    for name in tasks:
+        if name not in reached:
+            yield _warning(places.task(name), "unreachable_task", f"no flow leads from start to {name!r}")
+        elif name not in ending:
+            yield _warning(places.task(name), "no_path_to_end", f"no flow leads from {name!r} to an end")
+
+
+def _lost_choices(net: Net, places: Places) -> Iterable[Problem]:
+    """Tasks that start by themselves take the token before anybody outside can choose the other one."""
+    tasks = {task.id: task for task in net.tasks}
+    for condition, consumers in sorted(_onward(net).items()):
+        rivals = sorted(consumers & tasks.keys())
+        if condition in tasks or len(rivals) < 2:
+            continue
+        automatic = [name for name in rivals if _automatic(tasks[name])]
+        offered = [name for name in rivals if tasks[name].required_roles]
+        if automatic and offered:
+            message = f"{automatic[0]!r} starts by itself, so {offered[0]!r} can never be chosen at {condition!r}"
+            hint = "give it required_roles, a timer or a trigger"
+            yield _warning(places.task(automatic[0]), "automatic_in_deferred_choice", message, hint)
+
+
+def _automatic(task: Task) -> bool:
+    return not task.required_roles and task.trigger is None and task.timer is None
+
+
+def _shared_outputs(net: Net, places: Places) -> Iterable[Problem]:
+    """Keys that tasks on different branches of one parallel split write: whoever commits last wins."""
+    tasks = {task.id: task for task in net.tasks}
+    writes = {task.id: {each.key for each in task.out} for task in net.tasks if task.out}
+    if len(writes) < 2 or len(tasks) > SHARED_OUTPUT_TASKS_MAX:
+        return
+    onward = _onward(net)
+    reported: set[tuple[str, str, str]] = set()
+    for split in net.tasks:
+        branches = sorted(onward.get(split.id, ()))
+        if split.split.kind != "and" or len(branches) < 2:
+            continue
+        reach = [_closure({branch}, onward) for branch in branches]
+        for index, mine in enumerate(reach):
+            for theirs in reach[index + 1 :]:
+                for first in sorted((mine - theirs) & writes.keys()):
+                    for second in sorted((theirs - mine) & writes.keys()):
+                        for key in sorted(writes[first] & writes[second]):
+                            reported.add((key, min(first, second), max(first, second)))
+    for key, first, second in sorted(reported):
+        message = f"{first!r} and {second!r} may run side by side and both write data.{key}"
+        yield _warning(
+            places.task(second, f"out.{key}"), "shared_output", message, "use two keys and combine them later"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------- unsupported
+
+_TASK_CONSTRUCTS: Final[tuple[tuple[str, Callable[[Task], bool]], ...]] = (
+    ("join", lambda task: task.join.kind not in ("and", "xor")),
+    ("split", lambda task: task.split.kind not in ("and", "xor")),
+    ("instances", lambda task: task.instances is not None),
+    ("for_each", lambda task: task.for_each is not None),
+    ("collect", lambda task: task.collect is not None),
+    ("cancels", lambda task: bool(task.cancels)),
+    ("completes", lambda task: bool(task.completes)),
+    ("closes", lambda task: bool(task.closes)),
+    ("trigger", lambda task: task.trigger is not None),
+    ("timer", lambda task: task.timer is not None),
+    ("mutex", lambda task: task.mutex is not None),
+    ("reads", lambda task: bool(task.reads)),
+    ("loop", lambda task: task.loop is not None),
+    ("workflow", lambda task: task.workflow is not None),
+    ("connector", lambda task: task.connector is not None),
+    ("retry", lambda task: task.retry is not None),
+    ("timeout", lambda task: task.timeout is not None),
+    ("deadline", lambda task: task.deadline is not None),
+    ("on_error", lambda task: task.on_error is not None),
+    ("on_timeout", lambda task: task.on_timeout is not None),
+    ("compensate", lambda task: task.compensate is not None),
+    ("allocation", lambda task: bool(task.allocation)),
+)
+_NET_CONSTRUCTS: Final[tuple[tuple[str, Callable[[Net], bool]], ...]] = (("sections", lambda net: bool(net.sections)),)
+
+
+def unsupported(spec: Spec) -> tuple[Problem, ...]:
+    """The parts of `spec` that this version reads but does not execute."""
+    found: list[Problem] = []
+    for net in spec.nets:
+        places = Places(f"nets.{net.name}" if net.name != ROOT else "")
+        for key, uses in _NET_CONSTRUCTS:
+            if uses(net):
+                found.append(_unsupported(f"{places.path}.{key}" if places.path else key, key))
+        for task in net.tasks:
+            for key, used in _TASK_CONSTRUCTS:
+                if used(task):
+                    kind = {"join": f"join: {task.join.kind}", "split": f"split: {task.split.kind}"}.get(key, key)
+                    found.append(_unsupported(places.task(task.id, key), kind))
+    return tuple(found)
+
+
+def _unsupported(path: str, what: str) -> Problem:
+    return Problem(path, "unsupported_construct", f"{what} is not executed by this version")
