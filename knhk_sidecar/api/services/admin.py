@@ -1,0 +1,143 @@
+"""AdminService: what runs here, how it is, and how it is set up."""
+
+# ruff: noqa: N802  # methods are named like the contract's calls
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from knhk_sidecar.api import pb, wire
+from knhk_sidecar.api.services.operation import Call
+from knhk_workflow import InvalidInput, WorkflowEngine
+
+Health = Literal["healthy", "degraded", "unhealthy"]
+
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+_HEALTH: Final = {
+    "healthy": pb.HEALTH_STATE_HEALTHY,
+    "degraded": pb.HEALTH_STATE_DEGRADED,
+    "unhealthy": pb.HEALTH_STATE_UNHEALTHY,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """The health of one part of the daemon: sidecar, engine, store ..."""
+
+    name: str
+    health: Health
+    message: str = ""
+    checked_at: int = 0
+    """Nanoseconds since the epoch; 0: not probed yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting as the operator should see it: secrets masked already."""
+
+    key: str
+    value: str
+    origin: str
+    """default, file, env or flag."""
+    origin_name: str
+    default: str
+    description: str
+    secret: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """What the daemon tells about itself. The composition root fills it in."""
+
+    version: str
+    instance_id: str
+    started_at: int
+    """Nanoseconds since the epoch."""
+    region: str
+    features: tuple[str, ...]
+    """What works here beyond the calls, e.g. `rest`, `mtls`, `reflection`."""
+    document_schema: bytes
+    """JSON Schema of the workflow document."""
+    now: Callable[[], int]
+    components: Callable[[], Sequence[Component]]
+    settings: Callable[[], Sequence[Setting]]
+    set_log_level: Callable[[str, str, float], str]
+    """(level, logger, seconds; 0 = until restart) -> the level before. Raises InvalidInput for an unknown logger."""
+
+
+class AdminService:
+    """Over the daemon's own state; the engine may be absent."""
+
+    def __init__(self, engine: WorkflowEngine | None, daemon: Daemon, unavailable: Callable[[], Sequence[str]]) -> None:
+        self._engine = engine
+        self._daemon = daemon
+        self._unavailable = unavailable
+
+    async def GetStatus(self, request: pb.GetStatusRequest, call: Call) -> pb.GetStatusResponse:
+        """The daemon at a glance. The health of the whole is that of its worst part."""
+        daemon = self._daemon
+        status = self._engine.status() if self._engine else None
+        components = daemon.components()
+        patterns = self._engine.list_patterns() if self._engine else ()
+        meta = call.meta
+        return pb.GetStatusResponse(
+            version=daemon.version,
+            uptime=wire.length(max(0, daemon.now() - daemon.started_at)),
+            engine_enabled=self._engine is not None,
+            instance_id=daemon.instance_id,
+            store_kind=status.store if status else "",
+            counts=pb.Counts(cached_cases=status.cached_cases) if status else None,
+            features=sorted(daemon.features),
+            unavailable_features=sorted(self._unavailable()),
+            document_schema_json=b"" if request.omit_document_schema else daemon.document_schema,
+            health=max((_HEALTH[part.health] for part in components), default=pb.HEALTH_STATE_HEALTHY),
+            components=[
+                pb.ComponentHealth(
+                    name=part.name,
+                    state=_HEALTH[part.health],
+                    message=part.message,
+                    check_time=wire.time(part.checked_at),
+                )
+                for part in components
+            ],
+            start_time=wire.time(daemon.started_at),
+            principal=meta.principal,
+            roles=meta.roles,
+            region=daemon.region,
+            limits=wire.LIMITS,
+            pattern_ids=[view.pattern_id for view in patterns if view.available],
+        )
+
+    async def GetConfig(self, request: pb.GetConfigRequest, call: Call) -> pb.GetConfigResponse:
+        """Every setting with its value and origin."""
+        prefix = request.key_prefix
+        return pb.GetConfigResponse(
+            values=[
+                pb.ConfigValue(
+                    key=one.key,
+                    value=one.value,
+                    origin=one.origin,
+                    origin_name=one.origin_name,
+                    default_value=one.default,
+                    description=one.description,
+                    secret=one.secret,
+                )
+                for one in self._daemon.settings()
+                if one.key.startswith(prefix)
+            ]
+        )
+
+    async def SetLogLevel(self, request: pb.SetLogLevelRequest, call: Call) -> pb.SetLogLevelResponse:
+        """Change a log level. Setting it twice is the same as once, so the idempotency key needs no record."""
+        wire.mutation(call.meta, request.request_id)
+        level = request.level.lower()
+        if level not in LOG_LEVELS:
+            raise InvalidInput.field(
+                "level", f"{request.level!r} is not a log level", f"one of {', '.join(LOG_LEVELS)}"
+            )
+        seconds = wire.duration_ns(request.duration, "duration") / wire.NS_PER_S
+        return pb.SetLogLevelResponse(
+            previous_level=self._daemon.set_log_level(level, request.logger, seconds), level=level
+        )

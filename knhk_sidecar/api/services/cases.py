@@ -1,0 +1,385 @@
+"""CaseService: executions of registered workflows."""
+
+# ruff: noqa: N802  # methods are named like the contract's calls
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import msgspec
+
+from knhk_sidecar.api import pb, wire
+from knhk_sidecar.api.faults import SlowReader, to_status
+from knhk_sidecar.api.services.operation import Call
+from knhk_sidecar.api.services.pages import filtered
+from knhk_sidecar.api.services.streams import QUIET, followed, multiplexed
+from knhk_workflow import (
+    CallMeta,
+    CaseView,
+    HistoryEvent,
+    IncidentView,
+    InvalidInput,
+    NotFound,
+    Page,
+    RunRequest,
+    WorkflowEngine,
+    WorkflowError,
+    WrongState,
+)
+
+HISTORY_SHOWN = 1_000  # events that an execution may bring along; the rest is in GetCaseHistory
+WATCHED_CASES = 10_000  # whose workflow a filtered watch remembers, about 200 bytes each
+
+
+class CaseService:
+    """Over the engine's cases."""
+
+    def __init__(self, engine: WorkflowEngine) -> None:
+        self._engine = engine
+
+    # -- create and run -----------------------------------------------------------------------------------------------
+
+    async def CreateCase(self, request: pb.CreateCaseRequest, call: Call) -> pb.CreateCaseResponse:
+        """Create without starting."""
+        view = await self._engine.create_case(
+            wire.spec_id(request.spec_id),
+            request.data_json or None,
+            case_id=request.case_id,
+            business_key=request.business_key,
+            version=request.spec_version,
+            meta=wire.mutation(call.meta, request.request_id),
+        )
+        return pb.CreateCaseResponse(case_id=view.case_id, case=wire.case(view))
+
+    async def StartCase(self, request: pb.StartCaseRequest, call: Call) -> pb.StartCaseResponse:
+        """created -> running."""
+        meta = wire.mutation(call.meta, request.request_id)
+        view = await self._engine.start_case(wire.case_id(request.case_id), meta=meta)
+        return pb.StartCaseResponse(case=wire.case(view))
+
+    async def ExecuteCase(self, request: pb.ExecuteCaseRequest, call: Call) -> pb.ExecuteCaseResponse:
+        """Start if need be and run to rest, or until the wait is over."""
+        wait = wire.duration_ns(request.wait, "wait") if request.HasField("wait") else 0
+        meta = wire.mutation(call.meta, request.request_id)
+        view = await self._engine.execute_case(wire.case_id(request.case_id), meta=meta)
+        view = await self._waited(view, wait, call.meta)
+        history = await self._history(view, call.meta) if request.include_history else None
+        return wire.executed(view, wire.whole(request.view), history)
+
+    async def RunCase(self, request: pb.RunCaseRequest, call: Call) -> pb.RunCaseResponse:
+        """Create and execute, in one durable write."""
+        return await self._run(request, wire.mutation(call.meta, request.request_id))
+
+    async def RunCases(self, request: pb.RunCasesRequest, call: Call) -> pb.RunCasesResponse:
+        """Run a list. All elements without an idempotency key of their own share one durable write."""
+        elements = request.cases
+        wire.batch(len(elements), "cases")
+        results: list[pb.RunCaseResult | None] = [None] * len(elements)
+        together: list[tuple[int, RunRequest]] = []
+        alone: list[int] = []
+        for index, element in enumerate(elements):
+            try:
+                if element.request_id:
+                    alone.append(index)
+                else:
+                    together.append((index, wire.run_request(element)))
+            except WorkflowError as error:
+                results[index] = pb.RunCaseResult(error=to_status(error))
+
+        async def one(index: int) -> pb.RunCaseResult:
+            try:
+                element = elements[index]
+                response = await self._run(element, wire.mutation(call.meta, element.request_id))
+                return pb.RunCaseResult(response=response)
+            except WorkflowError as error:
+                return pb.RunCaseResult(error=to_status(error))
+
+        if together:
+            meta = wire.mutation(call.meta, request.request_id)
+            outcomes = await self._engine.run_cases([run for _, run in together], meta=meta)
+            for (index, _), outcome in zip(together, outcomes, strict=True):
+                if isinstance(outcome, WorkflowError):
+                    results[index] = pb.RunCaseResult(error=to_status(outcome))
+                else:
+                    results[index] = pb.RunCaseResult(response=await self._ran(outcome, elements[index], call.meta))
+        for index, result in zip(alone, await asyncio.gather(*map(one, alone)), strict=True):
+            results[index] = result
+        return pb.RunCasesResponse(results=[result for result in results if result is not None])
+
+    async def StreamRunCase(
+        self, requests: AsyncIterator[pb.StreamRunCaseRequest], call: Call
+    ) -> AsyncIterator[pb.StreamRunCaseResponse]:
+        """Run cases as they arrive."""
+        meta = call.meta
+
+        async def carry_out(request: pb.StreamRunCaseRequest) -> pb.StreamRunCaseResponse:
+            run = request.run
+            try:
+                response = await self._run(run, wire.mutation(meta, run.request_id or request.request_id))
+            except Exception as error:  # noqa: BLE001  # an element's error is the element's answer; unknown ones are logged
+                return pb.StreamRunCaseResponse(correlation_id=request.correlation_id, error=to_status(error))
+            return pb.StreamRunCaseResponse(correlation_id=request.correlation_id, response=response)
+
+        async for response in multiplexed(requests, carry_out):
+            yield response
+
+    # -- look ---------------------------------------------------------------------------------------------------------
+
+    async def GetCase(self, request: pb.GetCaseRequest, call: Call) -> pb.GetCaseResponse:
+        """The case as it was last committed."""
+        view = await self._engine.get_case(wire.case_id(request.case_id), meta=call.meta)
+        return pb.GetCaseResponse(case=wire.case(view, wire.whole(request.view)))
+
+    async def WaitCase(self, request: pb.WaitCaseRequest, call: Call) -> pb.WaitCaseResponse:
+        """The case once it is in a wanted state or has ended, or as it is when the time is up."""
+        name = wire.case_id(request.case_id)
+        wanted = wire.states(request.states, "states") | wire.ENDED
+        meta = call.meta
+        if request.HasField("timeout"):
+            meta = self._until(meta, wire.duration_ns(request.timeout, "timeout"))
+        if wanted == wire.ENDED:
+            view = await self._engine.wait_case(name, meta=meta)
+        else:
+            view = await self._wait_for(name, wanted, meta, call.meta)
+        return pb.WaitCaseResponse(case=wire.case(view, wire.whole(request.view)), reached=view.state in wanted)
+
+    async def ListCases(self, request: pb.ListCasesRequest, call: Call) -> pb.ListCasesResponse:
+        """Cases by id. The FULL view reads every case of the page."""
+        selection = wire.case_selection(request.filter)
+        meta = call.meta
+
+        async def fetch(size: int, token: str) -> Page[CaseView]:
+            return await self._engine.list_cases(selection.wanted, page_size=size, page_token=token, meta=meta)
+
+        page = await filtered(fetch, selection.keep, request.page_size, request.page_token, selection.mark)
+        views: tuple[CaseView, ...] = page.items
+        full = request.view == pb.CASE_VIEW_FULL
+        if full:
+            views = tuple([await self._engine.get_case(view.case_id, meta=meta) for view in views])
+        return pb.ListCasesResponse(cases=[wire.case(view, full) for view in views], next_page_token=page.next_token)
+
+    async def ListIncidents(self, request: pb.ListIncidentsRequest, call: Call) -> pb.ListIncidentsResponse:
+        """Open incidents."""
+        wire.not_yet(request.include_resolved, "CaseService.ListIncidents.include_resolved")
+        meta, spec, kind = call.meta, request.spec_id, request.kind
+        specs: dict[str, str] = {}
+
+        async def fetch(size: int, token: str) -> Page[IncidentView]:
+            page = await self._engine.list_incidents(
+                case_id=request.case_id, page_size=size, page_token=token, meta=meta
+            )
+            for name in {one.case_id for one in page.items} - specs.keys():
+                specs[name] = (await self._engine.get_case(name, meta=meta)).spec_id
+            return page
+
+        def keep(one: IncidentView) -> bool:
+            return kind in ("", one.kind) and spec in ("", specs[one.case_id])
+
+        mark = wire.fingerprint(f"{spec}\0{kind}".encode())
+        page = await filtered(fetch, keep if spec or kind else None, request.page_size, request.page_token, mark)
+        return pb.ListIncidentsResponse(
+            incidents=[wire.incident(one, specs[one.case_id]) for one in page.items], next_page_token=page.next_token
+        )
+
+    async def GetCaseHistory(self, request: pb.GetCaseHistoryRequest, call: Call) -> pb.GetCaseHistoryResponse:
+        """A page of events."""
+        name, after, types = wire.case_id(request.case_id), request.after_sequence, frozenset(request.event_types)
+        page = await self._engine.get_case_history(
+            name, after_sequence=after, page_size=request.page_size, reverse=request.reverse, meta=call.meta
+        )
+        if not request.reverse and page.items and not page.next_token:
+            last = page.items[-1].sequence
+        elif request.reverse and page.items and not after:
+            last = page.items[0].sequence
+        else:
+            newest = await self._engine.get_case_history(name, page_size=1, reverse=True, meta=call.meta)
+            last = newest.items[0].sequence if newest.items else 0
+        return pb.GetCaseHistoryResponse(
+            events=[wire.history_event(event) for event in page.items if not types or event.event_type in types],
+            next_after_sequence=int(page.next_token or 0),
+            last_sequence=last,
+        )
+
+    async def ExplainCase(self, request: pb.ExplainCaseRequest, call: Call) -> pb.ExplainCaseResponse:
+        """Why the case is where it is."""
+        found = await self._engine.explain_case(wire.case_id(request.case_id), meta=call.meta)
+        response = wire.explained(found, request.task_id)
+        if request.task_id and found.tasks and not response.tasks:
+            raise NotFound("task", request.task_id, f"case {found.case_id!r} has no such task in a live net")
+        return response
+
+    # -- change -------------------------------------------------------------------------------------------------------
+
+    async def SuspendCase(self, request: pb.SuspendCaseRequest, call: Call) -> pb.SuspendCaseResponse:
+        """running -> suspended."""
+        meta = wire.mutation(call.meta, request.request_id)
+        view = await self._engine.suspend_case(wire.case_id(request.case_id), request.reason, meta=meta)
+        return pb.SuspendCaseResponse(case=wire.case(view))
+
+    async def ResumeCase(self, request: pb.ResumeCaseRequest, call: Call) -> pb.ResumeCaseResponse:
+        """suspended -> running."""
+        wire.not_yet(bool(request.reason), "CaseService.ResumeCase.reason")
+        meta = wire.mutation(call.meta, request.request_id)
+        view = await self._engine.resume_case(wire.case_id(request.case_id), meta=meta)
+        return pb.ResumeCaseResponse(case=wire.case(view))
+
+    async def CancelCase(self, request: pb.CancelCaseRequest, call: Call) -> pb.CancelCaseResponse:
+        """End the case as cancelled."""
+        meta = wire.mutation(call.meta, request.request_id)
+        view = await self._engine.cancel_case(wire.case_id(request.case_id), request.reason, meta=meta)
+        return pb.CancelCaseResponse(case=wire.case(view))
+
+    async def UpdateCaseData(self, request: pb.UpdateCaseDataRequest, call: Call) -> pb.UpdateCaseDataResponse:
+        """Replace top-level keys of the root net's data."""
+        wire.not_yet(request.mode == pb.DATA_UPDATE_MODE_REPLACE, "CaseService.UpdateCaseData with mode REPLACE")
+        wire.not_yet(bool(request.net), "CaseService.UpdateCaseData.net")
+        name, expected = wire.case_id(request.case_id), request.expected_sequence
+        if request.HasField("expected_sequence") and not expected:
+            raise InvalidInput.field(
+                "expected_sequence", "0 is no sequence of a case", "the case's sequence, or leave it out to accept any"
+            )
+        if not request.data_json:
+            raise InvalidInput.field(
+                "data_json", "is missing", 'expected a JSON object, for example {"amount": 120}', code="required"
+            )
+        meta = wire.mutation(call.meta, request.request_id)
+        try:
+            view = await self._engine.update_case_data(name, request.data_json, expected_sequence=expected, meta=meta)
+        except WrongState as error:
+            raise wire.stale(error) from error
+        return pb.UpdateCaseDataResponse(case=wire.case(view))
+
+    async def ResolveIncident(self, request: pb.ResolveIncidentRequest, call: Call) -> pb.ResolveIncidentResponse:
+        """Decide an open incident."""
+        wire.not_yet(bool(request.reason), "CaseService.ResolveIncident.reason")
+        name, action = wire.incident_id(request), wire.resolution(request)
+        case_id = name.partition("@")[2]
+        before = await self._engine.get_case(case_id, meta=call.meta)
+        meta = wire.mutation(call.meta, request.request_id)
+        view = await self._engine.resolve_incident(name, action, request.data_json or None, meta=meta)
+        was = next((one for one in before.incidents if one.incident_id == name), None)
+        # A repeated call finds the incident resolved already: then only what the request itself says is known.
+        resolved = wire.incident(was, view.spec_id) if was else pb.Incident(incident_id=name, case_id=case_id)
+        resolved.resolution = request.resolution
+        if was and (at := wire.time(view.updated_at)):
+            resolved.resolve_time.CopyFrom(at)
+            resolved.resolved_by = meta.principal
+        return pb.ResolveIncidentResponse(case=wire.case(view), incident=resolved)
+
+    # -- watch --------------------------------------------------------------------------------------------------------
+
+    async def WatchCase(self, request: pb.WatchCaseRequest, call: Call) -> AsyncIterator[pb.WatchCaseResponse]:
+        """A case's events, past ones first, until the case has ended."""
+        types, sequence = frozenset(request.event_types), request.after_sequence
+        delivered = sequence
+        events = self._engine.watch_case(wire.case_id(request.case_id), after_sequence=sequence, meta=call.meta)
+
+        def slow() -> SlowReader:
+            return SlowReader("after_sequence", str(delivered))
+
+        async with aclosing(followed(events, slow)) as stream:
+            async for event in stream:
+                if event is QUIET:
+                    yield pb.WatchCaseResponse(sequence=sequence)
+                    continue
+                sequence = event.sequence
+                if not types or event.event_type in types:
+                    yield pb.WatchCaseResponse(event=wire.history_event(event), sequence=sequence)
+                delivered = sequence
+
+    async def WatchCases(self, request: pb.WatchCasesRequest, call: Call) -> AsyncIterator[pb.WatchCasesResponse]:
+        """Events of all cases that match, in commit order, from now on or from a token."""
+        wire.not_yet(request.from_start and not request.resume_token, "CaseService.WatchCases.from_start")
+        selection = wire.watch_selection(request.filter)
+        types, token = frozenset(request.event_types), request.resume_token
+        delivered, known = token, _Known(self._engine, call.meta)
+        events = self._engine.watch_cases(resume_token=token, meta=call.meta)
+
+        def slow() -> SlowReader:
+            return SlowReader("resume_token", delivered)
+
+        async with aclosing(followed(events, slow)) as stream:
+            async for found in stream:
+                if found is QUIET:
+                    yield pb.WatchCasesResponse(resume_token=token)
+                    continue
+                event, token = found
+                wanted = not types or event.event_type in types
+                if wanted and (selection is None or selection(await known.case(event))):
+                    yield pb.WatchCasesResponse(event=wire.history_event(event), resume_token=token)
+                delivered = token
+
+    # -- shared -------------------------------------------------------------------------------------------------------
+
+    async def _run(self, request: pb.RunCaseRequest, meta: CallMeta) -> pb.RunCaseResponse:
+        view = await self._engine.run_case(
+            wire.spec_id(request.spec_id),
+            request.data_json or None,
+            case_id=request.case_id,
+            business_key=request.business_key,
+            version=request.spec_version,
+            meta=meta,
+        )
+        return await self._ran(view, request, meta)
+
+    async def _ran(self, view: CaseView, request: pb.RunCaseRequest, meta: CallMeta) -> pb.RunCaseResponse:
+        if request.HasField("wait"):
+            view = await self._waited(view, wire.duration_ns(request.wait, "wait"), meta)
+        history = await self._history(view, meta) if request.include_history else None
+        return wire.ran(view, wire.whole(request.view), history)
+
+    async def _waited(self, view: CaseView, wait_ns: int, meta: CallMeta) -> CaseView:
+        """The case once it has ended or `wait_ns` is over."""
+        if not wait_ns or view.state in wire.ENDED:
+            return view
+        return await self._engine.wait_case(view.case_id, meta=self._until(meta, wait_ns))
+
+    async def _wait_for(self, name: str, wanted: frozenset[str], meta: CallMeta, reader: CallMeta) -> CaseView:
+        """The case once it is in one of `wanted`, or as it is at the deadline of `meta`."""
+        view = await self._engine.get_case(name, meta=reader)
+        left = (meta.deadline - self._engine.now()) / wire.NS_PER_S if meta.deadline else None
+        if view.state in wanted:
+            return view
+        try:
+            async with (
+                asyncio.timeout(left),
+                aclosing(self._engine.watch_case(name, after_sequence=view.sequence, meta=reader)) as events,  # type: ignore[type-var]  # a generator
+            ):
+                async for event in events:
+                    if event.event_type == "state_changed":
+                        view = await self._engine.get_case(name, meta=reader)
+                        if view.state in wanted:
+                            return view
+        except TimeoutError:
+            return view
+        return await self._engine.get_case(name, meta=reader)
+
+    def _until(self, meta: CallMeta, wait_ns: int) -> CallMeta:
+        """The caller with a deadline that is not later than in `wait_ns`."""
+        end = self._engine.now() + wait_ns
+        return msgspec.structs.replace(meta, deadline=min(end, meta.deadline) if meta.deadline else end, request_id="")
+
+    async def _history(self, view: CaseView, meta: CallMeta) -> list[pb.HistoryEvent]:
+        page = await self._engine.get_case_history(view.case_id, page_size=HISTORY_SHOWN, meta=meta)
+        return [wire.history_event(event) for event in page.items]
+
+
+class _Known:
+    """The cases of watched events. What a watch may filter by never changes, so each case is read once."""
+
+    def __init__(self, engine: WorkflowEngine, meta: CallMeta) -> None:
+        self._engine = engine
+        self._meta = meta
+        self._cases: OrderedDict[str, CaseView] = OrderedDict()
+
+    async def case(self, event: HistoryEvent) -> CaseView:
+        found = self._cases.get(event.case_id)
+        if found is None:
+            view = await self._engine.get_case(event.case_id, meta=self._meta)
+            found = self._cases[event.case_id] = msgspec.structs.replace(view, data=b"", work=(), incidents=())
+            if len(self._cases) > WATCHED_CASES:
+                self._cases.popitem(last=False)
+        return found

@@ -1,0 +1,94 @@
+"""PatternService: the catalogue of the 43 patterns, and running one as a case of its own."""
+
+# ruff: noqa: N802  # methods are named like the contract's calls
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from knhk_sidecar.api import pb, wire
+from knhk_sidecar.api.faults import to_status
+from knhk_sidecar.api.services.operation import Call
+from knhk_sidecar.api.services.streams import multiplexed
+from knhk_workflow import CallMeta, InvalidInput, PatternExecutionContext, Unsupported, WorkflowEngine, WorkflowError
+
+
+class PatternService:
+    """Over the engine's catalogue."""
+
+    def __init__(self, engine: WorkflowEngine) -> None:
+        self._engine = engine
+
+    async def ListPatterns(self, request: pb.ListPatternsRequest, call: Call) -> pb.ListPatternsResponse:
+        """The catalogue by number. The token is the last number shown."""
+        token, category = request.page_token, request.category
+        if token and not (token.isdecimal() and len(token) < 3):
+            raise InvalidInput.field("page_token", "is not a page token", "use the next_page_token of a page")
+        after = int(token or 0)
+        wanted = [
+            view for view in self._engine.list_patterns() if view.pattern_id > after and category in ("", view.category)
+        ]
+        size = request.page_size or len(wanted)
+        return pb.ListPatternsResponse(
+            patterns=[wire.pattern(view, False) for view in wanted[:size]],
+            next_page_token=str(wanted[size - 1].pattern_id) if len(wanted) > size else "",
+        )
+
+    async def GetPattern(self, request: pb.GetPatternRequest, call: Call) -> pb.GetPatternResponse:
+        """One pattern with net and script."""
+        return pb.GetPatternResponse(pattern=wire.pattern(self._engine.get_pattern(request.pattern_id), True))
+
+    async def ExecutePattern(self, request: pb.ExecutePatternRequest, call: Call) -> pb.ExecutePatternResponse:
+        """Run one pattern's net."""
+        return await self._run(request, wire.mutation(call.meta, request.request_id))
+
+    async def ExecutePatterns(self, request: pb.ExecutePatternsRequest, call: Call) -> pb.ExecutePatternsResponse:
+        """Run a list. Elements without an idempotency key of their own go to the engine as one batch."""
+        elements = request.executions
+        wire.batch(len(elements), "executions")
+        results: list[pb.ExecutePatternResult | None] = [None] * len(elements)
+        together: list[tuple[int, tuple[int, PatternExecutionContext]]] = []
+        for index, element in enumerate(elements):
+            try:
+                if element.request_id or request.request_id:
+                    key = element.request_id or wire.element_id(request.request_id, index)
+                    response = await self._run(element, wire.mutation(call.meta, key))
+                    results[index] = pb.ExecutePatternResult(response=response)
+                else:
+                    together.append((index, (self._available(element.pattern_id), wire.pattern_context(element))))
+            except WorkflowError as error:
+                results[index] = pb.ExecutePatternResult(error=to_status(error))
+        outcomes = await self._engine.execute_patterns([run for _, run in together], meta=call.meta) if together else []
+        for (index, _), outcome in zip(together, outcomes, strict=True):
+            if isinstance(outcome, WorkflowError):
+                results[index] = pb.ExecutePatternResult(error=to_status(outcome))
+            else:
+                results[index] = pb.ExecutePatternResult(response=wire.pattern_ran(outcome))
+        return pb.ExecutePatternsResponse(results=[result for result in results if result is not None])
+
+    async def StreamExecutePattern(
+        self, requests: AsyncIterator[pb.StreamExecutePatternRequest], call: Call
+    ) -> AsyncIterator[pb.StreamExecutePatternResponse]:
+        """Run patterns as they arrive."""
+        meta = call.meta
+
+        async def carry_out(request: pb.StreamExecutePatternRequest) -> pb.StreamExecutePatternResponse:
+            execution = request.execution
+            try:
+                response = await self._run(execution, wire.mutation(meta, execution.request_id or request.request_id))
+            except Exception as error:  # noqa: BLE001  # an element's error is the element's answer; unknown ones are logged
+                return pb.StreamExecutePatternResponse(correlation_id=request.correlation_id, error=to_status(error))
+            return pb.StreamExecutePatternResponse(correlation_id=request.correlation_id, response=response)
+
+        async for response in multiplexed(requests, carry_out):
+            yield response
+
+    async def _run(self, request: pb.ExecutePatternRequest, meta: CallMeta) -> pb.ExecutePatternResponse:
+        number = self._available(request.pattern_id)
+        return wire.pattern_ran(await self._engine.execute_pattern(number, wire.pattern_context(request), meta=meta))
+
+    def _available(self, number: int) -> int:
+        view = self._engine.get_pattern(wire.pattern_id(number))
+        if not view.available:
+            raise Unsupported(f"pattern {view.pattern_id} ({view.name})", "ListPatterns says which can be executed")
+        return view.pattern_id

@@ -1,0 +1,81 @@
+"""WorkflowService: documents are verified, versioned and immutable once registered."""
+
+# ruff: noqa: N802  # methods are named like the contract's calls
+
+from __future__ import annotations
+
+from knhk_sidecar.api import pb, wire
+from knhk_sidecar.api.services.operation import Call
+from knhk_sidecar.api.services.pages import filtered
+from knhk_workflow import InvalidInput, NotFound, Page, WorkflowEngine, WorkflowView
+
+VERSIONS_ASKED_MAX = 1_000  # of one workflow, when all are deleted and the answer names them
+
+
+class WorkflowService:
+    """Over the engine's definitions."""
+
+    def __init__(self, engine: WorkflowEngine) -> None:
+        self._engine = engine
+
+    async def RegisterWorkflow(self, request: pb.RegisterWorkflowRequest, call: Call) -> pb.RegisterWorkflowResponse:
+        """Register; the same content again is the same version."""
+        text, form = wire.source(request)
+        meta = wire.mutation(call.meta, request.request_id)
+        view = await self._engine.register_workflow(text, format=form, allow_unsound=request.allow_unsound, meta=meta)
+        return wire.registered(view)
+
+    async def ValidateWorkflow(self, request: pb.ValidateWorkflowRequest, call: Call) -> pb.ValidateWorkflowResponse:
+        """What registering would say. A document that cannot be read is a finding, not an error of the call."""
+        text, form = wire.source(request)
+        try:
+            return wire.validated(await self._engine.validate_workflow(text, format=form, meta=call.meta))
+        except InvalidInput as unreadable:
+            return wire.unreadable(unreadable)
+
+    async def GetWorkflow(self, request: pb.GetWorkflowRequest, call: Call) -> pb.GetWorkflowResponse:
+        """One version with its document."""
+        spec_id, version = wire.spec_id(request.spec_id), request.version
+        view = await self._engine.get_workflow(spec_id, version, meta=call.meta)
+        latest = not version or view.version == await self._latest(spec_id, call)
+        return pb.GetWorkflowResponse(workflow=wire.workflow(view, latest))
+
+    async def ListWorkflows(self, request: pb.ListWorkflowsRequest, call: Call) -> pb.ListWorkflowsResponse:
+        """The newest version of each workflow, by id."""
+        wire.not_yet(request.all_versions, "WorkflowService.ListWorkflows.all_versions")
+        prefix = request.spec_id_prefix
+
+        async def fetch(size: int, token: str) -> Page[WorkflowView]:
+            return await self._engine.list_workflows(page_size=size, page_token=token, meta=call.meta)
+
+        def keep(view: WorkflowView) -> bool:
+            return view.spec_id.startswith(prefix)
+
+        page = await filtered(
+            fetch,
+            keep if prefix else None,
+            request.page_size,
+            request.page_token,
+            wire.fingerprint(prefix.encode()),
+        )
+        return pb.ListWorkflowsResponse(
+            workflows=[wire.workflow(view, True) for view in page.items], next_page_token=page.next_token
+        )
+
+    async def DeleteWorkflow(self, request: pb.DeleteWorkflowRequest, call: Call) -> pb.DeleteWorkflowResponse:
+        """Take one version, or all of them, out of use."""
+        spec_id, version = wire.spec_id(request.spec_id), request.version
+        meta = wire.mutation(call.meta, request.request_id)
+        versions = [version]
+        if not version:
+            newest = await self._latest(spec_id, call)
+            versions = list(range(max(1, newest - VERSIONS_ASKED_MAX + 1), newest + 1))
+        await self._engine.delete_workflow(spec_id, version, meta=meta)
+        return pb.DeleteWorkflowResponse(spec_id=spec_id, deleted_versions=versions)
+
+    async def _latest(self, spec_id: str, call: Call) -> int:
+        """The newest active version; 0 when all are deleted."""
+        try:
+            return (await self._engine.get_workflow(spec_id, meta=call.meta)).version
+        except NotFound:
+            return 0

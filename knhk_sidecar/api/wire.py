@@ -1,0 +1,709 @@
+"""The one place that knows both the contract's messages and the engine's types.
+
+Requests are parsed here, once: what comes out is trusted inside. Answers are built here, each message in one
+constructor call, because reading and writing single protobuf fields is what costs. JSON passes through untouched; the
+engine checks it.
+
+Errors are InvalidInput with the path in the request, what was expected and an example. What the contract has and this
+version does not carry out is `Unsupported` naming the field, never ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import blake2b
+from typing import Final, NamedTuple, TypeAlias
+
+import msgspec
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from knhk_sidecar.api import pb
+from knhk_sidecar.api.faults import Stale
+from knhk_workflow import (
+    CallMeta,
+    CaseFilter,
+    CaseView,
+    CompleteRequest,
+    Explanation,
+    GuardReading,
+    HistoryEvent,
+    IncidentView,
+    InvalidInput,
+    LimitExceeded,
+    PatternExecutionContext,
+    PatternResult,
+    PatternView,
+    Problem,
+    RunRequest,
+    Stimulus,
+    TaskExplanation,
+    Unsupported,
+    Validation,
+    WorkflowView,
+    WorkItemFilter,
+    WorkItemView,
+    WrongState,
+)
+
+REQUEST_ID_BYTES_MAX = 128  # room for two UUIDs and a prefix; it is part of a key
+ID_BYTES_MAX = 256  # the engine's limit of an id
+BATCH_MAX = 1_000  # elements of a list; one group commit holds about as many
+OPEN_ITEMS_SHOWN = 1_000  # of an executed case; the rest is in ListWorkItems
+NS_PER_S = 1_000_000_000
+
+LIMITS: Final = pb.Limits(
+    request_bytes=4 * 1024 * 1024,
+    document_bytes=5 * 1024 * 1024,
+    case_data_bytes=2 * 1024 * 1024,
+    batch_elements=BATCH_MAX,
+    page_elements=1_000,
+    subnet_depth=256,
+    live_tokens=10_000,
+    open_items=10_000,
+    instances=10_000,
+    request_id_bytes=REQUEST_ID_BYTES_MAX,
+    request_id_window=Duration(seconds=24 * 3600),
+    settle_firings=100_000,
+    streams_per_connection=16,
+)
+"""What no request may exceed, as GetStatus tells it."""
+
+CaseState: TypeAlias = "pb.CaseState.ValueType"
+
+CASE_STATES: Final[Mapping[str, CaseState]] = {
+    "created": pb.CASE_STATE_CREATED,
+    "running": pb.CASE_STATE_RUNNING,
+    "completed": pb.CASE_STATE_COMPLETED,
+    "cancelled": pb.CASE_STATE_CANCELLED,
+    "failed": pb.CASE_STATE_FAILED,
+    "suspended": pb.CASE_STATE_SUSPENDED,
+}
+ENDED: Final = frozenset({"completed", "cancelled", "failed"})
+_CASE_STATE_NAMES: Final = {number: name for name, number in CASE_STATES.items()}
+_ITEM_STATES: Final[Mapping[str, pb.WorkItemState.ValueType]] = {
+    "offered": pb.WORK_ITEM_STATE_OFFERED,
+    "allocated": pb.WORK_ITEM_STATE_ALLOCATED,
+    "started": pb.WORK_ITEM_STATE_STARTED,
+    "suspended": pb.WORK_ITEM_STATE_SUSPENDED,
+    "completed": pb.WORK_ITEM_STATE_COMPLETED,
+    "failed": pb.WORK_ITEM_STATE_FAILED,
+    "skipped": pb.WORK_ITEM_STATE_SKIPPED,
+    "withdrawn": pb.WORK_ITEM_STATE_WITHDRAWN,
+    "terminated": pb.WORK_ITEM_STATE_TERMINATED,
+    "force_completed": pb.WORK_ITEM_STATE_FORCE_COMPLETED,
+}
+_ITEM_STATE_NAMES: Final = {number: name for name, number in _ITEM_STATES.items()}
+_OPEN_ITEM_STATES: Final = frozenset({"offered", "allocated", "started", "suspended"})
+_SEVERITIES: Final[Mapping[str, pb.Severity.ValueType]] = {
+    "error": pb.SEVERITY_ERROR,
+    "warning": pb.SEVERITY_WARNING,
+    "info": pb.SEVERITY_INFO,
+}
+_SOUNDNESS: Final[Mapping[str, pb.Soundness.ValueType]] = {
+    "sound": pb.SOUNDNESS_SOUND,
+    "unsound": pb.SOUNDNESS_UNSOUND,
+    "undecided": pb.SOUNDNESS_UNDECIDED,
+    "unchecked": pb.SOUNDNESS_UNSPECIFIED,
+}
+_TASK_STATUS: Final[Mapping[str, pb.TaskStatus.ValueType]] = {
+    "waiting": pb.TASK_STATUS_WAITING,
+    "offered": pb.TASK_STATUS_ENABLED,
+    "started": pb.TASK_STATUS_STARTED,
+    "incident": pb.TASK_STATUS_INCIDENT,
+    "idle": pb.TASK_STATUS_IDLE,
+}
+_RESOLUTIONS: Final[Mapping[int, str]] = {
+    pb.INCIDENT_RESOLUTION_RETRY: "retry",
+    pb.INCIDENT_RESOLUTION_SKIP: "skip",
+    pb.INCIDENT_RESOLUTION_COMPLETE: "complete",
+    pb.INCIDENT_RESOLUTION_FAIL_CASE: "fail_case",
+}
+_ATTEMPT = re.compile(r"\d+\.\d+\.(\d+)@")
+
+
+# -- what every request has -------------------------------------------------------------------------------------------
+
+
+def mutation(meta: CallMeta, request_id: str) -> CallMeta:
+    """The caller of a change, with its idempotency key."""
+    if not request_id:
+        return meta
+    if len(request_id) * 4 > REQUEST_ID_BYTES_MAX and len(request_id.encode()) > REQUEST_ID_BYTES_MAX:
+        raise InvalidInput.field(
+            "request_id", f"has {len(request_id.encode())} bytes", f"at most {REQUEST_ID_BYTES_MAX}, for example a UUID"
+        )
+    return msgspec.structs.replace(meta, request_id=request_id)
+
+
+def without_deadline(meta: CallMeta) -> CallMeta:
+    """The caller, for reading what a change that is already durable led to."""
+    return msgspec.structs.replace(meta, deadline=0) if meta.deadline else meta
+
+
+def required(value: str, field: str, example: str) -> str:
+    """An id that must be there; its form is the engine's to check."""
+    if not value:
+        raise InvalidInput.field(field, "is missing", f'expected an id, for example "{example}"', code="required")
+    return value
+
+
+def case_id(value: str) -> str:
+    """The id of a case that exists."""
+    return required(value, "case_id", "order-4711")
+
+
+def item_id(value: str) -> str:
+    """The id of a work item."""
+    return required(value, "item_id", "3.1.1@order-4711")
+
+
+def spec_id(value: str) -> str:
+    """The id of a workflow."""
+    return required(value, "spec_id", "order-approval")
+
+
+def duration_ns(value: Duration, field: str) -> int:
+    """A length of time in nanoseconds. An absent one is 0."""
+    length = value.seconds * NS_PER_S + value.nanos
+    if length < 0:
+        raise InvalidInput.field(field, "must not be negative", "for example 1.5s")
+    return length
+
+
+def not_yet(given: bool, feature: str) -> None:
+    """Refuse a request that uses a field which this version does not carry out."""
+    if given:
+        raise Unsupported(feature)
+
+
+def batch(count: int, field: str) -> None:
+    """Refuse an empty or an over-long list."""
+    if not count:
+        raise InvalidInput.field(field, "is empty", f"expected 1 to {BATCH_MAX} elements", code="required")
+    if count > BATCH_MAX:
+        raise LimitExceeded(field, BATCH_MAX, count, "split the list")
+
+
+def element_id(request_id: str, index: int) -> str:
+    """The idempotency key of an element that has none of its own."""
+    return f"{request_id}#{index}" if request_id else ""
+
+
+# -- workflows --------------------------------------------------------------------------------------------------------
+
+
+class SourceText(NamedTuple):
+    """A workflow document as it came, and the format to read it in."""
+
+    text: bytes
+    format: str
+
+
+def source(request: pb.RegisterWorkflowRequest | pb.ValidateWorkflowRequest) -> SourceText:
+    """The document of a request. Exactly one of its two forms is there."""
+    if request.WhichOneof("source") == "spec_json":
+        return SourceText(request.spec_json, "json")
+    text = request.document
+    if not text:
+        raise InvalidInput.field(
+            "spec_json", "is missing", 'expected a workflow document, for example {"id": "hello"}', code="required"
+        )
+    form = request.format
+    if form in ("yawl", "bpmn"):
+        raise Unsupported(f"workflow documents in {form} format")
+    if form not in ("", "json", "yaml"):
+        raise InvalidInput.field("format", f"{form!r} is not a document format", "expected json, yaml, yawl or bpmn")
+    # What begins with a brace is meant as JSON; as YAML it would get messages that do not help its author.
+    return SourceText(text, form or ("json" if text.lstrip()[:1] == b"{" else "yaml"))
+
+
+def finding(problem: Problem) -> pb.Finding:
+    """Something that verification has to say."""
+    return pb.Finding(
+        severity=_SEVERITIES.get(problem.severity, pb.SEVERITY_ERROR),
+        code=problem.code,
+        element=problem.path,
+        message=problem.message,
+        hint=problem.hint,
+        trace=problem.trace,
+    )
+
+
+def findings(problems: Iterable[Problem]) -> list[pb.Finding]:
+    """Findings, errors first."""
+    return [finding(problem) for problem in sorted(problems, key=lambda one: one.severity != "error")]
+
+
+def registered(view: WorkflowView) -> pb.RegisterWorkflowResponse:
+    """The answer to a registration."""
+    return pb.RegisterWorkflowResponse(
+        spec_id=view.spec_id,
+        version=view.version,
+        findings=findings(view.findings),
+        created=view.created,
+        digest=view.digest,
+    )
+
+
+def validated(validation: Validation) -> pb.ValidateWorkflowResponse:
+    """The answer to a validation."""
+    errors = any(problem.severity == "error" for problem in validation.findings)
+    return pb.ValidateWorkflowResponse(
+        valid=not errors and validation.verdict != "unsound",
+        findings=findings(validation.findings),
+        soundness=_SOUNDNESS.get(validation.verdict, pb.SOUNDNESS_UNSPECIFIED),
+        spec_id=validation.spec_id,
+    )
+
+
+def unreadable(error: InvalidInput) -> pb.ValidateWorkflowResponse:
+    """The answer to validating something that is no document: its problems are findings too."""
+    problems = error.problems or (Problem("", "unreadable", error.message),)
+    return pb.ValidateWorkflowResponse(valid=False, findings=findings(problems))
+
+
+def workflow(view: WorkflowView, latest: bool) -> pb.Workflow:
+    """A registered version; in lists its document is empty."""
+    return pb.Workflow(
+        spec_id=view.spec_id,
+        version=view.version,
+        name=view.name,
+        spec_json=view.document,
+        digest=view.digest,
+        findings=findings(view.findings),
+        register_time=time(view.registered_at),
+        registered_by=view.registered_by,
+        task_count=_tasks(view.document) if view.document else 0,
+        latest=latest,
+    )
+
+
+class _Tasks(msgspec.Struct):
+    """The part of a document that holds tasks, in either of its shapes."""
+
+    tasks: list[msgspec.Raw] | dict[str, msgspec.Raw] | None = None
+    nets: dict[str, _Net] | list[_Net] | None = None
+
+
+class _Net(msgspec.Struct):
+    tasks: list[msgspec.Raw] | dict[str, msgspec.Raw] | None = None
+
+
+_read_tasks = msgspec.json.Decoder(_Tasks).decode
+
+
+def _tasks(document: bytes) -> int:
+    found = _read_tasks(document)
+    nets = found.nets or {}
+    each = nets.values() if isinstance(nets, dict) else nets
+    return len(found.tasks or ()) + sum(len(net.tasks or ()) for net in each)
+
+
+# -- cases ------------------------------------------------------------------------------------------------------------
+
+
+def run_request(request: pb.RunCaseRequest | pb.CreateCaseRequest) -> RunRequest:
+    """What to create."""
+    return RunRequest(
+        spec_id(request.spec_id), request.data_json or None, request.case_id, request.business_key, request.spec_version
+    )
+
+
+def case(view: CaseView, full: bool = True) -> pb.Case:
+    """A case. BASIC leaves data and live tasks out."""
+    return pb.Case(
+        case_id=view.case_id,
+        spec_id=view.spec_id,
+        spec_version=view.spec_version,
+        state=CASE_STATES[view.state],
+        data_json=view.data if full else b"",
+        business_key=view.business_key,
+        sequence=view.sequence,
+        create_time=time(view.created_at),
+        update_time=time(view.updated_at),
+        end_time=time(view.updated_at) if view.state in ENDED else None,
+        open_incident_count=view.open_incidents,
+        open_work_item_count=view.open_items,
+        live_tasks=_live_tasks(view) if full and (view.work or view.incidents) else None,
+        reason=view.reason,
+    )
+
+
+def _live_tasks(view: CaseView) -> list[pb.LiveTask]:
+    """One per activation with open work, then one per task that an incident holds."""
+    found: dict[tuple[str, int], pb.LiveTask] = {}
+    for item in view.work:
+        activation, _ = item_numbers(item.item_id)
+        task = found.get((item.task_id, activation))
+        if task is None:
+            task = found[item.task_id, activation] = pb.LiveTask(
+                task_id=item.task_id, net=item.net, activation=activation, status="offered"
+            )
+        task.open_instances += 1
+        if item.state in ("started", "suspended"):
+            task.status = item.state
+    stopped = [pb.LiveTask(task_id=one.task_id, status="incident") for one in view.incidents if one.task_id]
+    return [*found.values(), *stopped]
+
+
+def whole(view: pb.CaseView.ValueType) -> bool:
+    """Whether a request for one case wants all of it."""
+    return view != pb.CASE_VIEW_BASIC
+
+
+def executed(view: CaseView, full: bool, history: list[pb.HistoryEvent] | None = None) -> pb.ExecuteCaseResponse:
+    """A case at rest, with what is left for the outside."""
+    return pb.ExecuteCaseResponse(
+        case=case(view, full),
+        open_work_items=[work_item(item) for item in view.work[:OPEN_ITEMS_SHOWN]] if view.work else None,
+        history=history,
+    )
+
+
+def ran(view: CaseView, full: bool, history: list[pb.HistoryEvent] | None = None) -> pb.RunCaseResponse:
+    """A case at rest, with what is left for the outside."""
+    return pb.RunCaseResponse(
+        case=case(view, full),
+        open_work_items=[work_item(item) for item in view.work[:OPEN_ITEMS_SHOWN]] if view.work else None,
+        history=history,
+    )
+
+
+def states(wanted: Iterable[CaseState], field: str) -> frozenset[str]:
+    """Names of case states; an empty set is any."""
+    names = set()
+    for position, number in enumerate(wanted):
+        name = _CASE_STATE_NAMES.get(number)
+        if name is None:
+            raise InvalidInput.field(f"{field}[{position}]", f"{number} is not a case state", _expected(CASE_STATES))
+        names.add(name)
+    return frozenset(names)
+
+
+class CaseSelection(NamedTuple):
+    """A case filter: what the engine's index answers, and what is asked of each case beyond that."""
+
+    wanted: CaseFilter
+    keep: Callable[[CaseView], bool] | None
+    mark: bytes  # stands for the part that the engine does not see, to bind page tokens to it
+
+
+def case_selection(request: pb.CaseFilter) -> CaseSelection:
+    """Take a filter apart."""
+    names = states(request.states, "filter.states")
+    wanted = CaseFilter(next(iter(names)) if len(names) == 1 else "", request.spec_id, request.business_key)
+    rest = pb.CaseFilter()
+    rest.CopyFrom(request)
+    for field in ("spec_id", "business_key", *(("states",) if len(names) == 1 else ())):
+        rest.ClearField(field)
+    mark = rest.SerializeToString(deterministic=True)
+    return CaseSelection(wanted, _matching(rest), fingerprint(mark)) if mark else CaseSelection(wanted, None, b"")
+
+
+def watch_selection(request: pb.CaseFilter) -> Callable[[CaseView], bool] | None:
+    """Which cases' events to show; None is all. Only by what never changes in a case: a resumed watch sees the same."""
+    for field, given in (
+        ("states", bool(request.states)),
+        ("ended_before", request.HasField("ended_before")),
+        ("with_incidents", request.with_incidents),
+    ):
+        if given:
+            raise InvalidInput.field(
+                f"filter.{field}", "changes while a case lives and cannot select its events", "use event_types instead"
+            )
+    return _matching(request) if request.ByteSize() else None
+
+
+def _matching(request: pb.CaseFilter) -> Callable[[CaseView], bool]:
+    names = states(request.states, "filter.states")
+    after = _instant(request.created_after) if request.HasField("created_after") else None
+    before = _instant(request.created_before) if request.HasField("created_before") else None
+    ended = _instant(request.ended_before) if request.HasField("ended_before") else None
+    spec, version, key = request.spec_id, request.spec_version, request.business_key
+    prefix, incidents = request.case_id_prefix, request.with_incidents
+
+    def keep(view: CaseView) -> bool:
+        return (
+            spec in ("", view.spec_id)
+            and key in ("", view.business_key)
+            and version in (0, view.spec_version)
+            and (not names or view.state in names)
+            and view.case_id.startswith(prefix)
+            and (after is None or view.created_at >= after)
+            and (before is None or view.created_at < before)
+            and (ended is None or (view.state in ENDED and view.updated_at < ended))
+            and (not incidents or view.open_incidents > 0)
+        )
+
+    return keep
+
+
+def fingerprint(text: bytes) -> bytes:
+    """A short mark of a filter."""
+    return blake2b(text, digest_size=6).digest()
+
+
+def incident(view: IncidentView, spec: str = "") -> pb.Incident:
+    """An open incident."""
+    return pb.Incident(
+        incident_id=view.incident_id,
+        case_id=view.case_id,
+        spec_id=spec,
+        kind=view.kind,
+        task_id=view.task_id,
+        message=view.message,
+        time=time(view.raised_at),
+    )
+
+
+def incident_id(request: pb.ResolveIncidentRequest) -> str:
+    """The engine's id of an incident: `number@case`; callers may give the number alone beside the case."""
+    given = required(request.incident_id, "incident_id", "1@order-4711")
+    if "@" not in given:
+        return f"{given}@{case_id(request.case_id)}"
+    if request.case_id and given.partition("@")[2] != request.case_id:
+        raise InvalidInput.field(
+            "incident_id", f"{given!r} is not an incident of case {request.case_id!r}", "take both from ListIncidents"
+        )
+    return given
+
+
+def resolution(request: pb.ResolveIncidentRequest) -> str:
+    """The engine's name of what to do."""
+    name = _RESOLUTIONS.get(request.resolution)
+    if name is None:
+        raise InvalidInput.field("resolution", "is missing or unknown", _expected(_RESOLUTIONS.values()))
+    if request.data_json and name != "complete":
+        raise InvalidInput.field("data_json", f"has no meaning with {name}", "leave it out, or use COMPLETE")
+    return name
+
+
+def history_event(event: HistoryEvent) -> pb.HistoryEvent:
+    """One entry of a history."""
+    return pb.HistoryEvent(
+        sequence=event.sequence,
+        timestamp=time(event.timestamp),
+        event_type=event.event_type,
+        data_json=event.data,
+        case_id=event.case_id,
+        principal=_by(event.data).by,
+    )
+
+
+class _By(msgspec.Struct):
+    """Who caused an event, as its content says."""
+
+    by: str = ""
+
+
+_by = msgspec.json.Decoder(_By).decode
+
+
+def explained(found: Explanation, task_id: str) -> pb.ExplainCaseResponse:
+    """Why a case is where it is; of one task, when asked for."""
+    return pb.ExplainCaseResponse(
+        case_id=found.case_id,
+        state=CASE_STATES[found.state],
+        sequence=found.sequence,
+        sentence=found.sentence,
+        tasks=[_task(task) for task in found.tasks if not task_id or task.task_id == task_id],
+        incidents=[incident(one) for one in found.incidents],
+    )
+
+
+def _task(task: TaskExplanation) -> pb.TaskExplanation:
+    return pb.TaskExplanation(
+        task_id=task.task_id,
+        net=task.net,
+        status=_TASK_STATUS.get(task.status, pb.TASK_STATUS_UNSPECIFIED),
+        sentence=task.sentence,
+        join_kind=task.join,
+        arrived=task.arrived,
+        missing=task.missing,
+        guards=[_guard(guard) for guard in task.guards],
+        waits_for=[_wait(name, task) for name in task.waits_for],
+        or_join_paths=[pb.OrJoinPath(path=task.path)] if task.path else None,
+        activations=sorted({item_numbers(item)[0] for item in task.items}),
+    )
+
+
+def _guard(guard: GuardReading) -> pb.GuardExplanation:
+    decided = guard.result in ("true", "false")
+    return pb.GuardExplanation(
+        flow=guard.flow,
+        expression=guard.expression,
+        value_json=guard.result.encode() if decided else b"",
+        error="" if decided else guard.result,
+        inputs_json=msgspec.json.encode(guard.values),
+    )
+
+
+def _wait(name: str, task: TaskExplanation) -> pb.WaitExplanation:
+    """What a name in `waits_for` stands for follows from where the task stands."""
+    if name.startswith("incident "):
+        return pb.WaitExplanation(kind="incident", name=name.removeprefix("incident "))
+    if task.status in ("offered", "started"):
+        return pb.WaitExplanation(kind="work_item" if name in task.items else "sub_net", name=name)
+    return pb.WaitExplanation(kind="token", name=name, detail=f"a token that {name} brings")
+
+
+# -- work items -------------------------------------------------------------------------------------------------------
+
+
+def work_item(view: WorkItemView) -> pb.WorkItem:
+    """A work item. The time of its last change stands at the state that the change led to."""
+    activation, instance = item_numbers(view.item_id)
+    state = view.state
+    changed = time(view.changed_at)
+    return pb.WorkItem(
+        item_id=view.item_id,
+        case_id=view.case_id,
+        spec_id=view.spec_id,
+        task_id=view.task_id,
+        net=view.net,
+        activation=activation,
+        instance=instance,
+        state=_ITEM_STATES[state],
+        roles=view.roles,
+        owner=view.owner,
+        data_json=view.data,
+        attempt=view.attempt,
+        priority=view.priority,
+        create_time=time(view.offered_at),
+        allocate_time=changed if state == "allocated" else None,
+        start_time=changed if state == "started" else None,
+        end_time=None if state in _OPEN_ITEM_STATES else changed,
+        title=view.task_name or view.task_id,
+    )
+
+
+def item_numbers(name: str) -> tuple[int, int]:
+    """Activation and instance in the engine's own item id."""
+    activation, instance, _ = name.split(".", 2)
+    return int(activation), int(instance)
+
+
+def present_attempt(name: str, attempt: int) -> None:
+    """Refuse a result of another attempt than the item's. 0 means the present one."""
+    if attempt and (found := _ATTEMPT.match(name)) and int(found[1]) != attempt:
+        raise Stale("work item", name, f"attempt {attempt}", f"attempt {found[1]}", "list the work again")
+
+
+def stale(error: WrongState) -> WrongState:
+    """The same refusal as Stale when what differs is a sequence or an attempt, i.e. when somebody else was faster."""
+    for counter in ("at sequence ", "attempt "):
+        if error.expected.startswith(counter) and error.actual.startswith(counter):
+            return Stale(error.kind, error.name, error.expected, error.actual, "read it again and repeat the change")
+    return error
+
+
+def item_filter(request: pb.ListWorkItemsRequest) -> WorkItemFilter:
+    """Which items to list."""
+    state = ""
+    if request.state:
+        name = _ITEM_STATE_NAMES.get(request.state)
+        if name is None:
+            raise InvalidInput.field("state", f"{request.state} is not a work item state", _expected(_ITEM_STATES))
+        not_yet(name not in _OPEN_ITEM_STATES, "WorkItemService.ListWorkItems of ended items")
+        state = name
+    return WorkItemFilter(request.role, request.user, state, request.case_id, request.task_id)
+
+
+def completion(request: pb.CompleteWorkItemRequest, user: str) -> CompleteRequest:
+    """What to complete."""
+    name = item_id(request.item_id)
+    present_attempt(name, request.attempt)
+    return CompleteRequest(name, request.output_json or None, user)
+
+
+def completed(item: WorkItemView, view: CaseView) -> pb.CompleteWorkItemResponse:
+    """A completed item, and its case once it came to rest."""
+    opened = [other.item_id for other in view.work if item.changed_at and other.offered_at >= item.changed_at]
+    return pb.CompleteWorkItemResponse(
+        item=work_item(item), case_state=CASE_STATES[view.state], sequence=view.sequence, opened_item_ids=opened
+    )
+
+
+# -- patterns ---------------------------------------------------------------------------------------------------------
+
+PATTERNS = 43  # the catalogue of the literature
+
+
+def pattern(view: PatternView, full: bool) -> pb.Pattern:
+    """An entry of the catalogue; in lists without net and script."""
+    return pb.Pattern(
+        pattern_id=view.pattern_id,
+        name=view.name,
+        aliases=view.aliases,
+        category=view.category,
+        construct=view.construct,
+        context_conditions=[view.context] if view.context else None,
+        literature=view.literature,
+        net_json=view.document if full else b"",
+        default_script=[_stimulus(one) for one in view.script] if full else None,
+        summary=view.semantics,
+        available=view.available,
+    )
+
+
+def _stimulus(one: Stimulus) -> pb.Stimulus:
+    return pb.Stimulus(move=one.move, task=one.task, name=one.name, data_json=one.data)
+
+
+def pattern_id(number: int) -> int:
+    """The number of a pattern to run."""
+    if not 1 <= number <= PATTERNS:
+        raise InvalidInput.field(
+            "pattern_id", f"{number} is not a pattern", "expected 1 to 43, for example 1 (Sequence)"
+        )
+    return number
+
+
+def pattern_context(request: pb.ExecutePatternRequest) -> PatternExecutionContext:
+    """The surroundings of one run."""
+    return PatternExecutionContext(
+        case_id=request.case_id,
+        workflow_id=request.workflow_id,
+        variables=dict(request.variables),
+        data=request.data_json,
+        script=tuple(Stimulus(one.move, one.task, one.name, one.data_json) for one in request.script),
+        durable=request.durable,
+    )
+
+
+def pattern_ran(result: PatternResult) -> pb.ExecutePatternResponse:
+    """What running a pattern gave."""
+    return pb.ExecutePatternResponse(
+        success=result.success,
+        next_state=result.next_state,
+        next_activities=result.next_activities,
+        variables=result.variables,
+        updates_json=result.updates,
+        cancel_activities=result.cancel_activities,
+        terminates=result.terminates,
+        trace=[history_event(event) for event in result.trace],
+        case_id=result.case_id,
+    )
+
+
+# -- times ------------------------------------------------------------------------------------------------------------
+
+
+def time(ns: int) -> Timestamp | None:
+    """A point in time; 0 is none."""
+    return Timestamp(seconds=ns // NS_PER_S, nanos=ns % NS_PER_S) if ns else None
+
+
+def length(ns: int) -> Duration:
+    """A length of time."""
+    return Duration(seconds=ns // NS_PER_S, nanos=ns % NS_PER_S)
+
+
+def _instant(value: Timestamp) -> int:
+    return value.seconds * NS_PER_S + value.nanos
+
+
+def _expected(names: Iterable[str]) -> str:
+    return f"expected one of {', '.join(sorted(names))}"
