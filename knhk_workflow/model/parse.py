@@ -27,6 +27,7 @@ from knhk_workflow.model.fields import (
     Fields,
     Problems,
     duration,
+    encodable,
     expression,
     identifier,
     instant,
