@@ -28,7 +28,7 @@ MASK: Final = "********"
 Value = bool | int | float | str | tuple[str, ...]
 T = TypeVar("T", bound=Value)
 
-# Kubernetes puts variables for every Service of the namespace into a pod: those of one named kgc-sidecar are no settings.
+# Kubernetes puts variables for every Service into a pod: those of one named kgc-sidecar are no settings.
 _SERVICE_LINK = re.compile(r"KGC_SIDECAR_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 _SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
@@ -493,7 +493,7 @@ def load(
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host (127.0.0.1 when missing) and port of `host:port`, `[v6]:port`, `:port` or `port`. ValueError says what is wrong."""
+    """Host (default 127.0.0.1) and port of `host:port`, `[v6]:port`, `:port` or `port`. ValueError says why not."""
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
     if not port.isascii() or not port.isdecimal() or int(port) > 65_535:
@@ -756,10 +756,9 @@ def _combination_problems(config: SidecarConfig) -> Iterable[Problem]:
 def _loopback_problems(config: SidecarConfig) -> Iterable[Problem]:
     """Whoever has no identity must at least be on this host."""
     must: dict[str, str] = {"plain_address": "it has no TLS"}
-    if config.dev:
-        must["http_address"] = "developer mode lets every caller in"
-    elif not config.auth_enabled:
-        must["http_address"] = "auth_enabled is false"
+    if config.dev or not config.auth_enabled:
+        why = "developer mode lets every caller in" if config.dev else "auth_enabled is false"
+        must["http_address"] = must["health_address"] = why
     if not config.dev and not config.tls_enabled:
         must["address"] = "tls_enabled is false, so that no caller can be identified"
         must.setdefault("http_address", must["address"])

@@ -1,0 +1,159 @@
+"""The check of a peer's leaf certificate that TLS does not do: is it an X509-SVID, signed by who may vouch for it?
+
+TLS has verified the chain against the listener's authorities before any of this runs. It accepts much that the
+X509-SVID standard (sections 4 and 5) forbids, and it does not know that an authority may sign ids of its own trust
+domain only.
+
+Rules for a leaf: exactly one URI SAN, a SPIFFE id with a path; not a CA; key usage present, critical, with
+digitalSignature and without keyCertSign and cRLSign; an extended key usage, when present, has serverAuth and
+clientAuth; inside its validity; signed by an authority of the id's own trust domain.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from knhk_sidecar.identity.spiffe_id import InvalidSpiffeId, SpiffeId, TrustDomain
+
+LEAF_BYTES_MAX: Final = 16 * 1024  # a leaf with the longest id has 4 KB; larger ones are not worth parsing
+CACHE_SIZE: Final = 4_096  # leaves; every client has one at a time, and a rotation twice as many for a moment
+
+
+class RefusedCertificate(Exception):
+    """A certificate that is no X509-SVID for this listener. The message is for the log, not for the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A leaf that passed: whose it is, until when (Unix seconds), and its SHA-256 in hex."""
+
+    spiffe_id: SpiffeId
+    not_after: float
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bundles:
+    """The authorities of every trust domain that a listener accepts, intermediates included where they are known."""
+
+    authorities: Mapping[TrustDomain, tuple[x509.Certificate, ...]]
+
+    @classmethod
+    def parse(cls, pem: Mapping[TrustDomain, bytes]) -> Bundles:
+        """From PEM. Raises ValueError when one is not PEM or has no certificate."""
+        return cls({domain: tuple(x509.load_pem_x509_certificates(text)) for domain, text in pem.items()})
+
+
+class LeafCheck:
+    """Checks leaves against bundles and remembers those that passed, until they expire or the bundles change."""
+
+    def __init__(self, bundles: Bundles, clock: Callable[[], float] = time.time) -> None:
+        self._bundles = bundles
+        self._clock = clock
+        self._passed: dict[bytes, Leaf] = {}
+
+    def replace(self, bundles: Bundles) -> None:
+        """From now on these authorities count; every leaf is checked anew."""
+        self._bundles = bundles
+        self._passed = {}
+
+    def check(self, pem: bytes) -> Leaf:
+        """The leaf's identity. Raises RefusedCertificate. A known leaf is a look-up; its end is compared each time."""
+        leaf = self._passed.get(pem)
+        now = self._clock()
+        if leaf is None:
+            leaf = parse_leaf(pem, self._bundles, now)
+            if len(self._passed) >= CACHE_SIZE:  # the oldest goes
+                del self._passed[next(iter(self._passed))]
+            self._passed[pem] = leaf
+        elif now > leaf.not_after:
+            raise RefusedCertificate("has expired")
+        return leaf
+
+
+def parse_leaf(pem: bytes, bundles: Bundles, now: float) -> Leaf:
+    """The identity in a leaf that TLS accepted; every rule of the module's docstring. Raises RefusedCertificate."""
+    if len(pem) > LEAF_BYTES_MAX:
+        raise RefusedCertificate(f"has more than {LEAF_BYTES_MAX} bytes")
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        extensions = certificate.extensions
+        spiffe_id = _spiffe_id(extensions)
+        _usage(extensions)
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise RefusedCertificate(f"cannot be parsed: {error}") from error
+    begin, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+    if not begin <= now <= end:
+        raise RefusedCertificate("has expired" if now > end else "is not valid yet")
+    _authority(certificate, spiffe_id, bundles)
+    return Leaf(spiffe_id, end, certificate.fingerprint(hashes.SHA256()).hex())
+
+
+def _spiffe_id(extensions: x509.Extensions) -> SpiffeId:
+    try:
+        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        raise RefusedCertificate("has no subject alternative name") from None
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    if len(uris) != 1:
+        raise RefusedCertificate(f"has {len(uris)} URI names, not one")
+    try:
+        return SpiffeId.parse(uris[0])
+    except InvalidSpiffeId as error:
+        raise RefusedCertificate(f"has an id that {error}") from None
+
+
+def _usage(extensions: x509.Extensions) -> None:
+    try:
+        if extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+            raise RefusedCertificate("is an authority")
+    except x509.ExtensionNotFound:
+        pass  # absent means: not an authority
+    try:
+        usage = extensions.get_extension_for_class(x509.KeyUsage)
+    except x509.ExtensionNotFound:
+        raise RefusedCertificate("has no key usage") from None
+    if not usage.critical:
+        raise RefusedCertificate("has a key usage that is not critical")
+    if not usage.value.digital_signature:
+        raise RefusedCertificate("may not sign")
+    if usage.value.key_cert_sign or usage.value.crl_sign:
+        raise RefusedCertificate("may sign certificates or revocations")
+    try:
+        purposes: Iterable[x509.ObjectIdentifier] = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return
+    if not {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH} <= set(purposes):
+        raise RefusedCertificate("has an extended key usage without serverAuth and clientAuth")
+
+
+def _authority(certificate: x509.Certificate, spiffe_id: SpiffeId, bundles: Bundles) -> None:
+    """Signed by an authority of its own domain.
+
+    A listener with a single trust domain needs no look at the signature: TLS has verified the chain, through whatever
+    intermediates the peer sent, against exactly these roots. With several, the signer must be in the domain's own
+    bundle, since the chain that TLS used is not shown to us.
+    """
+    own = bundles.authorities.get(spiffe_id.trust_domain)
+    if own is None:
+        raise RefusedCertificate(f"is of the trust domain {spiffe_id.trust_domain}, which may not call here")
+    if len(bundles.authorities) > 1 and not _signed_by(certificate, own):
+        raise RefusedCertificate(f"is not signed by an authority of {spiffe_id.trust_domain}")
+
+
+def _signed_by(certificate: x509.Certificate, authorities: Sequence[x509.Certificate]) -> bool:
+    for authority in authorities:
+        try:
+            certificate.verify_directly_issued_by(authority)
+        except (ValueError, TypeError, InvalidSignature):
+            continue
+        return True
+    return False

@@ -1,0 +1,178 @@
+"""Server TLS from files that may change at any time.
+
+gRPC asks for key, chain and authorities at each new connection, on one of its own threads, through a function that may
+neither block nor raise. So that function only hands out what is in memory; `follow` looks at the files once per
+LOOK_INTERVAL, reads them when they changed and checks them as a whole. Only a set that fits together replaces the one
+in use; one that does not is logged once, and the old one stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, cast
+
+import grpc
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from knhk_sidecar.identity.certificate import Bundles, LeafCheck
+from knhk_sidecar.identity.spiffe_id import SpiffeId, TrustDomain
+
+LOOK_INTERVAL: Final = 1.0  # s; agents replace certificates minutes before they end, and three stats cost nothing
+FILE_BYTES_MAX: Final = 1024 * 1024  # a bundle of many authorities has some tens of KB
+
+_log = structlog.get_logger(__name__)
+
+
+class InvalidMaterial(Exception):
+    """Key, certificate and authorities cannot be used together; the message names the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Paths of the PEM files."""
+
+    cert: str
+    key: str
+    ca: str
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """One consistent set. `spiffe_id` is the server's own, None when its certificate has none."""
+
+    cert: bytes
+    key: bytes
+    ca: bytes
+    spiffe_id: SpiffeId | None
+
+    @property
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        """As gRPC wants it."""
+        return grpc.ssl_server_certificate_configuration([(self.key, self.cert)], self.ca)
+
+
+class TlsSource:
+    """Credentials for the mTLS listener and the check of its callers, both following the files."""
+
+    def __init__(self, files: TlsFiles, trust_domain: TrustDomain | None = None) -> None:
+        """Reads the files. Without `trust_domain`, callers have to be of the server's own. Raises InvalidMaterial."""
+        self._files = files
+        self._stamp = _stamp(files)
+        self.material = read_material(files)
+        if trust_domain is None:
+            if self.material.spiffe_id is None:
+                raise InvalidMaterial(f"{files.cert} has no SPIFFE id: set spiffe_trust_domain to that of the callers")
+            trust_domain = self.material.spiffe_id.trust_domain
+        self.trust_domain = trust_domain
+        self.leaves = LeafCheck(self._bundles())
+        self._offered = self.material
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """mTLS credentials: a client certificate is required; new connections get the newest material."""
+        newer = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._newer)  # the stubs do not know of None
+        return grpc.dynamic_ssl_server_credentials(self.material.configuration, newer, True)
+
+    def refresh(self) -> bool:
+        """Looks at the files now; True when new material is in use."""
+        material = self._changed()
+        if material is None:
+            return False
+        self._adopt(material)
+        return True
+
+    def _newer(self) -> grpc.ServerCertificateConfiguration | None:
+        """For gRPC, on its threads: the new configuration, or None when nothing changed."""
+        material = self.material
+        if self._offered is material:
+            return None
+        self._offered = material
+        return material.configuration
+
+    async def follow(self) -> None:
+        """Keeps up with the files until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL)
+            material = await asyncio.to_thread(self._changed)
+            if material is not None:
+                self._adopt(material)
+
+    def _changed(self) -> Material | None:
+        """The files' new content when they changed and fit together."""
+        stamp = _stamp(self._files)
+        if stamp == self._stamp:
+            return None
+        self._stamp = stamp
+        try:
+            return read_material(self._files)
+        except InvalidMaterial as error:
+            _log.error("tls_material_refused", problem=str(error), consequence="the previous certificate stays in use")
+            return None
+
+    def _adopt(self, material: Material) -> None:
+        self.material = material
+        self.leaves.replace(self._bundles())
+        _log.info("tls_material_replaced", spiffe_id=str(material.spiffe_id or ""))
+
+    def _bundles(self) -> Bundles:
+        return Bundles.parse({self.trust_domain: self.material.ca})
+
+
+def read_material(files: TlsFiles) -> Material:
+    """The files as one set: they parse, and the key belongs to the certificate. Raises InvalidMaterial."""
+    cert, key, ca = _read(files.cert), _read(files.key), _read(files.ca)
+    try:
+        leaf = x509.load_pem_x509_certificates(cert)[0]
+    except ValueError as error:
+        raise InvalidMaterial(f"{files.cert} is not a PEM certificate: {error}") from error
+    try:
+        private = serialization.load_pem_private_key(key, None)
+    except (ValueError, TypeError) as error:
+        raise InvalidMaterial(f"{files.key} is not an unencrypted PEM key") from error
+    try:
+        x509.load_pem_x509_certificates(ca)
+    except ValueError as error:
+        raise InvalidMaterial(f"{files.ca} has no PEM certificate: {error}") from error
+    if private.public_key() != leaf.public_key():
+        raise InvalidMaterial(f"the key in {files.key} does not belong to the certificate in {files.cert}")
+    return Material(cert, key, ca, _own_id(leaf))
+
+
+def _own_id(leaf: x509.Certificate) -> SpiffeId | None:
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        return SpiffeId.parse(uris[0]) if len(uris) == 1 else None
+    except (ValueError, x509.ExtensionNotFound):
+        return None
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise InvalidMaterial(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > FILE_BYTES_MAX:
+        raise InvalidMaterial(f"{path} has more than {FILE_BYTES_MAX} bytes")
+    return content
+
+
+_Stamp = tuple[tuple[int, int, int], ...]
+
+
+def _stamp(files: TlsFiles) -> _Stamp:
+    """Changes when a file is replaced or rewritten; a missing file is a change too."""
+    return tuple(_file_stamp(path) for path in (files.cert, files.key, files.ca))
+
+
+def _file_stamp(path: str) -> tuple[int, int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (0, 0, 0)
+    return (status.st_ino, status.st_mtime_ns, status.st_size)

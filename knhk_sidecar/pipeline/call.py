@@ -1,0 +1,129 @@
+"""One call on its way: what the transports fill in, and what the stages find out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from google.protobuf import message_factory
+from google.protobuf.descriptor import Descriptor, ServiceDescriptor
+from google.protobuf.message import Message
+
+from knhk_sidecar.identity.principal import ANONYMOUS, Principal
+from knhk_sidecar.pipeline.permissions import Permission, permission_of
+
+Protocol = Literal["grpc", "rest"]
+Request = Message | AsyncIterator[Message]
+Send = Callable[[Message], Awaitable[None]]
+Metadata = Sequence[tuple[str, str | bytes]]
+
+# Fields of a request that say what the call is about; they go into its log line when the request has them.
+SUBJECTS: Final = ("case_id", "workflow_id", "spec_id", "item_id", "pattern_id")
+_TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_NO_TRACE = "0" * 32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Method:
+    """One RPC of a service, with everything that can be known about its calls in advance."""
+
+    path: str
+    """`/knhk.sidecar.v1.CaseService/GetCase`."""
+    service: str
+    name: str
+    request: type[Message]
+    response: type[Message]
+    client_streaming: bool
+    server_streaming: bool
+    permission: Permission | None
+    """None: nobody may call it."""
+    subjects: tuple[str, ...]
+    has_request_id: bool
+    waits: bool
+    """May wait for a case to end when its request says so, or always when it has no `wait` field."""
+    wait_field: bool
+
+    @property
+    def streams(self) -> bool:
+        """Whether either side is a stream."""
+        return self.client_streaming or self.server_streaming
+
+
+class Call:
+    """One call. The transports set the first part, `identify` the principal; nothing changes afterwards."""
+
+    __slots__ = ("deadline", "leaf", "metadata", "method", "peer", "principal", "protocol", "request_id", "send")
+
+    def __init__(
+        self,
+        method: Method,
+        *,
+        protocol: Protocol,
+        peer: str,
+        leaf: bytes | None = None,
+        deadline: int = 0,
+        metadata: Metadata = (),
+        request_id: str = "",
+        send: Send | None = None,
+    ) -> None:
+        """`peer` names the connection (`ipv4:127.0.0.1:1234`), `leaf` is the PEM of a certificate that TLS verified,
+        `deadline` is nanoseconds of the engine's clock (0 = none), `send` takes the messages of a response stream.
+        """
+        self.method = method
+        self.protocol = protocol
+        self.peer = peer
+        self.leaf = leaf
+        self.deadline = deadline
+        self.metadata = metadata
+        self.request_id = request_id
+        self.send = send
+        self.principal: Principal = ANONYMOUS
+
+    @property
+    def trace_id(self) -> str:
+        """The trace of the caller's W3C traceparent; empty without a valid one."""
+        for key, value in self.metadata:
+            if key == "traceparent":
+                found = _TRACE_PARENT.fullmatch(value if isinstance(value, str) else value.decode("latin-1"))
+                return found[1] if found and found[1] != _NO_TRACE else ""
+        return ""
+
+
+def methods_of(services: Iterable[ServiceDescriptor]) -> Mapping[str, Method]:
+    """The methods of these services by path."""
+    found: dict[str, Method] = {}
+    for service in services:
+        for rpc in service.methods:
+            path = f"/{service.full_name}/{rpc.name}"
+            found[path] = _method(
+                path,
+                service.full_name,
+                rpc.name,
+                rpc.input_type,
+                rpc.output_type,
+                rpc.client_streaming,
+                rpc.server_streaming,
+            )
+    return found
+
+
+def _method(
+    path: str, service: str, name: str, request: Descriptor, response: Descriptor, client: bool, server: bool
+) -> Method:
+    fields = request.fields_by_name
+    return Method(
+        path=path,
+        service=service,
+        name=name,
+        request=message_factory.GetMessageClass(request),
+        response=message_factory.GetMessageClass(response),
+        client_streaming=client,
+        server_streaming=server,
+        permission=permission_of(path),
+        subjects=() if client else tuple(field for field in SUBJECTS if field in fields),
+        has_request_id="request_id" in fields and not client,
+        waits=not (client or server) and ("wait" in fields or name.startswith("Wait")),
+        wait_field="wait" in fields,
+    )

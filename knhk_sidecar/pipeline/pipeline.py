@@ -1,0 +1,100 @@
+"""The stages in their order, and the services inside them. gRPC and REST both call `run`; there is no other way in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from google.protobuf.message import Message
+
+from knhk_sidecar.config import SidecarConfig
+from knhk_sidecar.identity.certificate import LeafCheck
+from knhk_sidecar.identity.principal import Principal
+from knhk_sidecar.pipeline.call import Call, Method, Request
+from knhk_sidecar.pipeline.stages import Admit, Authorize, Handler, Identify, Invoke, Observe, Refusal, Translate
+from knhk_sidecar.telemetry.counters import Counters
+from knhk_sidecar.telemetry.log import Log
+
+__all__ = ["Call", "Limits", "Method", "Pipeline", "Refusal", "handlers_of"]
+
+_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What Admit allows, and the deadline of callers that set none (ns)."""
+
+    in_flight: int = 256
+    queued: int = 512
+    waiting: int = 1_024
+    streams_per_connection: int = 16
+    timeout: int = 5_000_000_000
+
+    @classmethod
+    def of(cls, config: SidecarConfig) -> Limits:
+        """From the settings."""
+        return cls(
+            config.max_in_flight,
+            config.max_queued,
+            config.max_waiting,
+            config.max_streams_per_connection,
+            config.request_timeout_ms * 1_000_000,
+        )
+
+
+class Pipeline:
+    """observe( translate( identify( authorize( admit( handler ) ) ) ) )"""
+
+    def __init__(
+        self,
+        methods: Mapping[str, Method],
+        services: Mapping[str, object],
+        *,
+        leaves: LeafCheck | None,
+        plain: Principal,
+        now: Callable[[], int],
+        log: Log,
+        counters: Counters,
+        limits: Limits = Limits(),
+    ) -> None:
+        """`services` by full proto name. `leaves` and `plain` as for Identify; `now` is the engine's clock in ns."""
+        self.methods = methods
+        self._now = now
+        self._timeout = limits.timeout
+        invoke = Invoke(handlers_of(methods, services))
+        admit = Admit(
+            invoke.run,
+            now=now,
+            in_flight=limits.in_flight,
+            queued=limits.queued,
+            waiting=limits.waiting,
+            streams_per_connection=limits.streams_per_connection,
+        )
+        authorize = Authorize(admit.run)
+        identify = Identify(authorize.run, leaves, plain)
+        translate = Translate(identify.run)
+        self._observe = Observe(translate.run, log, counters)
+        counters.gauge("calls_in_flight", "Unary calls being executed.", lambda: admit.in_flight)
+        counters.gauge("calls_queued", "Unary calls that wait for their turn.", lambda: admit.queued)
+        counters.gauge("calls_waiting", "Calls that wait for a case.", lambda: admit.waiting)
+        counters.gauge("streams_open", "Open streams.", lambda: admit.streams)
+
+    async def run(self, call: Call, request: Request) -> Message | None:
+        """The response of a unary call, None after a response stream. Raises Refusal and CancelledError only."""
+        return await self._observe.run(call, request)
+
+    def deadline(self, seconds: float | None) -> int:
+        """When a call ends that began now: after `seconds`, or after the default time when its client set none."""
+        return self._now() + (self._timeout if seconds is None else int(seconds * 1e9))
+
+
+def handlers_of(methods: Mapping[str, Method], services: Mapping[str, object]) -> Mapping[str, Handler]:
+    """The function of each RPC that its service has, under the RPC's name in snake case."""
+    found: dict[str, Handler] = {}
+    for path, method in methods.items():
+        handler = getattr(services.get(method.service), _WORD.sub("_", method.name).lower(), None)
+        if callable(handler):
+            found[path] = cast(Handler, handler)
+    return found

@@ -1,0 +1,301 @@
+"""The stages around a service, outermost first. Each is one `run`, which calls the next one at most once.
+
+A stage is given the next one when it is made, so the order cannot change while running. A unary call gives its response
+back through them; a response stream sends its messages through `call.send` and gives None.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Final, Protocol, cast
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from knhk_sidecar.api import faults
+from knhk_sidecar.identity import principal as principals
+from knhk_sidecar.identity.certificate import LeafCheck, RefusedCertificate
+from knhk_sidecar.identity.principal import Principal
+from knhk_sidecar.pipeline.call import Call, Method, Request
+from knhk_sidecar.pipeline.permissions import Permission
+from knhk_sidecar.telemetry.counters import Counters
+from knhk_sidecar.telemetry.log import Log
+from knhk_workflow import Busy, CallMeta, DeadlineExceeded, Unsupported, WorkflowError
+
+Proceed = Callable[[Call, Request], Awaitable[Message | None]]
+Unary = Callable[[Request, CallMeta], Awaitable[Message]]
+Streaming = Callable[[Request, CallMeta], AsyncIterator[Message]]
+Handler = Unary | Streaming
+
+RETRY_AFTER_MS: Final = 100  # a full queue is worked off in about a quarter of a second
+STREAM_RETRY_AFTER_MS: Final = 1_000  # streams end when their reader ends them
+PRINCIPALS_MAX: Final = 4_096  # as many as leaves are remembered
+
+_log = structlog.get_logger("knhk_sidecar.call")
+
+
+class Stage(Protocol):
+    """One step of a call's way."""
+
+    async def run(self, call: Call, request: Request) -> Message | None:
+        """Does its part and lets the next stage do the rest."""
+        ...
+
+
+class Refusal(Exception):
+    """How a call ends that did not succeed; the only exception besides CancelledError that leaves the pipeline.
+
+    `fault` is the gRPC form; REST makes its own from `error`.
+    """
+
+    def __init__(self, error: WorkflowError) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.fault = faults.to_rpc(error)
+
+    @property
+    def code(self) -> grpc.StatusCode:
+        """The status code of the call."""
+        return self.fault.code
+
+
+class Observe:
+    """Counts and times every call, and writes its log line: at debug when it went well, at info when not."""
+
+    def __init__(self, proceed: Proceed, log: Log, counters: Counters) -> None:
+        self._proceed = proceed
+        self._log = log
+        self._counters = counters
+
+    async def run(self, call: Call, request: Request) -> Message | None:
+        began = time.perf_counter_ns()
+        code, reason = "OK", ""
+        try:
+            return await self._proceed(call, request)
+        except Refusal as refusal:
+            code, reason = refusal.code.name, refusal.error.reason
+            raise
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        finally:
+            took = time.perf_counter_ns() - began
+            self._counters.ended(call.method.path, code, took)
+            if code != "OK":
+                _log.info("call", **_line(call, request, code, took), reason=reason)
+            elif self._log.debug_enabled:
+                _log.debug("call", **_line(call, request, code, took))
+
+
+def _line(call: Call, request: Request, code: str, took: int) -> dict[str, str | float]:
+    line: dict[str, str | float] = {
+        "operation": call.method.name,
+        "method": call.method.path,
+        "protocol": call.protocol,
+        "code": code,
+        "duration_ms": round(took / 1e6, 3),
+        "principal": call.principal.name,
+        "peer": call.peer,
+    }
+    if trace_id := call.trace_id:
+        line["trace_id"] = trace_id
+    for subject in call.method.subjects:
+        if value := getattr(request, subject):
+            line["workflow_id" if subject == "spec_id" else subject] = value
+    return line
+
+
+class Translate:
+    """Whatever went wrong becomes a Refusal. What callers cannot use is logged under an id and told as that id."""
+
+    def __init__(self, proceed: Proceed) -> None:
+        self._proceed = proceed
+
+    async def run(self, call: Call, request: Request) -> Message | None:
+        try:
+            return await self._proceed(call, request)
+        except Exception as error:
+            raise Refusal(faults.known(error)) from error
+
+
+class Identify:
+    """Says who is calling: by the certificate that TLS verified, else by the listener. Never by what a caller sent."""
+
+    def __init__(self, proceed: Proceed, leaves: LeafCheck | None, plain: Principal) -> None:
+        """`leaves` checks certificates (None without TLS); `plain` is whoever comes without one."""
+        self._proceed = proceed
+        self._leaves = leaves
+        self._plain = plain
+        self._principals: dict[str, Principal] = {}
+
+    async def run(self, call: Call, request: Request) -> Message | None:
+        call.principal = self._plain if call.leaf is None else self._of_leaf(call.leaf, call.peer)
+        return await self._proceed(call, request)
+
+    def _of_leaf(self, pem: bytes, peer: str) -> Principal:
+        if self._leaves is None:
+            raise faults.Unauthenticated
+        try:
+            leaf = self._leaves.check(pem)
+        except RefusedCertificate as refused:
+            _log.warning("certificate_refused", peer=peer, problem=f"the certificate {refused}")
+            raise faults.Unauthenticated("the client certificate is not an acceptable X509-SVID") from refused
+        known = self._principals.get(leaf.fingerprint)
+        if known is None:
+            if len(self._principals) >= PRINCIPALS_MAX:
+                self._principals.clear()
+            known = self._principals[leaf.fingerprint] = principals.of_certificate(leaf.spiffe_id)
+        return known
+
+
+class Authorize:
+    """Default deny: a method without a permission is nobody's, and without identity there is health only."""
+
+    def __init__(self, proceed: Proceed) -> None:
+        self._proceed = proceed
+
+    async def run(self, call: Call, request: Request) -> Message | None:
+        permission = call.method.permission
+        if permission is not Permission.HEALTH:
+            if not call.principal.identified:
+                raise faults.Unauthenticated
+            if permission is None:
+                raise faults.PermissionDenied
+        return await self._proceed(call, request)
+
+
+class Admit:
+    """Bounds what is executed at once. Beyond it calls wait in order, and beyond that they are refused before any work.
+
+    Streams and calls that wait for a case are bounded on their own: they hold no processor. Health is always admitted.
+    """
+
+    def __init__(
+        self,
+        proceed: Proceed,
+        *,
+        now: Callable[[], int],
+        in_flight: int,
+        queued: int,
+        waiting: int,
+        streams_per_connection: int,
+    ) -> None:
+        self._proceed = proceed
+        self._now = now
+        self._in_flight_max = in_flight
+        self._queued_max = queued
+        self._waiting_max = waiting
+        self._streams_max = streams_per_connection
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._streams: dict[str, int] = {}
+        self.in_flight = 0
+        self.waiting = 0
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for their turn."""
+        return sum(not turn.done() for turn in self._queue)
+
+    @property
+    def streams(self) -> int:
+        """Open streams of all connections."""
+        return sum(self._streams.values())
+
+    async def run(self, call: Call, request: Request) -> Message | None:
+        method = call.method
+        if method.streams:
+            return await self._stream(call, request)
+        if method.waits and (not method.wait_field or cast(Message, request).HasField("wait")):
+            return await self._wait(call, request)
+        if method.permission is Permission.HEALTH:
+            return await self._proceed(call, request)
+        if self.in_flight < self._in_flight_max:
+            self.in_flight += 1
+        else:
+            await self._turn()
+        try:
+            if call.deadline and self._now() >= call.deadline:
+                raise DeadlineExceeded("the deadline passed before the call was begun; nothing was executed")
+            return await self._proceed(call, request)
+        finally:
+            self._leave()
+
+    async def _turn(self) -> None:
+        """Waits until a call that leaves hands its place over."""
+        if len(self._queue) >= self._queued_max and self.queued >= self._queued_max:
+            raise Busy("the queue of calls", RETRY_AFTER_MS)
+        turn = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # the place was ours already
+                self._leave()
+            raise
+
+    def _leave(self) -> None:
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.in_flight -= 1
+
+    async def _wait(self, call: Call, request: Request) -> Message | None:
+        if self.waiting >= self._waiting_max:
+            raise Busy("the number of calls that wait for a case", STREAM_RETRY_AFTER_MS)
+        self.waiting += 1
+        try:
+            return await self._proceed(call, request)
+        finally:
+            self.waiting -= 1
+
+    async def _stream(self, call: Call, request: Request) -> Message | None:
+        count = self._streams.get(call.peer, 0)
+        if count >= self._streams_max:
+            raise Busy("the number of open streams of this connection", STREAM_RETRY_AFTER_MS)
+        self._streams[call.peer] = count + 1
+        try:
+            return await self._proceed(call, request)
+        finally:
+            rest = self._streams[call.peer] - 1
+            if rest:
+                self._streams[call.peer] = rest
+            else:
+                del self._streams[call.peer]
+
+
+class Invoke:
+    """The innermost step: gives the request to its service together with who is calling."""
+
+    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+        self._handlers = handlers
+
+    async def run(self, call: Call, request: Request) -> Message | None:
+        method = call.method
+        handler = self._handlers.get(method.path)
+        if handler is None:
+            raise Unsupported(f"{method.service.rpartition('.')[2]}.{method.name}")
+        meta = _meta(call, method, request)
+        if not method.server_streaming:
+            return await cast(Unary, handler)(request, meta)
+        assert call.send is not None, "a response stream needs somewhere to go"
+        async with aclosing(cast("_Closable", cast(Streaming, handler)(request, meta))) as messages:
+            async for message in messages:
+                await call.send(message)
+        return None
+
+
+class _Closable(AsyncIterator[Message], Protocol):
+    def aclose(self) -> Awaitable[None]: ...
+
+
+def _meta(call: Call, method: Method, request: Request) -> CallMeta:
+    caller = call.principal
+    request_id: str = getattr(request, "request_id") if method.has_request_id else call.request_id  # noqa: B009
+    return CallMeta(caller.tenant, caller.name, caller.roles, method.path, request_id, call.trace_id, call.deadline)

@@ -1,0 +1,70 @@
+"""Counts and durations of calls, and their Prometheus text.
+
+Label values are method names of the contract and codes, both from closed sets: no caller can grow the number of series.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+# From a cached read to the default deadline; the durable step of the goals lies in the middle.
+BUCKETS_MS: Final = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0)
+
+
+class Series:
+    """Calls of one method that ended with one code."""
+
+    __slots__ = ("buckets", "count", "seconds")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        self.buckets = [0] * (len(BUCKETS_MS) + 1)  # the last one is for what took longer
+
+
+class Counters:
+    """All series, and gauges that are read when asked for."""
+
+    def __init__(self) -> None:
+        self._calls: dict[tuple[str, str], Series] = {}
+        self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+
+    def ended(self, method: str, code: str, nanoseconds: int) -> None:
+        """One call of `method` ended with `code` after this time."""
+        series = self._calls.get((method, code))
+        if series is None:
+            series = self._calls[method, code] = Series()
+        series.count += 1
+        series.seconds += nanoseconds / 1e9
+        series.buckets[bisect_left(BUCKETS_MS, nanoseconds / 1e6)] += 1
+
+    def gauge(self, name: str, doc: str, value: Callable[[], float]) -> None:
+        """`knhk_<name>` is whatever `value` says when somebody reads the metrics."""
+        self._gauges[name] = (doc, value)
+
+    def calls(self) -> Mapping[tuple[str, str], int]:
+        """How many calls ended, by method and code."""
+        return {key: series.count for key, series in self._calls.items()}
+
+    def prometheus(self) -> str:
+        """Everything in the text format 0.0.4."""
+        return "".join(f"{line}\n" for line in self._lines())
+
+    def _lines(self) -> Iterable[str]:
+        yield "# HELP knhk_call_duration_seconds Calls by method and code, gRPC and REST alike."
+        yield "# TYPE knhk_call_duration_seconds histogram"
+        for (method, code), series in sorted(self._calls.items()):
+            labels = f'method="{method}",code="{code}"'
+            below = 0
+            for bound, count in zip(BUCKETS_MS, series.buckets, strict=False):
+                below += count
+                yield f'knhk_call_duration_seconds_bucket{{{labels},le="{bound / 1000:g}"}} {below}'
+            yield f'knhk_call_duration_seconds_bucket{{{labels},le="+Inf"}} {series.count}'
+            yield f"knhk_call_duration_seconds_sum{{{labels}}} {series.seconds:.9f}"
+            yield f"knhk_call_duration_seconds_count{{{labels}}} {series.count}"
+        for name, (doc, value) in self._gauges.items():
+            yield f"# HELP knhk_{name} {doc}"
+            yield f"# TYPE knhk_{name} gauge"
+            yield f"knhk_{name} {value():g}"
