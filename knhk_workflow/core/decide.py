@@ -116,13 +116,13 @@ def _update(step: Step, command: c.UpdateCaseData) -> None:
 def _claim(step: Step, command: c.ClaimItem) -> None:
     activation, run = _item(step, command.item, "claim", "offered")
     step.emit(e.ItemAllocated(*place_of(activation, run), command.owner))
-    step.items.add((activation.number, run.number))
+    step.changed(activation, run)
 
 
 def _release(step: Step, command: c.ReleaseItem) -> None:
     activation, run = _item(step, command.item, "release", "allocated")
     step.emit(e.ItemReleased(*place_of(activation, run)))
-    step.items.add((activation.number, run.number))
+    step.changed(activation, run)
 
 
 def _start_item(step: Step, command: c.StartItem) -> None:
@@ -160,7 +160,7 @@ def _skip_item(step: Step, command: c.SkipItem) -> None:
 
 
 def _item_done(step: Step, activation: Activation, run: Instance) -> None:
-    step.items.add((activation.number, run.number))
+    step.changed(activation, run)
     if step.case.state == "running":
         finish(step, activation, step.node(activation), run.output)
         settle(step)
@@ -170,7 +170,7 @@ def _fail_item(step: Step, command: c.FailItem) -> None:
     _need(step, "running", "suspended")
     activation, run = _begin(step, command.item, "fail", command.owner)
     step.emit(e.ItemFailed(*place_of(activation, run), command.code, command.message))
-    step.items.add((activation.number, run.number))
+    step.changed(activation, run)
     what = f"{command.code}: {command.message}" if command.message else command.code
     message = f"task {activation.task!r} failed: {what}"
     raise_incident(step, "task_failed", activation.net, message, activation, run.number)

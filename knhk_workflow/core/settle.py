@@ -146,14 +146,14 @@ def offer_item(step: Step, node: TaskNode, activation: Activation, instance: int
             return
         data = mapped
     step.emit(e.ItemOffered(activation.net, node.id, activation.number, instance, attempt, data))
-    step.items.add((activation.number, instance))
+    step.changed(activation, activation.instances[instance])
 
 
 def start_item(step: Step, activation: Activation, run: Instance, owner: str) -> None:
     """Begin outside work. The first start of an activation consumes its tokens and ends the choice (WCP-16)."""
     consumed = () if activation.started else activation.inputs
     step.emit(e.ItemStarted(*place_of(activation, run), owner or run.owner, consumed))
-    step.items.add((activation.number, run.number))
+    step.changed(activation, run)
     if consumed and step.node(activation).shared:
         step.touch(activation.net, consumed)
 
@@ -311,7 +311,7 @@ def withdraw(step: Step, activation: Activation, reason: str) -> None:
         elif run.state in OPEN_ITEM_STATES:
             gone = e.ItemTerminated if run.state in BEGUN_ITEM_STATES else e.ItemWithdrawn
             step.emit(gone(*place_of(activation, run)))
-            step.items.add((activation.number, run.number))
+            step.changed(activation, run)
     if activation.incident:
         step.emit(e.IncidentResolved(activation.incident, "cancelled"))
     step.emit(e.TaskCancelled(activation.net, activation.task, activation.number, reason))

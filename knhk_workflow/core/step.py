@@ -12,11 +12,15 @@ from collections.abc import Sequence
 import msgspec
 
 from knhk_workflow.core.apply import APPLY
-from knhk_workflow.core.case import Activation, Case
+from knhk_workflow.core.case import Activation, Case, Instance
 from knhk_workflow.core.events import DataUpdated, Event, IncidentRaised, IncidentResolved, SettleResumed
 from knhk_workflow.model.net import CompiledNet, Model, TaskNode
 
 _decode = msgspec.json.Decoder().decode
+
+
+ItemInNet = tuple[str, TaskNode, Activation, Instance]
+"""A work item with the name of its net and its task; all of them outlive the activation in a step."""
 
 
 class Step:
@@ -43,7 +47,7 @@ class Step:
         self.ready: deque[tuple[int, str]] = deque()  # (net instance, task) whose inputs changed, oldest first
         self.queued: set[tuple[int, str]] = set()
         self.nets: set[int] = set()  # net instances that may have ended
-        self.items: set[tuple[int, int]] = set()  # (activation, instance) whose row in the work list changed
+        self.items: dict[tuple[int, int], ItemInNet] = {}  # work items that changed, by activation and instance
         self.incidents: set[int] = set()  # incidents that were raised or resolved
         self.resumed = False  # a paused cascade was taken up
         self._scopes: dict[int, object] = {}
@@ -71,6 +75,16 @@ class Step:
     def node(self, activation: Activation) -> TaskNode:
         """The task that an activation is of."""
         return self.compiled(activation.net).tasks[activation.task]
+
+    def changed(self, activation: Activation, run: Instance) -> None:
+        """A work item changed: its row in the work list must follow."""
+        name = self.case.nets[activation.net].name
+        self.items[activation.number, run.number] = (
+            name,
+            self.model.nets[name].tasks[activation.task],
+            activation,
+            run,
+        )
 
     def scope(self, net: int) -> object:
         """The data of a net instance, decoded for guards. Must not be changed by the reader."""

@@ -19,6 +19,7 @@ import msgspec
 
 from knhk_workflow.core import commands as c
 from knhk_workflow.core.decide import create, decide
+from knhk_workflow.core.step import Step
 from knhk_workflow.errors import (
     AlreadyExists,
     Busy,
@@ -609,7 +610,7 @@ class WorkflowEngine:
         await self._ready(meta)
         request = self._request(meta, (case_id, command)) if meta.request_id else None
         try:
-            live, view = await self._command(case_id, command, meta, request, lambda live: (self._view(live), b""))
+            live, view = await self._command(case_id, command, meta, request, _case_answer)
         except WorkflowError:
             if request is None or await self._recorded(request, meta, case_id) is None:
                 raise
@@ -621,17 +622,13 @@ class WorkflowEngine:
         ref, case_id = parse_item_id(item_id)
         command = make(ref)
         request = self._request(meta, (case_id, command)) if meta.request_id else None
-        known: list[WorkItemView] = []
 
-        def before(live: LiveCase) -> None:
-            known.extend(query.work_item_if_open(*live.loaded(), ref))
-
-        def answer(live: LiveCase) -> tuple[WorkItemView, bytes]:
-            view = query.work_item_after(live.loaded()[0], ref, command, known[0])
+        def answer(step: Step) -> tuple[WorkItemView, bytes]:
+            view = query.work_item_after(step, ref)
             return view, _encode(view) if request is not None else b""
 
         try:
-            _, view = await self._command(case_id, command, meta, request, answer, before)
+            _, view = await self._command(case_id, command, meta, request, answer)
         except WorkflowError:
             record = await self._recorded(request, meta, case_id) if request is not None else None
             if record is None:
@@ -645,8 +642,7 @@ class WorkflowEngine:
         command: c.Command,
         meta: CallMeta,
         request: _Request | None,
-        answer: Callable[[LiveCase], tuple[T, bytes]],
-        before: Callable[[LiveCase], None] | None = None,
+        answer: Callable[[Step], tuple[T, bytes]],
     ) -> tuple[LiveCase, T]:
         """Carry a command out on a case, durably. `answer` gives the result and the receipt kept for retries."""
         live = await self._cases.hold(meta.tenant, case_id)
@@ -654,10 +650,8 @@ class WorkflowEngine:
         sequence = case.sequence
         try:
             self._in_time(meta)
-            if before is not None:
-                before(live)
             step = decide(case, model, command, self._clock.now())
-            result, receipt = answer(live)
+            result, receipt = answer(step)
             if not step.events:
                 self._cases.done(live)
                 return live, result
@@ -689,13 +683,15 @@ class WorkflowEngine:
                         c.Continue(),
                         meta,
                         None,
-                        lambda held: (bool(held.loaded()[0].ready), b""),
+                        lambda step: (bool(step.case.ready), b""),
                     )
                 except (StoreUnavailable, Busy):
                     await asyncio.sleep(CONTINUE_PAUSE_S)
                     continue
                 if not going:
                     return
+        except WorkflowError:
+            return  # the case is broken or gone; whoever touches it is told
         finally:
             live.continuing = None
             for event in live.changed:
@@ -841,6 +837,10 @@ def _batch_size(what: str, count: int) -> None:
 def _element(meta: CallMeta, index: int) -> CallMeta:
     """The caller of one element of a batch: the batch's request id and the element's index."""
     return msgspec.structs.replace(meta, request_id=f"{meta.request_id}#{index}") if meta.request_id else meta
+
+
+def _case_answer(step: Step) -> tuple[CaseView, bytes]:
+    return query.case_view(step.case, step.model), b""
 
 
 def _taken(outcome: WorkflowError, case_id: str) -> WorkflowError:

@@ -19,9 +19,9 @@ from typing import Final
 import msgspec
 
 from knhk_workflow.core.apply import replay
-from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Instance, decode_state, encode_state
+from knhk_workflow.core.case import OPEN_ITEM_STATES, Case, decode_state, encode_state
 from knhk_workflow.core.commands import ENDED
-from knhk_workflow.core.step import Step
+from knhk_workflow.core.step import ItemInNet, Step
 from knhk_workflow.errors import NotFound, StoreCorrupt
 from knhk_workflow.model.net import Model
 from knhk_workflow.runtime.clock import Clock
@@ -141,6 +141,10 @@ class LiveCases:
 
     async def hold(self, tenant: str, case_id: str) -> LiveCase:
         """The case, locked and loaded. Raises NotFound, StoreCorrupt; then it is not locked."""
+        live = self._cases.get((tenant, case_id))
+        if live is not None and not live.busy and live.state is not None:
+            live.busy = True
+            return live
         live = self.entry(tenant, case_id)
         await live.acquire()
         if live.state is None:
@@ -182,8 +186,10 @@ class LiveCases:
         head = pack(_head(case))
         writes: list[Write] = [(keys.record(first), seal(payload)), (keys.head, head)]
         expect: list[Expectation] = [(keys.head, live.head)]
-        for number, instance in step.items:
-            writes.append((keys.item(number, instance), _item_row(case, step.model, number, instance)))
+        for (number, instance), item in step.items.items():
+            writes.append(
+                (keys.item(number, instance), _item_row(case, item) if item[3].state in OPEN_ITEM_STATES else None)
+            )
         _incident_rows(keys, step, writes)
         if case.ready or step.resumed:
             writes.append((keys.effect(CONTINUE), b"" if case.ready else None))
@@ -350,33 +356,24 @@ def _head(case: Case) -> CaseHead:
     )
 
 
-def _item_row(case: Case, model: Model, number: int, instance: int) -> bytes | None:
-    """The row of an item, None when it is no longer open."""
-    activation = case.activations.get(number)
-    if activation is None:
-        return None
-    run = activation.instances.get(instance)
-    if run is None or run.state not in OPEN_ITEM_STATES:
-        return None
-    return pack(item_row(case, model, activation, run))
-
-
-def item_row(case: Case, model: Model, activation: Activation, run: Instance) -> ItemRow:
+def _item_row(case: Case, item: ItemInNet) -> bytes:
     """What the work list shows of an open item."""
-    net = case.nets[activation.net]
-    task = model.nets[net.name].tasks[activation.task].task
-    return ItemRow(
-        task.id,
-        task.name,
-        net.name,
-        run.state,
-        task.required_roles,
-        run.owner,
-        run.attempt,
-        task.priority,
-        run.offered_at,
-        run.changed_at,
-        case.spec_id,
+    net, node, _, run = item
+    task = node.task
+    return pack(
+        ItemRow(
+            task.id,
+            task.name,
+            net,
+            run.state,
+            task.required_roles,
+            run.owner,
+            run.attempt,
+            task.priority,
+            run.offered_at,
+            run.changed_at,
+            case.spec_id,
+        )
     )
 
 

@@ -12,6 +12,7 @@ import msgspec
 from knhk_workflow.core import commands as c
 from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Incident, Instance
 from knhk_workflow.core.explain import explain, summary
+from knhk_workflow.core.step import ItemInNet, Step
 from knhk_workflow.errors import InvalidInput, NotFound
 from knhk_workflow.model.net import Model
 from knhk_workflow.runtime.history import render
@@ -71,57 +72,38 @@ def explanation(case: Case, model: Model) -> Explanation:
 
 
 def work_item(case: Case, model: Model, ref: c.ItemRef) -> WorkItemView:
-    """One open work item with its data. Raises NotFound, or WrongState for one that is finished."""
-    found = work_item_if_open(case, model, ref)
-    if found:
-        return found[0]
+    """One open work item with its data. Raises NotFound; for one that is finished it says so."""
+    activation = case.activations.get(ref.activation)
+    run = activation.instances.get(ref.instance) if activation is not None else None
+    if activation is not None and run is not None and run.attempt == ref.attempt and run.state in OPEN_ITEM_STATES:
+        return _item_view(case, model, activation, run)
     name = f"{ref.activation}.{ref.instance}.{ref.attempt}@{case.case_id}"
     if 0 < ref.activation <= case.last_activation:
         raise NotFound("open work item", name, "it is finished or withdrawn; the case's history tells how")
     raise NotFound("work item", name)
 
 
-def work_item_if_open(case: Case, model: Model, ref: c.ItemRef) -> tuple[WorkItemView, ...]:
-    """The item, or nothing."""
-    activation = case.activations.get(ref.activation)
-    run = activation.instances.get(ref.instance) if activation is not None else None
-    if activation is None or run is None or run.attempt != ref.attempt or run.state not in OPEN_ITEM_STATES:
-        return ()
-    return (_item_view(case, model, activation, run),)
-
-
-_FINAL: Mapping[type[c.Command], str] = {
-    c.CompleteItem: "completed",
-    c.FailItem: "failed",
-    c.SkipItem: "skipped",
-    c.ClaimItem: "allocated",
-    c.ReleaseItem: "offered",
-    c.StartItem: "started",
-}
-
-
-def work_item_after(case: Case, ref: c.ItemRef, command: c.Command, before: WorkItemView) -> WorkItemView:
-    """The item as `command` left it, without data; by now it may be gone from the case."""
-    owner = before.owner
-    if isinstance(command, c.ClaimItem | c.StartItem | c.CompleteItem | c.FailItem):
-        owner = command.owner or owner
-    elif isinstance(command, c.ReleaseItem):
-        owner = ""
-    return msgspec.structs.replace(
-        before, state=_FINAL[type(command)], owner=owner, changed_at=case.updated_at, data=b""
-    )
+def work_item_after(step: Step, ref: c.ItemRef) -> WorkItemView:
+    """The item that a step was about as the step left it, without data; by now it may be gone from the case."""
+    return _shown(step.case, step.items[ref.activation, ref.instance], b"")
 
 
 def _item_view(case: Case, model: Model, activation: Activation, run: Instance) -> WorkItemView:
     net = case.nets[activation.net]
-    task = model.nets[net.name].tasks[activation.task].task
+    node = model.nets[net.name].tasks[activation.task]
+    return _shown(case, (net.name, node, activation, run), run.data or net.data)
+
+
+def _shown(case: Case, item: ItemInNet, data: bytes) -> WorkItemView:
+    net, node, activation, run = item
+    task = node.task
     return WorkItemView(
         f"{activation.number}.{run.number}.{run.attempt}@{case.case_id}",
         case.case_id,
         case.spec_id,
         task.id,
         task.name,
-        net.name,
+        net,
         run.state,
         task.required_roles,
         run.owner,
@@ -129,7 +111,7 @@ def _item_view(case: Case, model: Model, activation: Activation, run: Instance) 
         task.priority,
         run.offered_at,
         run.changed_at,
-        run.data or net.data,
+        data,
     )
 
 
