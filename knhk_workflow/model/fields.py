@@ -80,6 +80,8 @@ class Problems:
             return ""
         self._suggestions -= 1
         close = difflib.get_close_matches(name[:_SUGGESTION_CHARS], list(known), n=1)
+        if not close and name.lower() in known:
+            close = [name.lower()]
         return f"did you mean {close[0]!r}?" if close else ""
 
 
@@ -160,7 +162,7 @@ class Fields:
         if value is None:
             return default
         for option in options:
-            if isinstance(value, str) and value.lower() == option:
+            if value == option:
                 return option
         hint = self.problems.nearest(value, options) if isinstance(value, str) else ""
         self.wrong(key, f"one of {', '.join(options)}", hint, "unknown_value")

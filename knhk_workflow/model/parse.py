@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from knhk_workflow.errors import InvalidDocument
+from knhk_workflow.errors import InvalidDocument, InvalidInput
 from knhk_workflow.model.document import DEPTH_MAX, NODES_MAX
 from knhk_workflow.model.fields import (
     COUNT_MAX,
@@ -34,6 +34,7 @@ from knhk_workflow.model.fields import (
     joined,
     shown,
 )
+from knhk_workflow.model.schema import compiled_schema
 from knhk_workflow.model.spec import (
     END,
     ROOT,
@@ -63,6 +64,7 @@ FLOWS_MAX: Final = 50_000  # five for each task
 CONDITIONS_MAX: Final = 10_000
 DIGEST_BYTES: Final = 32
 PRIORITY_MAX: Final = 1_000_000
+_MESSAGE_MAX: Final = 300  # characters of another library's message
 
 _NET_KEYS: Final = ("tasks", "conditions", "flows", "termination", "sections", "description")
 _DOCUMENT_KEYS: Final = ("id", "name", "data_schema", "nets", "on_incident", "$schema", *_NET_KEYS)
@@ -203,20 +205,33 @@ def _spec(problems: Problems, document: dict[str, object]) -> tuple[Spec | None,
     _limit(problems, "tasks", "tasks", sum(len(net.tasks) for net in nets), TASKS_MAX)
     _limit(problems, "flows", "flows", sum(len(net.flows) for net in nets), FLOWS_MAX)
     _limit(problems, "conditions", "conditions", sum(len(net.conditions) for net in nets), CONDITIONS_MAX)
-    schema = fields.raw("data_schema")
-    if schema is not None and not isinstance(schema, dict):
-        fields.wrong("data_schema", "a JSON Schema (a map)", "for example {type: object, required: [amount]}")
-        schema = None
     spec = Spec(
         id=spec_id or "",
         name=fields.text("name") or spec_id or "",
         nets=tuple(nets),
-        data_schema=b"" if schema is None else canonical(schema),
+        data_schema=_data_schema(fields),
         on_incident=fields.choice("on_incident", ("keep", "fail"), "keep"),
         description=fields.text("description"),
     )
     fields.text("$schema")
     return spec, places
+
+
+def _data_schema(fields: Fields) -> bytes:
+    schema = fields.raw("data_schema")
+    if schema is None:
+        return b""
+    if not isinstance(schema, dict):
+        fields.wrong("data_schema", "a JSON Schema (a map)", "for example {type: object, required: [amount]}")
+        return b""
+    text = canonical(schema)
+    try:
+        compiled_schema(text)
+    except InvalidInput as invalid:
+        for problem in invalid.problems:
+            fields.problems.add(fields.at("data_schema"), "data_schema", problem.message.split("\n")[0][:_MESSAGE_MAX], problem.hint)
+        return b""
+    return text
 
 
 def _limit(problems: Problems, path: str, what: str, actual: int, maximum: int) -> None:
@@ -482,7 +497,7 @@ def _given(fields: Fields, key: str, *names: str) -> bool:
 def _named(value: object, kinds: tuple[str, ...]) -> tuple[str, object] | None:
     """A construct written as its name, or as a map with one key: {partial: {...}}; with its settings, or None."""
     kind, inner = next(iter(value.items())) if isinstance(value, dict) and len(value) == 1 else (value, None)
-    return (kind.lower(), inner) if isinstance(kind, str) and kind.lower() in kinds else None
+    return (kind, inner) if isinstance(kind, str) and kind in kinds else None
 
 
 def _one_of(fields: Fields, key: str, kinds: tuple[str, ...]) -> tuple[str, object] | None:
