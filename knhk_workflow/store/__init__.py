@@ -7,6 +7,7 @@ knows bytes; the journal knows commits. Implementations do not know each other.
     store.py     the protocol and its errors          memory.py    in memory
     keys.py      where things lie                     leveldb.py   embedded, on disk
                                                       directory.py   its lock, FORMAT, HEAD and RESERVE
+                                                      database.py    plyvel with types and without its traps
     codec.py     what values look like, the hashes    journal.py   group commit, hash chain, fencing
     chain.py     following and proving a log
 """

@@ -9,8 +9,8 @@ Each rule answers a measured fault of LevelDB 1.22 / plyvel 1.5.1:
   the newest log file can hold: dense positions, unbroken hash chain, and at least as far as the HEAD file says.
 * A full volume: writes are refused while there is still room (`free_min_bytes`), and RESERVE is given back when even
   opening needs space. Both are looked at with every commit, so writing resumes by itself.
-* `paranoid_checks` does not cover reads: each read verifies checksums. A damaged store is never repaired here:
-  repairing drops tables and then opens clean.
+* plyvel's Iterator ends silently at a damaged block, and `paranoid_checks` does not cover reads: see `database`.
+* A damaged store is never repaired here: repairing drops tables and then opens clean.
 * Opening twice, forking: see `directory`; the handle remembers its process.
 * Values over 256 KB stall compaction: they are cut into chunks, which the callers do not see.
 
@@ -31,14 +31,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final, ParamSpec, Protocol, TypeVar
+from typing import Final, ParamSpec, TypeVar
 from zlib import crc32
 
 import msgspec
-import plyvel
 
-from knhk_workflow.errors import StoreCorrupt, StoreError, StoreFormat, StoreFull, StoreUnavailable
+from knhk_workflow.errors import StoreCorrupt, StoreFormat, StoreFull, StoreUnavailable
 from knhk_workflow.store.codec import GENESIS, log_hash, log_link
+from knhk_workflow.store.database import (
+    Batch,
+    Database,
+    DatabaseError,
+    View,
+    make_database,
+    open_database,
+    open_error,
+    pairs,
+    read_error,
+    said,
+)
 from knhk_workflow.store.directory import Directory, HeadFile, is_full
 from knhk_workflow.store.keys import Keyspace, is_log, parse_log
 from knhk_workflow.store.store import Expectation, ExpectationFailed, OutcomeUnknown, Snapshot, Write
@@ -95,7 +106,7 @@ class LevelDBStore:
         self._low = False
         """Space was short, so that LevelDB may hold an error of its background work."""
         self._head = directory.head(self._keys.all_shards())
-        self._db: _Database | None = None
+        self._db: Database | None = None
         try:
             self._heads = self._head.read()
             self._open_database()
@@ -135,7 +146,7 @@ class LevelDBStore:
                 create=create,
                 shards=SHARDS,
                 now_ns=now_ns,
-                make_database=_make_database,
+                make_database=make_database,
                 head_size=HeadFile.size(logs),
             )
             try:
@@ -211,8 +222,8 @@ class LevelDBStore:
 
         try:
             return await self._loop.run_in_executor(self._readers, blocking)
-        except (plyvel.Error, RuntimeError) as error:
-            raise _read_error(error) from error
+        except (DatabaseError, RuntimeError) as error:
+            raise read_error(error) from error
 
     def _write_jobs(self) -> None:
         """The writer thread."""
@@ -291,7 +302,7 @@ class LevelDBStore:
         except Exception as error:
             full = is_full(error)
             self._low = self._low or full
-            self._fault = f"a write failed: {error}"
+            self._fault = f"a write failed: {said(error)}"
             raise OutcomeUnknown(self._fault, full=full) from error
         for key, count in changed.items():
             if count:
@@ -347,7 +358,7 @@ class LevelDBStore:
             self._db.close()
             self._db = None
 
-    def _put_chunks(self, batch: _Batch, key: bytes, value: bytes, changed: dict[bytes, int]) -> None:
+    def _put_chunks(self, batch: Batch, key: bytes, value: bytes, changed: dict[bytes, int]) -> None:
         size = self._limits.chunk_bytes
         count = (len(value) + size - 1) // size
         for index in range(count):
@@ -356,7 +367,7 @@ class LevelDBStore:
         batch.put(key, _chunks.pack(_CHUNKED, count, len(value), crc32(value)))
         changed[key] = count
 
-    def _drop_chunks(self, batch: _Batch, key: bytes, changed: dict[bytes, int]) -> None:
+    def _drop_chunks(self, batch: Batch, key: bytes, changed: dict[bytes, int]) -> None:
         count = changed.get(key, self._chunked.get(key, 0))
         if count:
             for index in range(count):
@@ -370,47 +381,38 @@ class LevelDBStore:
         """Open and check. Sets `_db` only when everything acknowledged is there."""
         try:
             db = self._try_open()
-        except plyvel.IOError as error:
+        except DatabaseError as error:
             if not is_full(error):
-                raise _open_error(self.path, error) from error
+                raise open_error(self.path, error) from error
             self._low = True
             if not self._directory.give_reserve():
                 raise self._full() from error
             try:
                 db = self._try_open()
-            except plyvel.Error as again:
+            except DatabaseError as again:
                 if is_full(again):
                     raise self._full() from again
-                raise _open_error(self.path, again) from again
-        except plyvel.Error as error:
-            raise _open_error(self.path, error) from error
+                raise open_error(self.path, again) from again
         try:
             ends = _check_logs(db, self._keys, self._heads, 2 * self._limits.write_buffer_bytes)
-            with db.iterator(start=_CHUNK_INDEX, stop=_CHUNK, verify_checksums=True) as index:
-                self._chunked = {key[2:]: int.from_bytes(value, "big") for key, value in index}
+            index = pairs(db, _CHUNK_INDEX, _CHUNK)
+            self._chunked = {key[2:]: int.from_bytes(value, "big") for key, value in index}
             for shard, end in ends.items():
                 if self._heads.get(shard) != end:
                     self._head.write(shard, *end)
                     self._heads[shard] = end
         except BaseException as error:
             db.close()
-            if isinstance(error, plyvel.Error):
-                raise _open_error(self.path, error) from error
+            if isinstance(error, DatabaseError):
+                raise open_error(self.path, error) from error
             raise
         self._db = db
 
-    def _try_open(self) -> _Database:
+    def _try_open(self) -> Database:
         limits = self._limits
-        opened: _Database = plyvel.DB(
-            self._directory.database,
-            create_if_missing=False,
-            paranoid_checks=True,  # compaction verifies what it copies
-            write_buffer_size=limits.write_buffer_bytes,
-            lru_cache_size=limits.block_cache_bytes,
-            max_open_files=limits.open_files,
-            bloom_filter_bits=10,  # 1% false positives: "must be absent" rarely touches the disk
+        return open_database(
+            self._directory.database, limits.write_buffer_bytes, limits.block_cache_bytes, limits.open_files
         )
-        return opened
 
     def _full(self) -> StoreFull:
         return StoreFull(
@@ -419,12 +421,12 @@ class LevelDBStore:
 
     # -- the reader threads' jobs -------------------------------------------------------------------------------------
 
-    def _database(self) -> _Database:
+    def _database(self) -> Database:
         if self._db is None:
             raise StoreUnavailable("the store is being brought back after a failed write; try again")
         return self._db
 
-    def _get(self, view: _View | None, key: bytes) -> bytes | None:
+    def _get(self, view: View | None, key: bytes) -> bytes | None:
         source = view if view is not None else self._database()
         value = source.get(key, verify_checksums=True)
         if value is None or not value.startswith(_CHUNKED):
@@ -439,7 +441,7 @@ class LevelDBStore:
         return _join(self._database(), key, described)
 
     def _scan(
-        self, view: _View | None, start: bytes, end: bytes, limit: int, reverse: bool
+        self, view: View | None, start: bytes, end: bytes, limit: int, reverse: bool
     ) -> list[tuple[bytes, bytes]]:
         end = min(end, _CHUNK_INDEX)
         if start >= end or limit <= 0:
@@ -448,11 +450,10 @@ class LevelDBStore:
             with self._database().snapshot() as moment:
                 return self._scan(moment, start, end, limit, reverse)
         found: list[tuple[bytes, bytes]] = []
-        with view.iterator(start=start, stop=end, reverse=reverse, verify_checksums=True) as pairs:
-            for key, value in pairs:
-                found.append((key, _join(view, key, value) if value.startswith(_CHUNKED) else value))
-                if len(found) == limit:
-                    break
+        for key, value in pairs(view, start, end, reverse):
+            found.append((key, _join(view, key, value) if value.startswith(_CHUNKED) else value))
+            if len(found) == limit:
+                break
         return found
 
     def _snapshot(self) -> Snapshot:
@@ -462,9 +463,9 @@ class LevelDBStore:
 class _LevelDBSnapshot:
     """A view of one moment; ends when the store is opened again after a failure."""
 
-    def __init__(self, store: LevelDBStore, view: _View) -> None:
+    def __init__(self, store: LevelDBStore, view: View) -> None:
         self._store = store
-        self._view: _View | None = view
+        self._view: View | None = view
 
     async def get(self, key: bytes) -> bytes | None:
         return await self._store._read(self._store._get, self._held(), key)
@@ -478,37 +479,10 @@ class _LevelDBSnapshot:
             if not self._store._closed:
                 await self._store._read(view.close)
 
-    def _held(self) -> _View:
+    def _held(self) -> View:
         if self._view is None:
             raise StoreUnavailable("the snapshot is closed")
         return self._view
-
-
-class _View(Protocol):
-    """What plyvel's database and snapshot have in common."""
-
-    def get(self, key: bytes, *, verify_checksums: bool) -> bytes | None: ...
-    def iterator(self, *, start: bytes, stop: bytes, reverse: bool = False, verify_checksums: bool) -> _Iterator: ...
-    def close(self) -> None: ...
-    def __enter__(self) -> _View: ...
-    def __exit__(self, kind: object, error: object, trace: object) -> object: ...
-
-
-class _Iterator(Protocol):
-    def __iter__(self) -> Iterator[tuple[bytes, bytes]]: ...
-    def __enter__(self) -> _Iterator: ...
-    def __exit__(self, kind: object, error: object, trace: object) -> object: ...
-
-
-class _Batch(Protocol):
-    def put(self, key: bytes, value: bytes) -> None: ...
-    def delete(self, key: bytes) -> None: ...
-    def write(self) -> None: ...
-
-
-class _Database(_View, Protocol):
-    def write_batch(self, *, sync: bool) -> _Batch: ...
-    def snapshot(self) -> _View: ...
 
 
 _Job = tuple[Callable[[], None], "asyncio.Future[None]"]
@@ -559,11 +533,7 @@ def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
         future.set_exception(error)
 
 
-def _make_database(path: str) -> None:
-    plyvel.DB(path, create_if_missing=True, error_if_exists=True).close()
-
-
-def _join(source: _View, key: bytes, described: bytes) -> bytes:
+def _join(source: View, key: bytes, described: bytes) -> bytes:
     _, count, length, checksum = _chunks.unpack(described)
     parts = [source.get(_CHUNK + key + _u32(index), verify_checksums=True) or b"" for index in range(count)]
     value = b"".join(parts)
@@ -573,7 +543,7 @@ def _join(source: _View, key: bytes, described: bytes) -> bytes:
 
 
 def _check_logs(
-    db: _Database, keys: Keyspace, heads: dict[int, tuple[int, bytes]], window: int
+    db: Database, keys: Keyspace, heads: dict[int, tuple[int, bytes]], window: int
 ) -> dict[int, tuple[int, bytes]]:
     """Walk every log backwards over `window` bytes: dense, chained, and not shorter than its head. The ends by shard.
 
@@ -584,25 +554,23 @@ def _check_logs(
     for shard in keys.all_shards():
         head_position, head_hash = heads.get(shard, (0, GENESIS))
         start, stop = keys.log_range(shard)
-        walked = size = 0
+        size = 0
         below: tuple[int, bytes] | None = None  # position and hash that the next older record must have
-        with db.iterator(start=start, stop=stop, reverse=True, verify_checksums=True) as records:
-            for key, value in records:
-                _, position = parse_log(key)
-                previous, hashed = log_link(key, value)
-                if below is None:
-                    ends[shard] = (position, hashed)
-                    if position < head_position:
-                        break
-                elif (position, hashed) != below:
-                    raise _missing(shard, f"records are missing or changed between {position} and {below[0] + 1}")
-                if position == head_position and hashed != head_hash:
-                    raise _missing(shard, f"record {position} is not the one that was acknowledged")
-                below = (position - 1, previous)
-                walked += 1
-                size += len(value)
-                if (position <= head_position or not head_position) and (size > window or walked >= LOG_CHECK_RECORDS):
+        for walked, (key, value) in enumerate(pairs(db, start, stop, reverse=True), 1):
+            _, position = parse_log(key)
+            previous, hashed = log_link(key, value)
+            if below is None:
+                ends[shard] = (position, hashed)
+                if position < head_position:
                     break
+            elif (position, hashed) != below:
+                raise _missing(shard, f"records are missing or changed between {position} and {below[0] + 1}")
+            if position == head_position and hashed != head_hash:
+                raise _missing(shard, f"record {position} is not the one that was acknowledged")
+            below = (position - 1, previous)
+            size += len(value)
+            if (position <= head_position or not head_position) and (size > window or walked >= LOG_CHECK_RECORDS):
+                break
         last = ends[shard][0] if shard in ends else 0
         if last < head_position:
             raise _missing(shard, f"{head_position - last} acknowledged records are missing after record {last}")
@@ -615,22 +583,3 @@ def _missing(shard: int, what: str) -> StoreCorrupt:
         "the store is not repaired by itself",
         shard=str(shard),
     )
-
-
-def _open_error(path: str, error: Exception) -> StoreError:
-    if isinstance(error, plyvel.CorruptionError) or "No such file" in str(error):
-        return StoreCorrupt(
-            f"the database at {path} is damaged: {error}. Restore a backup; the store is not repaired by itself",
-            path=path,
-        )
-    return StoreUnavailable(f"the database at {path} cannot be opened: {error}", path=path)
-
-
-def _read_error(error: Exception) -> StoreError:
-    if isinstance(error, plyvel.CorruptionError) or "No such file" in str(error):
-        return StoreCorrupt(f"a stored block is damaged: {error}. Restore a backup")
-    if isinstance(error, plyvel.Error):
-        return StoreUnavailable(f"the store cannot be read: {error}")
-    if isinstance(error, RuntimeError) and "closed" in str(error):
-        return StoreUnavailable("the store or the snapshot was closed in the meantime")
-    return StoreError(f"reading failed: {error}")

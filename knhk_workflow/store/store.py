@@ -1,7 +1,7 @@
 """What the engine asks of a store: ordered bytes, and nothing about workflows.
 
-A store maps byte keys (not empty) to byte values, ordered as unsigned bytes. Everything above it (histories, timers, work lists,
-idempotency, definitions) is a key range. One conformance suite runs over every implementation.
+A store maps byte keys (not empty) to byte values, ordered as unsigned bytes. Everything above it (histories, timers,
+work lists, idempotency, definitions) is a key range. One conformance suite runs over every implementation.
 
 Errors of `commit` tell the caller what it may believe:
 
