@@ -105,18 +105,21 @@ def _offer(step: Step, net: NetInstance, node: TaskNode, possible: tuple[tuple[t
     """Offered activations of outside work: as many per binding as could fire, the newest withdrawn first."""
     case = step.case
     waiting: dict[tuple[str, ...], list[int]] = {}
-    for number in net.active.get(node.id, ()):
-        activation = case.activations[number]
-        if not activation.started:
-            waiting.setdefault(activation.inputs, []).append(number)
+    live = net.active.get(node.id)
+    if live is not None:
+        for number in live:
+            activation = case.activations[number]
+            if not activation.started:
+                waiting.setdefault(activation.inputs, []).append(number)
     changes = 0
     for inputs, times in possible:
-        existing = waiting.pop(inputs, [])
-        for number in reversed(existing[times:]):
-            withdraw(step, case.activations[number], "withdrawn")
-        for _ in range(times - len(existing)):
-            if case.state != "running":  # an incident failed the case
-                return changes
+        existing = waiting.pop(inputs, None)
+        if existing is not None:
+            for number in reversed(existing[times:]):
+                withdraw(step, case.activations[number], "withdrawn")
+            times -= len(existing)
+        while times > 0 and case.state == "running":  # an incident may fail the case
+            times -= 1
             changes += 1
             number = case.last_activation + 1
             step.emit(e.TaskEnabled(net.number, node.id, number, inputs))

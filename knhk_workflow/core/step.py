@@ -19,6 +19,8 @@ from knhk_workflow.model.net import CompiledNet, Model, TaskNode
 _decode = msgspec.json.Decoder().decode
 
 
+_NOTED = frozenset({DataUpdated, IncidentRaised, IncidentResolved, SettleResumed})
+
 ItemInNet = tuple[str, TaskNode, Activation, Instance]
 """A work item with the name of its net and its task; all of them outlive the activation in a step."""
 
@@ -43,29 +45,34 @@ class Step:
     def __init__(self, case: Case, model: Model, now: int) -> None:
         self.case = case
         self.model = model
+        self.now = now if now > case.now else case.now
         self.events: list[Event] = []
         self.ready: deque[tuple[int, str]] = deque()  # (net instance, task) whose inputs changed, oldest first
-        self.queued: set[tuple[int, str]] = set()
+        self.queued: set[tuple[int, str]] = set()  # the same, to ask
         self.nets: set[int] = set()  # net instances that may have ended
         self.items: dict[tuple[int, int], ItemInNet] = {}  # work items that changed, by activation and instance
-        self.incidents: set[int] = set()  # incidents that were raised or resolved
+        self.incidents: tuple[int, ...] = ()  # incidents that were raised or resolved
         self.resumed = False  # a paused cascade was taken up
         self._scopes: dict[int, object] = {}
-        self.now = max(now, case.now)
 
     def emit(self, event: Event) -> None:
         """Apply `event` to the case and record it."""
         case = self.case
         case.now = case.updated_at = self.now
         case.sequence += 1
-        APPLY[type(event)](case, event)
-        self.events.append(event)
         kind = type(event)
-        if kind is DataUpdated:
-            self._scopes.pop(event.net, None)  # type: ignore[attr-defined]  # kind tells
-        elif kind is IncidentRaised or kind is IncidentResolved:
-            self.incidents.add(event.incident)  # type: ignore[attr-defined]  # kind tells
-        elif kind is SettleResumed:
+        APPLY[kind](case, event)
+        self.events.append(event)
+        if kind in _NOTED:
+            self._note(event)
+
+    def _note(self, event: Event) -> None:
+        """Keep what the commit needs besides the event itself."""
+        if isinstance(event, DataUpdated):
+            self._scopes.pop(event.net, None)
+        elif isinstance(event, IncidentRaised | IncidentResolved):
+            self.incidents += (event.incident,)
+        else:
             self.resumed = True
 
     def compiled(self, net: int) -> CompiledNet:

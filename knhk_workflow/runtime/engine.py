@@ -234,31 +234,36 @@ class WorkflowEngine:
 
         Raises InvalidDocument with every problem at once.
         """
-        await self._ready(meta)
+        if self._store is None:
+            await self.open()
         return await self._definitions.register(document, format, meta)
 
     async def validate_workflow(
         self, document: Document, *, format: str = "json", meta: CallMeta = LOCAL
     ) -> Validation:
         """What registering would say, as findings; nothing is stored."""
-        await self._ready(meta)
+        if self._store is None:
+            await self.open()
         return await self._definitions.validate(document, format)
 
     async def get_workflow(self, spec_id: str, version: int = 0, *, meta: CallMeta = LOCAL) -> WorkflowView:
         """One version of a workflow; 0 is the newest active one."""
-        await self._ready(meta)
+        if self._store is None:
+            await self.open()
         return await self._definitions.get(meta.tenant, spec_id, version)
 
     async def list_workflows(
         self, *, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
     ) -> Page[WorkflowView]:
         """The newest active version of each workflow, by id, without documents."""
-        await self._ready(meta)
+        if self._store is None:
+            await self.open()
         return await self._definitions.list(meta.tenant, page_size, page_token)
 
     async def delete_workflow(self, spec_id: str, version: int = 0, *, meta: CallMeta = LOCAL) -> None:
         """Take a version (0 = all) out of use. Raises WrongState while cases are open on it."""
-        await self._ready(meta)
+        if self._store is None:
+            await self.open()
         case_id = await self._query.open_case_of(meta.tenant, spec_id, version)
         if case_id is not None:
             raise WrongState(
@@ -299,7 +304,8 @@ class WorkflowEngine:
     ) -> list[CaseView | WorkflowError]:
         """`run_case` for each, in one durable write; one element's error is that element's answer."""
         _batch_size("cases", len(requests))
-        await self._ready(meta)
+        if self._store is None:
+            await self.open()
         answers: dict[int, CaseView | WorkflowError] = {}
         births: dict[str, tuple[int, _Birth]] = {}
         for index, asked in enumerate(requests):
@@ -393,7 +399,8 @@ class WorkflowEngine:
         self, filter: CaseFilter = ALL_CASES, *, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
     ) -> Page[CaseView]:
         """Cases by id, filtered, without data."""
-        await self._ready(meta)
+        if self._store is None:
+            await self.open()
         return await self._query.cases(meta.tenant, filter, page_size, page_token)
 
     async def get_case_history(
@@ -409,7 +416,8 @@ class WorkflowEngine:
 
         With `reverse`, `after_sequence` 0 begins at the newest event.
         """
-        await self._ready(meta)
+        if self._store is None:
+            await self.open()
         if after_sequence < 0:
             raise InvalidInput.field("after_sequence", "must not be negative")
         return await self._query.history(meta.tenant, case_id, after_sequence, page_size_of(page_size), reverse)
@@ -439,7 +447,8 @@ class WorkflowEngine:
         self, *, resume_token: str = "", meta: CallMeta = LOCAL
     ) -> AsyncIterator[tuple[HistoryEvent, str]]:
         """Every event of every case of the tenant from now on, or from a token; with the token to resume after it."""
-        await self._ready(meta)
+        if self._store is None:
+            await self.open()
         positions = query.positions_of(resume_token) or {
             shard: self._journal.position(shard) for shard in range(self._keyspace.shards)
         }
@@ -466,7 +475,8 @@ class WorkflowEngine:
         self, *, case_id: str = "", page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
     ) -> Page[IncidentView]:
         """Open incidents, of one case or of all."""
-        await self._ready(meta)
+        if self._store is None:
+            await self.open()
         return await self._query.incidents(meta.tenant, case_id, page_size, page_token)
 
     # -- work items ---------------------------------------------------------------------------------------------------
@@ -480,7 +490,8 @@ class WorkflowEngine:
         meta: CallMeta = LOCAL,
     ) -> Page[WorkItemView]:
         """Open work items by case, filtered, without data."""
-        await self._ready(meta)
+        if self._store is None:
+            await self.open()
         return await self._query.work_items(meta.tenant, filter, page_size, page_token)
 
     async def get_work_item(self, item_id: str, *, meta: CallMeta = LOCAL) -> WorkItemView:
@@ -514,7 +525,8 @@ class WorkflowEngine:
     ) -> list[WorkItemView | WorkflowError]:
         """`complete_work_item` for each; different cases share commits. One element's error is its own answer."""
         _batch_size("items", len(requests))
-        await self._ready(meta)
+        if self._store is None:
+            await self.open()
 
         async def one(index: int, asked: CompleteRequest) -> WorkItemView | WorkflowError:
             try:
@@ -540,7 +552,8 @@ class WorkflowEngine:
     # -- the way of a command -----------------------------------------------------------------------------------------
 
     async def _create(self, asked: RunRequest, start: bool, meta: CallMeta) -> CaseView:
-        await self._ready(meta)
+        if self._store is None:
+            await self.open()
         birth = await self._birth(asked, start, meta)
         try:
             live, unit = await self._conceive(birth)
@@ -607,7 +620,8 @@ class WorkflowEngine:
             raise
 
     async def _on_case(self, case_id: str, command: c.Command, meta: CallMeta, *, rest: bool = False) -> CaseView:
-        await self._ready(meta)
+        if self._store is None:
+            await self.open()
         request = self._request(meta, (case_id, command)) if meta.request_id else None
         try:
             live, view = await self._command(case_id, command, meta, request, _case_answer)
@@ -618,7 +632,8 @@ class WorkflowEngine:
         return await self._rest(meta, case_id) if rest and live.continuing is not None else view
 
     async def _on_item(self, item_id: str, make: Callable[[c.ItemRef], c.Command], meta: CallMeta) -> WorkItemView:
-        await self._ready(meta)
+        if self._store is None:
+            await self.open()
         ref, case_id = parse_item_id(item_id)
         command = make(ref)
         request = self._request(meta, (case_id, command)) if meta.request_id else None
@@ -748,10 +763,6 @@ class WorkflowEngine:
 
     # -- small things -------------------------------------------------------------------------------------------------
 
-    async def _ready(self, meta: CallMeta) -> None:
-        if self._store is None:
-            await self.open()
-
     def _in_time(self, meta: CallMeta) -> None:
         if meta.deadline and self._clock.now() > meta.deadline:
             raise DeadlineExceeded("the deadline passed before the command was carried out; nothing was changed")
@@ -765,7 +776,8 @@ class WorkflowEngine:
 
     @asynccontextmanager
     async def _reading(self, case_id: str, meta: CallMeta) -> AsyncIterator[LiveCase]:
-        await self._ready(meta)
+        if self._store is None:
+            await self.open()
         live = await self._cases.hold(meta.tenant, case_id)
         try:
             yield live
@@ -775,7 +787,8 @@ class WorkflowEngine:
     @asynccontextmanager
     async def _watching(self, case_id: str, meta: CallMeta) -> AsyncIterator[asyncio.Event]:
         """An event that is set after every commit of the case. Raises NotFound."""
-        await self._ready(meta)
+        if self._store is None:
+            await self.open()
         await self._query.head(meta.tenant, case_id)
         live = self._cases.entry(meta.tenant, case_id)
         event = asyncio.Event()

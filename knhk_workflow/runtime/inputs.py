@@ -47,7 +47,7 @@ def json_object(value: JsonObject, path: str) -> bytes:
     """The compact bytes of a JSON object. Raises InvalidInput naming `path` and where inside it."""
     if value is None or value == b"" or value == EMPTY:
         return EMPTY
-    if isinstance(value, Mapping):
+    if not isinstance(value, bytes):
         try:
             value = msgspec.json.encode(value)
         except (TypeError, ValueError, RecursionError, UnicodeEncodeError) as error:
@@ -75,7 +75,7 @@ def parse_item_id(item_id: str) -> tuple[ItemRef, str]:
             "item_id", f"{item_id[:100]!r} is not a work item id", "as listed, for example 3.1.1@order-17"
         )
     activation, instance, attempt, case_id = match.groups()
-    return ItemRef(int(activation), int(instance), int(attempt)), checked_id(case_id, "item_id")
+    return ItemRef(int(activation), int(instance), int(attempt)), case_id
 
 
 def parse_incident_id(incident_id: str) -> tuple[int, str]:
@@ -85,4 +85,4 @@ def parse_incident_id(incident_id: str) -> tuple[int, str]:
         raise InvalidInput.field(
             "incident_id", f"{incident_id[:100]!r} is not an incident id", "as listed, for example 1@order-17"
         )
-    return int(match.group(1)), checked_id(match.group(2), "incident_id")
+    return int(match.group(1)), match.group(2)

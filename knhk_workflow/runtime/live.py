@@ -190,7 +190,8 @@ class LiveCases:
             writes.append(
                 (keys.item(number, instance), _item_row(case, item) if item[3].state in OPEN_ITEM_STATES else None)
             )
-        _incident_rows(keys, step, writes)
+        if step.incidents:
+            _incident_rows(keys, step, writes)
         if case.ready or step.resumed:
             writes.append((keys.effect(CONTINUE), b"" if case.ready else None))
         if live.head is None and case.business_key:
