@@ -212,16 +212,16 @@ def _reachability(net: Net, places: Places) -> Iterable[Problem]:
         backward.setdefault(flow.target, set()).add(flow.source)
     reached = _closure({START}, onward)
     tasks = [task.id for task in net.tasks]
-    if net.termination == "explicit":
-        ends = {END}
-    else:
-        ends = {END} | {name for name in {*tasks, *onward, *backward} if not onward.get(name)}
+    ends = {END} | {name for name in {*tasks, *onward, *backward} if not onward.get(name)}
     ending = _closure(ends, backward)
     for name in tasks:
         if name not in reached:
             yield _warning(places.task(name), "unreachable_task", f"no flow leads from start to {name!r}")
         elif name not in ending:
             yield _warning(places.task(name), "no_path_to_end", f"no flow leads from {name!r} to an end")
+    if net.termination == "explicit" and tasks and END not in reached:
+        at = f"{places.path}.termination" if places.path else "termination"
+        yield _warning(at, "end_unreachable", "the net ends explicitly, but no flow leads from start to end")
 
 
 def _lost_choices(net: Net, places: Places) -> Iterable[Problem]:
