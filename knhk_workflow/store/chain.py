@@ -13,7 +13,7 @@ from knhk_workflow.store.codec import GENESIS, LogRecord, unseal_log
 from knhk_workflow.store.keys import Keyspace, parse_log
 from knhk_workflow.store.store import Store
 
-PORTION: Final = 256  # records per read: about a megabyte of full groups
+PORTION: Final = 64  # records per read: a record of 1,024 units has 57 KB, so under 4 MB
 
 
 class Link(NamedTuple):
