@@ -35,6 +35,16 @@ from knhk_workflow.errors import (
     WorkflowError,
     WrongState,
 )
+from knhk_workflow.fortune5.config import (
+    Environment,
+    Fortune5Config,
+    KmsConfig,
+    MultiRegionConfig,
+    PromotionConfig,
+    SloConfig,
+    SpiffeConfig,
+)
+from knhk_workflow.fortune5.slo import Fortune5Integration, SloMetrics
 from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SystemClock, SystemIds, VirtualClock
 from knhk_workflow.runtime.engine import CompleteRequest, EngineLimits, RunRequest, WorkflowEngine
 from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta
@@ -72,6 +82,15 @@ __all__ = [
     "CompleteRequest",
     "DeadlineExceeded",
     "EngineLimits",
+    "SpiffeConfig",
+    "SloMetrics",
+    "SloConfig",
+    "PromotionConfig",
+    "MultiRegionConfig",
+    "KmsConfig",
+    "Fortune5Integration",
+    "Fortune5Config",
+    "Environment",
     "EngineStatus",
     "Expired",
     "Explanation",

@@ -32,6 +32,8 @@ from knhk_workflow.errors import (
     WorkflowError,
     WrongState,
 )
+from knhk_workflow.fortune5.config import Fortune5Config
+from knhk_workflow.fortune5.slo import Fortune5Integration, Unmeasured
 from knhk_workflow.model.net import Model
 from knhk_workflow.runtime import query
 from knhk_workflow.runtime.clock import NS_PER_S, Clock, Ids, SystemClock, SystemIds
@@ -136,11 +138,14 @@ class WorkflowEngine:
         clock: Clock | None = None,
         ids: Ids | None = None,
         limits: EngineLimits | None = None,
+        fortune5: Fortune5Config | None = None,
     ) -> None:
         self._state_store = state_store
         self._clock: Clock = clock or SystemClock()
         self._ids: Ids = ids or SystemIds()
         self._limits = limits or EngineLimits()
+        self._fortune5 = Fortune5Integration(fortune5, self._clock.now) if fortune5 is not None else None
+        self._levels = self._fortune5.levels if self._fortune5 is not None else Unmeasured()
         self._opening = asyncio.Lock()
         self._store: Store | None = None
         self._started_at = self._clock.now()
@@ -148,6 +153,19 @@ class WorkflowEngine:
         self._log_watchers: set[asyncio.Event] = set()
         self._commits = 0
         self._closed = False
+
+    @classmethod
+    def with_fortune5(cls, state_store: StateStore, config: Fortune5Config) -> WorkflowEngine:
+        """An engine that measures its service levels. Raises Unsupported for parts that this version lacks."""
+        return cls(state_store, fortune5=config)
+
+    def fortune5_integration(self) -> Fortune5Integration | None:
+        """The service-level features, None for an engine made without them."""
+        return self._fortune5
+
+    async def check_slo_compliance(self) -> bool:
+        """Whether every measured class keeps its limit; true when nothing is measured."""
+        return self._fortune5 is None or self._fortune5.get_slo_metrics().compliant
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -596,7 +614,9 @@ class WorkflowEngine:
         try:
             if live.state is not None:
                 raise AlreadyExists("case", birth.case_id, "choose another case_id")
-            self._in_time(meta)
+            now = self._clock.now()
+            if meta.deadline and now > meta.deadline:
+                raise _too_late()
             command = c.CreateCase(
                 meta.tenant,
                 birth.case_id,
@@ -608,7 +628,7 @@ class WorkflowEngine:
                 birth.business_key,
                 birth.start,
             )
-            step = create(model, command, self._clock.now())
+            step = create(model, command, now)
             live.state, live.model = step.case, model
             return live, self._cases.unit(live, step, meta, self._record(live, birth.request, step.case.sequence, b""))
         except AlreadyExists:
@@ -664,8 +684,12 @@ class WorkflowEngine:
         case, model = live.loaded()
         sequence = case.sequence
         try:
-            self._in_time(meta)
-            step = decide(case, model, command, self._clock.now())
+            now = self._clock.now()
+            if meta.deadline and now > meta.deadline:
+                raise _too_late()
+            step = decide(case, model, command, now)
+            stepped = self._clock.now()
+            self._levels.stepped(stepped - now)
             result, receipt = answer(step)
             if not step.events:
                 self._cases.done(live)
@@ -680,6 +704,7 @@ class WorkflowEngine:
             await self._cases.commit(live, unit)
         except ExpectationFailed as error:
             raise Fenced(f"case {case_id!r} was changed by somebody else; nothing was written, try again") from error
+        self._levels.committed(self._clock.now() - stepped)
         return live, result
 
     def _continue(self, live: LiveCase) -> None:
@@ -762,10 +787,6 @@ class WorkflowEngine:
             return other
 
     # -- small things -------------------------------------------------------------------------------------------------
-
-    def _in_time(self, meta: CallMeta) -> None:
-        if meta.deadline and self._clock.now() > meta.deadline:
-            raise DeadlineExceeded("the deadline passed before the command was carried out; nothing was changed")
 
     def _left(self, meta: CallMeta) -> float | None:
         """Seconds until the caller's deadline."""
@@ -850,6 +871,10 @@ def _batch_size(what: str, count: int) -> None:
 def _element(meta: CallMeta, index: int) -> CallMeta:
     """The caller of one element of a batch: the batch's request id and the element's index."""
     return msgspec.structs.replace(meta, request_id=f"{meta.request_id}#{index}") if meta.request_id else meta
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed before the command was carried out; nothing was changed")
 
 
 def _case_answer(step: Step) -> tuple[CaseView, bytes]:
