@@ -127,8 +127,8 @@ _ATTEMPT = re.compile(r"\d+\.\d+\.(\d+)@")
 
 
 def mutation(meta: CallMeta, request_id: str) -> CallMeta:
-    """The caller of a change, with its idempotency key."""
-    if not request_id:
+    """The caller of one element, with that element's own idempotency key, or with none."""
+    if request_id == meta.request_id:
         return meta
     if len(request_id) * 4 > REQUEST_ID_BYTES_MAX and len(request_id.encode()) > REQUEST_ID_BYTES_MAX:
         raise InvalidInput.field(
@@ -523,7 +523,7 @@ def _task(task: TaskExplanation) -> pb.TaskExplanation:
         arrived=task.arrived,
         missing=task.missing,
         guards=[_guard(guard) for guard in task.guards],
-        waits_for=[_wait(name, task) for name in task.waits_for],
+        waits_for=[_wait(text) for text in task.waits_for],
         or_join_paths=[pb.OrJoinPath(path=task.path)] if task.path else None,
         activations=sorted({item_numbers(item)[0] for item in task.items}),
     )
@@ -540,13 +540,15 @@ def _guard(guard: GuardReading) -> pb.GuardExplanation:
     )
 
 
-def _wait(name: str, task: TaskExplanation) -> pb.WaitExplanation:
-    """What a name in `waits_for` stands for follows from where the task stands."""
-    if name.startswith("incident "):
-        return pb.WaitExplanation(kind="incident", name=name.removeprefix("incident "))
-    if task.status in ("offered", "started"):
-        return pb.WaitExplanation(kind="work_item" if name in task.items else "sub_net", name=name)
-    return pb.WaitExplanation(kind="token", name=name, detail=f"a token that {name} brings")
+# What the engine says that a task waits for begins with what it is; anything else is a task that brings the token.
+_WAITS: Final = {"incident ": "incident", "work item ": "work_item", "net instance ": "sub_net"}
+
+
+def _wait(text: str) -> pb.WaitExplanation:
+    for prefix, kind in _WAITS.items():
+        if text.startswith(prefix):
+            return pb.WaitExplanation(kind=kind, name=text.removeprefix(prefix))
+    return pb.WaitExplanation(kind="token", name=text, detail=f"the token that {text} brings")
 
 
 # -- work items -------------------------------------------------------------------------------------------------------

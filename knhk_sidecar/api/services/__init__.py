@@ -1,5 +1,13 @@
 """The meaning of every call: one plain class per service of the contract, over the engine's public API.
 
+A method has the call's name in snake case:
+
+    unary           async def get_case(self, request, meta) -> response
+    server stream   async def watch_case(self, request, meta) -> AsyncIterator[response]        (an async generator)
+    both stream     async def stream_run_case(self, requests, meta) -> AsyncIterator[response]  (an async generator)
+
+`meta` says for whom, until when, and carries the idempotency key of a unary request. What raises is a WorkflowError.
+
 Belongs here: which engine operation answers a call, with what arguments, and what its answer says. Does not belong
 here: who may call (pipeline), how messages travel (rpc, rest), how fields become values (wire), what errors look like
 (faults).
@@ -7,55 +15,85 @@ here: who may call (pipeline), how messages travel (rpc, rest), how fields becom
 
 from __future__ import annotations
 
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from types import SimpleNamespace
+
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+
 from knhk_sidecar.api import pb
-from knhk_sidecar.api.services.admin import AdminService, Component, Daemon, Setting
+from knhk_sidecar.api.services.admin import AdminService, Component, Daemon, Health, Setting
 from knhk_sidecar.api.services.cases import CaseService
-from knhk_sidecar.api.services.operation import (
-    Bidi,
-    Call,
-    Operation,
-    ServerStream,
-    Unary,
-    method_path,
-    mutates,
-    operations,
-    request_class,
-    response_class,
-)
 from knhk_sidecar.api.services.patterns import PatternService
 from knhk_sidecar.api.services.subscriptions import SubscriptionService
 from knhk_sidecar.api.services.work_items import WorkItemService
 from knhk_sidecar.api.services.workflows import WorkflowService
-from knhk_workflow import WorkflowEngine
+from knhk_workflow import CallMeta, Unsupported, WorkflowEngine
 
-__all__ = [
-    "services",
-    "Operation",
-    "Unary",
-    "ServerStream",
-    "Bidi",
-    "Call",
-    "method_path",
-    "mutates",
-    "request_class",
-    "response_class",
-    "Daemon",
-    "Component",
-    "Setting",
-]
+__all__ = ["services", "unavailable", "Daemon", "Component", "Health", "Setting"]
+
+ENGINE_OFF = "workflow engine"
+_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+Refusing = Callable[[object, CallMeta], Awaitable[Message]] | Callable[[object, CallMeta], AsyncIterator[Message]]
 
 
-def services(engine: WorkflowEngine | None, daemon: Daemon) -> tuple[Operation, ...]:
-    """Every operation of the contract, in its order. Without an engine all but AdminService answer UNIMPLEMENTED."""
-    found: tuple[Operation, ...] = ()
-    admin = AdminService(engine, daemon, lambda: [one.missing for one in found if one.missing])
-    implementations = {
-        "PatternService": PatternService(engine) if engine else None,
-        "WorkflowService": WorkflowService(engine) if engine else None,
-        "CaseService": CaseService(engine) if engine else None,
-        "WorkItemService": WorkItemService(engine) if engine else None,
-        "AdminService": admin,
-        "SubscriptionService": SubscriptionService() if engine else None,
-    }
-    found = operations((descriptor, implementations[descriptor.name]) for descriptor in pb.SERVICES)
+def services(engine: WorkflowEngine | None, daemon: Daemon) -> Mapping[str, object]:
+    """What carries out each service, by its full name in the contract.
+
+    A call without a method is one that this version lacks. Without an engine there is a method for every call that
+    refuses it, naming the engine as what is missing; AdminService works all the same.
+    """
+    found: dict[str, object] = {}
+    by_name: dict[str, object] = {"AdminService": AdminService(engine, daemon, lambda: unavailable(found))}
+    if engine is not None:
+        by_name |= {
+            "PatternService": PatternService(engine),
+            "WorkflowService": WorkflowService(engine),
+            "CaseService": CaseService(engine),
+            "WorkItemService": WorkItemService(engine),
+            "SubscriptionService": SubscriptionService(),
+        }
+    for descriptor in pb.SERVICES:
+        found[descriptor.full_name] = by_name.get(descriptor.name) or _switched_off(descriptor)
     return found
+
+
+def unavailable(implementations: Mapping[str, object]) -> tuple[str, ...]:
+    """The features of the contract that answer UNIMPLEMENTED, sorted: `CaseService.MigrateCases`."""
+    missing = (
+        ENGINE_OFF if isinstance(implementation, SimpleNamespace) else f"{service.name}.{method.name}"
+        for service in pb.SERVICES
+        for implementation in (implementations.get(service.full_name),)
+        for method in service.methods
+        if isinstance(implementation, SimpleNamespace) or not hasattr(implementation, _snake(method.name))
+    )
+    return tuple(sorted(set(missing)))
+
+
+def _switched_off(service: ServiceDescriptor) -> SimpleNamespace:
+    return SimpleNamespace(**{_snake(method.name): _refusing(method) for method in service.methods})
+
+
+def _refusing(method: MethodDescriptor) -> Refusing:
+    async def refuse(request: object, meta: CallMeta) -> Message:
+        raise _engine_off()
+
+    async def refuse_stream(request: object, meta: CallMeta) -> AsyncIterator[Message]:
+        for never in _raising(_engine_off()):
+            yield never
+
+    return refuse_stream if method.server_streaming else refuse
+
+
+def _raising(error: Unsupported) -> Iterator[Message]:
+    raise error
+
+
+def _engine_off() -> Unsupported:
+    return Unsupported(ENGINE_OFF, "set KGC_SIDECAR_WORKFLOW_ENABLED=true and restart the sidecar")
+
+
+def _snake(name: str) -> str:
+    return _WORD.sub("_", name).lower()

@@ -1,7 +1,5 @@
 """AdminService: what runs here, how it is, and how it is set up."""
 
-# ruff: noqa: N802  # methods are named like the contract's calls
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -9,8 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from knhk_sidecar.api import pb, wire
-from knhk_sidecar.api.services.operation import Call
-from knhk_workflow import InvalidInput, WorkflowEngine
+from knhk_workflow import CallMeta, InvalidInput, WorkflowEngine
 
 Health = Literal["healthy", "degraded", "unhealthy"]
 
@@ -75,13 +72,12 @@ class AdminService:
         self._daemon = daemon
         self._unavailable = unavailable
 
-    async def GetStatus(self, request: pb.GetStatusRequest, call: Call) -> pb.GetStatusResponse:
+    async def get_status(self, request: pb.GetStatusRequest, meta: CallMeta) -> pb.GetStatusResponse:
         """The daemon at a glance. The health of the whole is that of its worst part."""
         daemon = self._daemon
         status = self._engine.status() if self._engine else None
         components = daemon.components()
         patterns = self._engine.list_patterns() if self._engine else ()
-        meta = call.meta
         return pb.GetStatusResponse(
             version=daemon.version,
             uptime=wire.length(max(0, daemon.now() - daemon.started_at)),
@@ -110,7 +106,7 @@ class AdminService:
             pattern_ids=[view.pattern_id for view in patterns if view.available],
         )
 
-    async def GetConfig(self, request: pb.GetConfigRequest, call: Call) -> pb.GetConfigResponse:
+    async def get_config(self, request: pb.GetConfigRequest, meta: CallMeta) -> pb.GetConfigResponse:
         """Every setting with its value and origin."""
         prefix = request.key_prefix
         return pb.GetConfigResponse(
@@ -129,9 +125,8 @@ class AdminService:
             ]
         )
 
-    async def SetLogLevel(self, request: pb.SetLogLevelRequest, call: Call) -> pb.SetLogLevelResponse:
+    async def set_log_level(self, request: pb.SetLogLevelRequest, meta: CallMeta) -> pb.SetLogLevelResponse:
         """Change a log level. Setting it twice is the same as once, so the idempotency key needs no record."""
-        wire.mutation(call.meta, request.request_id)
         level = request.level.lower()
         if level not in LOG_LEVELS:
             raise InvalidInput.field(

@@ -1,7 +1,5 @@
 """CaseService: executions of registered workflows."""
 
-# ruff: noqa: N802  # methods are named like the contract's calls
-
 from __future__ import annotations
 
 import asyncio
@@ -13,9 +11,8 @@ import msgspec
 
 from knhk_sidecar.api import pb, wire
 from knhk_sidecar.api.faults import SlowReader, to_status
-from knhk_sidecar.api.services.operation import Call
 from knhk_sidecar.api.services.pages import filtered
-from knhk_sidecar.api.services.streams import QUIET, followed, multiplexed
+from knhk_sidecar.api.services.streams import QUIET, closed_after, followed, multiplexed
 from knhk_workflow import (
     CallMeta,
     CaseView,
@@ -42,7 +39,7 @@ class CaseService:
 
     # -- create and run -----------------------------------------------------------------------------------------------
 
-    async def CreateCase(self, request: pb.CreateCaseRequest, call: Call) -> pb.CreateCaseResponse:
+    async def create_case(self, request: pb.CreateCaseRequest, meta: CallMeta) -> pb.CreateCaseResponse:
         """Create without starting."""
         view = await self._engine.create_case(
             wire.spec_id(request.spec_id),
@@ -50,30 +47,28 @@ class CaseService:
             case_id=request.case_id,
             business_key=request.business_key,
             version=request.spec_version,
-            meta=wire.mutation(call.meta, request.request_id),
+            meta=meta,
         )
         return pb.CreateCaseResponse(case_id=view.case_id, case=wire.case(view))
 
-    async def StartCase(self, request: pb.StartCaseRequest, call: Call) -> pb.StartCaseResponse:
+    async def start_case(self, request: pb.StartCaseRequest, meta: CallMeta) -> pb.StartCaseResponse:
         """created -> running."""
-        meta = wire.mutation(call.meta, request.request_id)
         view = await self._engine.start_case(wire.case_id(request.case_id), meta=meta)
         return pb.StartCaseResponse(case=wire.case(view))
 
-    async def ExecuteCase(self, request: pb.ExecuteCaseRequest, call: Call) -> pb.ExecuteCaseResponse:
+    async def execute_case(self, request: pb.ExecuteCaseRequest, meta: CallMeta) -> pb.ExecuteCaseResponse:
         """Start if need be and run to rest, or until the wait is over."""
         wait = wire.duration_ns(request.wait, "wait") if request.HasField("wait") else 0
-        meta = wire.mutation(call.meta, request.request_id)
         view = await self._engine.execute_case(wire.case_id(request.case_id), meta=meta)
-        view = await self._waited(view, wait, call.meta)
-        history = await self._history(view, call.meta) if request.include_history else None
+        view = await self._waited(view, wait, meta)
+        history = await self._history(view, meta) if request.include_history else None
         return wire.executed(view, wire.whole(request.view), history)
 
-    async def RunCase(self, request: pb.RunCaseRequest, call: Call) -> pb.RunCaseResponse:
+    async def run_case(self, request: pb.RunCaseRequest, meta: CallMeta) -> pb.RunCaseResponse:
         """Create and execute, in one durable write."""
-        return await self._run(request, wire.mutation(call.meta, request.request_id))
+        return await self._run(request, meta)
 
-    async def RunCases(self, request: pb.RunCasesRequest, call: Call) -> pb.RunCasesResponse:
+    async def run_cases(self, request: pb.RunCasesRequest, meta: CallMeta) -> pb.RunCasesResponse:
         """Run a list. All elements without an idempotency key of their own share one durable write."""
         elements = request.cases
         wire.batch(len(elements), "cases")
@@ -92,28 +87,26 @@ class CaseService:
         async def one(index: int) -> pb.RunCaseResult:
             try:
                 element = elements[index]
-                response = await self._run(element, wire.mutation(call.meta, element.request_id))
+                response = await self._run(element, wire.mutation(meta, element.request_id))
                 return pb.RunCaseResult(response=response)
             except WorkflowError as error:
                 return pb.RunCaseResult(error=to_status(error))
 
         if together:
-            meta = wire.mutation(call.meta, request.request_id)
             outcomes = await self._engine.run_cases([run for _, run in together], meta=meta)
             for (index, _), outcome in zip(together, outcomes, strict=True):
                 if isinstance(outcome, WorkflowError):
                     results[index] = pb.RunCaseResult(error=to_status(outcome))
                 else:
-                    results[index] = pb.RunCaseResult(response=await self._ran(outcome, elements[index], call.meta))
+                    results[index] = pb.RunCaseResult(response=await self._ran(outcome, elements[index], meta))
         for index, result in zip(alone, await asyncio.gather(*map(one, alone)), strict=True):
             results[index] = result
         return pb.RunCasesResponse(results=[result for result in results if result is not None])
 
-    async def StreamRunCase(
-        self, requests: AsyncIterator[pb.StreamRunCaseRequest], call: Call
+    async def stream_run_case(
+        self, requests: AsyncIterator[pb.StreamRunCaseRequest], meta: CallMeta
     ) -> AsyncIterator[pb.StreamRunCaseResponse]:
         """Run cases as they arrive."""
-        meta = call.meta
 
         async def carry_out(request: pb.StreamRunCaseRequest) -> pb.StreamRunCaseResponse:
             run = request.run
@@ -128,28 +121,27 @@ class CaseService:
 
     # -- look ---------------------------------------------------------------------------------------------------------
 
-    async def GetCase(self, request: pb.GetCaseRequest, call: Call) -> pb.GetCaseResponse:
+    async def get_case(self, request: pb.GetCaseRequest, meta: CallMeta) -> pb.GetCaseResponse:
         """The case as it was last committed."""
-        view = await self._engine.get_case(wire.case_id(request.case_id), meta=call.meta)
+        view = await self._engine.get_case(wire.case_id(request.case_id), meta=meta)
         return pb.GetCaseResponse(case=wire.case(view, wire.whole(request.view)))
 
-    async def WaitCase(self, request: pb.WaitCaseRequest, call: Call) -> pb.WaitCaseResponse:
+    async def wait_case(self, request: pb.WaitCaseRequest, meta: CallMeta) -> pb.WaitCaseResponse:
         """The case once it is in a wanted state or has ended, or as it is when the time is up."""
         name = wire.case_id(request.case_id)
         wanted = wire.states(request.states, "states") | wire.ENDED
-        meta = call.meta
+        limited = meta
         if request.HasField("timeout"):
-            meta = self._until(meta, wire.duration_ns(request.timeout, "timeout"))
+            limited = self._until(meta, wire.duration_ns(request.timeout, "timeout"))
         if wanted == wire.ENDED:
-            view = await self._engine.wait_case(name, meta=meta)
+            view = await self._engine.wait_case(name, meta=limited)
         else:
-            view = await self._wait_for(name, wanted, meta, call.meta)
+            view = await self._wait_for(name, wanted, limited, meta)
         return pb.WaitCaseResponse(case=wire.case(view, wire.whole(request.view)), reached=view.state in wanted)
 
-    async def ListCases(self, request: pb.ListCasesRequest, call: Call) -> pb.ListCasesResponse:
+    async def list_cases(self, request: pb.ListCasesRequest, meta: CallMeta) -> pb.ListCasesResponse:
         """Cases by id. The FULL view reads every case of the page."""
         selection = wire.case_selection(request.filter)
-        meta = call.meta
 
         async def fetch(size: int, token: str) -> Page[CaseView]:
             return await self._engine.list_cases(selection.wanted, page_size=size, page_token=token, meta=meta)
@@ -161,10 +153,10 @@ class CaseService:
             views = tuple([await self._engine.get_case(view.case_id, meta=meta) for view in views])
         return pb.ListCasesResponse(cases=[wire.case(view, full) for view in views], next_page_token=page.next_token)
 
-    async def ListIncidents(self, request: pb.ListIncidentsRequest, call: Call) -> pb.ListIncidentsResponse:
+    async def list_incidents(self, request: pb.ListIncidentsRequest, meta: CallMeta) -> pb.ListIncidentsResponse:
         """Open incidents."""
         wire.not_yet(request.include_resolved, "CaseService.ListIncidents.include_resolved")
-        meta, spec, kind = call.meta, request.spec_id, request.kind
+        spec, kind = request.spec_id, request.kind
         specs: dict[str, str] = {}
 
         async def fetch(size: int, token: str) -> Page[IncidentView]:
@@ -184,18 +176,18 @@ class CaseService:
             incidents=[wire.incident(one, specs[one.case_id]) for one in page.items], next_page_token=page.next_token
         )
 
-    async def GetCaseHistory(self, request: pb.GetCaseHistoryRequest, call: Call) -> pb.GetCaseHistoryResponse:
+    async def get_case_history(self, request: pb.GetCaseHistoryRequest, meta: CallMeta) -> pb.GetCaseHistoryResponse:
         """A page of events."""
         name, after, types = wire.case_id(request.case_id), request.after_sequence, frozenset(request.event_types)
         page = await self._engine.get_case_history(
-            name, after_sequence=after, page_size=request.page_size, reverse=request.reverse, meta=call.meta
+            name, after_sequence=after, page_size=request.page_size, reverse=request.reverse, meta=meta
         )
         if not request.reverse and page.items and not page.next_token:
             last = page.items[-1].sequence
         elif request.reverse and page.items and not after:
             last = page.items[0].sequence
         else:
-            newest = await self._engine.get_case_history(name, page_size=1, reverse=True, meta=call.meta)
+            newest = await self._engine.get_case_history(name, page_size=1, reverse=True, meta=meta)
             last = newest.items[0].sequence if newest.items else 0
         return pb.GetCaseHistoryResponse(
             events=[wire.history_event(event) for event in page.items if not types or event.event_type in types],
@@ -203,9 +195,9 @@ class CaseService:
             last_sequence=last,
         )
 
-    async def ExplainCase(self, request: pb.ExplainCaseRequest, call: Call) -> pb.ExplainCaseResponse:
+    async def explain_case(self, request: pb.ExplainCaseRequest, meta: CallMeta) -> pb.ExplainCaseResponse:
         """Why the case is where it is."""
-        found = await self._engine.explain_case(wire.case_id(request.case_id), meta=call.meta)
+        found = await self._engine.explain_case(wire.case_id(request.case_id), meta=meta)
         response = wire.explained(found, request.task_id)
         if request.task_id and found.tasks and not response.tasks:
             raise NotFound("task", request.task_id, f"case {found.case_id!r} has no such task in a live net")
@@ -213,26 +205,23 @@ class CaseService:
 
     # -- change -------------------------------------------------------------------------------------------------------
 
-    async def SuspendCase(self, request: pb.SuspendCaseRequest, call: Call) -> pb.SuspendCaseResponse:
+    async def suspend_case(self, request: pb.SuspendCaseRequest, meta: CallMeta) -> pb.SuspendCaseResponse:
         """running -> suspended."""
-        meta = wire.mutation(call.meta, request.request_id)
         view = await self._engine.suspend_case(wire.case_id(request.case_id), request.reason, meta=meta)
         return pb.SuspendCaseResponse(case=wire.case(view))
 
-    async def ResumeCase(self, request: pb.ResumeCaseRequest, call: Call) -> pb.ResumeCaseResponse:
+    async def resume_case(self, request: pb.ResumeCaseRequest, meta: CallMeta) -> pb.ResumeCaseResponse:
         """suspended -> running."""
         wire.not_yet(bool(request.reason), "CaseService.ResumeCase.reason")
-        meta = wire.mutation(call.meta, request.request_id)
         view = await self._engine.resume_case(wire.case_id(request.case_id), meta=meta)
         return pb.ResumeCaseResponse(case=wire.case(view))
 
-    async def CancelCase(self, request: pb.CancelCaseRequest, call: Call) -> pb.CancelCaseResponse:
+    async def cancel_case(self, request: pb.CancelCaseRequest, meta: CallMeta) -> pb.CancelCaseResponse:
         """End the case as cancelled."""
-        meta = wire.mutation(call.meta, request.request_id)
         view = await self._engine.cancel_case(wire.case_id(request.case_id), request.reason, meta=meta)
         return pb.CancelCaseResponse(case=wire.case(view))
 
-    async def UpdateCaseData(self, request: pb.UpdateCaseDataRequest, call: Call) -> pb.UpdateCaseDataResponse:
+    async def update_case_data(self, request: pb.UpdateCaseDataRequest, meta: CallMeta) -> pb.UpdateCaseDataResponse:
         """Replace top-level keys of the root net's data."""
         wire.not_yet(request.mode == pb.DATA_UPDATE_MODE_REPLACE, "CaseService.UpdateCaseData with mode REPLACE")
         wire.not_yet(bool(request.net), "CaseService.UpdateCaseData.net")
@@ -245,20 +234,18 @@ class CaseService:
             raise InvalidInput.field(
                 "data_json", "is missing", 'expected a JSON object, for example {"amount": 120}', code="required"
             )
-        meta = wire.mutation(call.meta, request.request_id)
         try:
             view = await self._engine.update_case_data(name, request.data_json, expected_sequence=expected, meta=meta)
         except WrongState as error:
             raise wire.stale(error) from error
         return pb.UpdateCaseDataResponse(case=wire.case(view))
 
-    async def ResolveIncident(self, request: pb.ResolveIncidentRequest, call: Call) -> pb.ResolveIncidentResponse:
+    async def resolve_incident(self, request: pb.ResolveIncidentRequest, meta: CallMeta) -> pb.ResolveIncidentResponse:
         """Decide an open incident."""
         wire.not_yet(bool(request.reason), "CaseService.ResolveIncident.reason")
         name, action = wire.incident_id(request), wire.resolution(request)
         case_id = name.partition("@")[2]
-        before = await self._engine.get_case(case_id, meta=call.meta)
-        meta = wire.mutation(call.meta, request.request_id)
+        before = await self._engine.get_case(case_id, meta=meta)
         view = await self._engine.resolve_incident(name, action, request.data_json or None, meta=meta)
         was = next((one for one in before.incidents if one.incident_id == name), None)
         # A repeated call finds the incident resolved already: then only what the request itself says is known.
@@ -271,11 +258,11 @@ class CaseService:
 
     # -- watch --------------------------------------------------------------------------------------------------------
 
-    async def WatchCase(self, request: pb.WatchCaseRequest, call: Call) -> AsyncIterator[pb.WatchCaseResponse]:
+    async def watch_case(self, request: pb.WatchCaseRequest, meta: CallMeta) -> AsyncIterator[pb.WatchCaseResponse]:
         """A case's events, past ones first, until the case has ended."""
         types, sequence = frozenset(request.event_types), request.after_sequence
         delivered = sequence
-        events = self._engine.watch_case(wire.case_id(request.case_id), after_sequence=sequence, meta=call.meta)
+        events = self._engine.watch_case(wire.case_id(request.case_id), after_sequence=sequence, meta=meta)
 
         def slow() -> SlowReader:
             return SlowReader("after_sequence", str(delivered))
@@ -290,13 +277,13 @@ class CaseService:
                     yield pb.WatchCaseResponse(event=wire.history_event(event), sequence=sequence)
                 delivered = sequence
 
-    async def WatchCases(self, request: pb.WatchCasesRequest, call: Call) -> AsyncIterator[pb.WatchCasesResponse]:
+    async def watch_cases(self, request: pb.WatchCasesRequest, meta: CallMeta) -> AsyncIterator[pb.WatchCasesResponse]:
         """Events of all cases that match, in commit order, from now on or from a token."""
         wire.not_yet(request.from_start and not request.resume_token, "CaseService.WatchCases.from_start")
         selection = wire.watch_selection(request.filter)
         types, token = frozenset(request.event_types), request.resume_token
-        delivered, known = token, _Known(self._engine, call.meta)
-        events = self._engine.watch_cases(resume_token=token, meta=call.meta)
+        delivered, known = token, _Known(self._engine, meta)
+        events = self._engine.watch_cases(resume_token=token, meta=meta)
 
         def slow() -> SlowReader:
             return SlowReader("resume_token", delivered)
@@ -346,7 +333,7 @@ class CaseService:
         try:
             async with (
                 asyncio.timeout(left),
-                aclosing(self._engine.watch_case(name, after_sequence=view.sequence, meta=reader)) as events,  # type: ignore[type-var]  # a generator
+                closed_after(self._engine.watch_case(name, after_sequence=view.sequence, meta=reader)) as events,
             ):
                 async for event in events:
                     if event.event_type == "state_changed":
@@ -360,7 +347,7 @@ class CaseService:
     def _until(self, meta: CallMeta, wait_ns: int) -> CallMeta:
         """The caller with a deadline that is not later than in `wait_ns`."""
         end = self._engine.now() + wait_ns
-        return msgspec.structs.replace(meta, deadline=min(end, meta.deadline) if meta.deadline else end, request_id="")
+        return msgspec.structs.replace(meta, deadline=min(end, meta.deadline) if meta.deadline else end)
 
     async def _history(self, view: CaseView, meta: CallMeta) -> list[pb.HistoryEvent]:
         page = await self._engine.get_case_history(view.case_id, page_size=HISTORY_SHOWN, meta=meta)

@@ -1,14 +1,11 @@
 """PatternService: the catalogue of the 43 patterns, and running one as a case of its own."""
 
-# ruff: noqa: N802  # methods are named like the contract's calls
-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
 from knhk_sidecar.api import pb, wire
 from knhk_sidecar.api.faults import to_status
-from knhk_sidecar.api.services.operation import Call
 from knhk_sidecar.api.services.streams import multiplexed
 from knhk_workflow import CallMeta, InvalidInput, PatternExecutionContext, Unsupported, WorkflowEngine, WorkflowError
 
@@ -19,7 +16,7 @@ class PatternService:
     def __init__(self, engine: WorkflowEngine) -> None:
         self._engine = engine
 
-    async def ListPatterns(self, request: pb.ListPatternsRequest, call: Call) -> pb.ListPatternsResponse:
+    async def list_patterns(self, request: pb.ListPatternsRequest, meta: CallMeta) -> pb.ListPatternsResponse:
         """The catalogue by number. The token is the last number shown."""
         token, category = request.page_token, request.category
         if token and not (token.isdecimal() and len(token) < 3):
@@ -34,15 +31,15 @@ class PatternService:
             next_page_token=str(wanted[size - 1].pattern_id) if len(wanted) > size else "",
         )
 
-    async def GetPattern(self, request: pb.GetPatternRequest, call: Call) -> pb.GetPatternResponse:
+    async def get_pattern(self, request: pb.GetPatternRequest, meta: CallMeta) -> pb.GetPatternResponse:
         """One pattern with net and script."""
         return pb.GetPatternResponse(pattern=wire.pattern(self._engine.get_pattern(request.pattern_id), True))
 
-    async def ExecutePattern(self, request: pb.ExecutePatternRequest, call: Call) -> pb.ExecutePatternResponse:
+    async def execute_pattern(self, request: pb.ExecutePatternRequest, meta: CallMeta) -> pb.ExecutePatternResponse:
         """Run one pattern's net."""
-        return await self._run(request, wire.mutation(call.meta, request.request_id))
+        return await self._run(request, meta)
 
-    async def ExecutePatterns(self, request: pb.ExecutePatternsRequest, call: Call) -> pb.ExecutePatternsResponse:
+    async def execute_patterns(self, request: pb.ExecutePatternsRequest, meta: CallMeta) -> pb.ExecutePatternsResponse:
         """Run a list. Elements without an idempotency key of their own go to the engine as one batch."""
         elements = request.executions
         wire.batch(len(elements), "executions")
@@ -52,13 +49,13 @@ class PatternService:
             try:
                 if element.request_id or request.request_id:
                     key = element.request_id or wire.element_id(request.request_id, index)
-                    response = await self._run(element, wire.mutation(call.meta, key))
+                    response = await self._run(element, wire.mutation(meta, key))
                     results[index] = pb.ExecutePatternResult(response=response)
                 else:
                     together.append((index, (self._available(element.pattern_id), wire.pattern_context(element))))
             except WorkflowError as error:
                 results[index] = pb.ExecutePatternResult(error=to_status(error))
-        outcomes = await self._engine.execute_patterns([run for _, run in together], meta=call.meta) if together else []
+        outcomes = await self._engine.execute_patterns([run for _, run in together], meta=meta) if together else []
         for (index, _), outcome in zip(together, outcomes, strict=True):
             if isinstance(outcome, WorkflowError):
                 results[index] = pb.ExecutePatternResult(error=to_status(outcome))
@@ -66,11 +63,10 @@ class PatternService:
                 results[index] = pb.ExecutePatternResult(response=wire.pattern_ran(outcome))
         return pb.ExecutePatternsResponse(results=[result for result in results if result is not None])
 
-    async def StreamExecutePattern(
-        self, requests: AsyncIterator[pb.StreamExecutePatternRequest], call: Call
+    async def stream_execute_pattern(
+        self, requests: AsyncIterator[pb.StreamExecutePatternRequest], meta: CallMeta
     ) -> AsyncIterator[pb.StreamExecutePatternResponse]:
         """Run patterns as they arrive."""
-        meta = call.meta
 
         async def carry_out(request: pb.StreamExecutePatternRequest) -> pb.StreamExecutePatternResponse:
             execution = request.execution

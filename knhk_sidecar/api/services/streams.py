@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from enum import Enum, auto
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 IN_FLIGHT_MAX = 64  # of one stream: enough to fill a group commit, little enough to share the engine with others
 BUFFERED_EVENTS = 1_000  # read ahead for one watch, about 300 KB; the history itself is the real buffer
@@ -69,6 +69,11 @@ async def multiplexed(
         await asyncio.gather(*left, return_exceptions=True)
 
 
+def closed_after(events: AsyncIterator[A]) -> AbstractAsyncContextManager[AsyncIterator[A]]:
+    """The engine's events, closed as soon as nobody reads them: that gives their place in the engine back."""
+    return aclosing(cast("AsyncGenerator[A, None]", events))
+
+
 class _Mark(Enum):
     END = auto()
     SLOW = auto()
@@ -96,8 +101,7 @@ async def followed(
 
     async def pump() -> None:
         try:
-            # The engine's iterators are generators; closing them at once gives their place in the engine back.
-            async with aclosing(events) as source:  # type: ignore[type-var]  # an AsyncIterator here always is a generator
+            async with closed_after(events) as source:
                 async for event in source:
                     if queue.full():
                         async with asyncio.timeout(patience_s):

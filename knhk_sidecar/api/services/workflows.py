@@ -1,13 +1,10 @@
 """WorkflowService: documents are verified, versioned and immutable once registered."""
 
-# ruff: noqa: N802  # methods are named like the contract's calls
-
 from __future__ import annotations
 
 from knhk_sidecar.api import pb, wire
-from knhk_sidecar.api.services.operation import Call
 from knhk_sidecar.api.services.pages import filtered
-from knhk_workflow import InvalidInput, NotFound, Page, WorkflowEngine, WorkflowView
+from knhk_workflow import CallMeta, InvalidInput, NotFound, Page, WorkflowEngine, WorkflowView
 
 VERSIONS_ASKED_MAX = 1_000  # of one workflow, when all are deleted and the answer names them
 
@@ -18,35 +15,38 @@ class WorkflowService:
     def __init__(self, engine: WorkflowEngine) -> None:
         self._engine = engine
 
-    async def RegisterWorkflow(self, request: pb.RegisterWorkflowRequest, call: Call) -> pb.RegisterWorkflowResponse:
+    async def register_workflow(
+        self, request: pb.RegisterWorkflowRequest, meta: CallMeta
+    ) -> pb.RegisterWorkflowResponse:
         """Register; the same content again is the same version."""
         text, form = wire.source(request)
-        meta = wire.mutation(call.meta, request.request_id)
         view = await self._engine.register_workflow(text, format=form, allow_unsound=request.allow_unsound, meta=meta)
         return wire.registered(view)
 
-    async def ValidateWorkflow(self, request: pb.ValidateWorkflowRequest, call: Call) -> pb.ValidateWorkflowResponse:
+    async def validate_workflow(
+        self, request: pb.ValidateWorkflowRequest, meta: CallMeta
+    ) -> pb.ValidateWorkflowResponse:
         """What registering would say. A document that cannot be read is a finding, not an error of the call."""
         text, form = wire.source(request)
         try:
-            return wire.validated(await self._engine.validate_workflow(text, format=form, meta=call.meta))
+            return wire.validated(await self._engine.validate_workflow(text, format=form, meta=meta))
         except InvalidInput as unreadable:
             return wire.unreadable(unreadable)
 
-    async def GetWorkflow(self, request: pb.GetWorkflowRequest, call: Call) -> pb.GetWorkflowResponse:
+    async def get_workflow(self, request: pb.GetWorkflowRequest, meta: CallMeta) -> pb.GetWorkflowResponse:
         """One version with its document."""
         spec_id, version = wire.spec_id(request.spec_id), request.version
-        view = await self._engine.get_workflow(spec_id, version, meta=call.meta)
-        latest = not version or view.version == await self._latest(spec_id, call)
+        view = await self._engine.get_workflow(spec_id, version, meta=meta)
+        latest = not version or view.version == await self._latest(spec_id, meta)
         return pb.GetWorkflowResponse(workflow=wire.workflow(view, latest))
 
-    async def ListWorkflows(self, request: pb.ListWorkflowsRequest, call: Call) -> pb.ListWorkflowsResponse:
+    async def list_workflows(self, request: pb.ListWorkflowsRequest, meta: CallMeta) -> pb.ListWorkflowsResponse:
         """The newest version of each workflow, by id."""
         wire.not_yet(request.all_versions, "WorkflowService.ListWorkflows.all_versions")
         prefix = request.spec_id_prefix
 
         async def fetch(size: int, token: str) -> Page[WorkflowView]:
-            return await self._engine.list_workflows(page_size=size, page_token=token, meta=call.meta)
+            return await self._engine.list_workflows(page_size=size, page_token=token, meta=meta)
 
         def keep(view: WorkflowView) -> bool:
             return view.spec_id.startswith(prefix)
@@ -62,20 +62,19 @@ class WorkflowService:
             workflows=[wire.workflow(view, True) for view in page.items], next_page_token=page.next_token
         )
 
-    async def DeleteWorkflow(self, request: pb.DeleteWorkflowRequest, call: Call) -> pb.DeleteWorkflowResponse:
+    async def delete_workflow(self, request: pb.DeleteWorkflowRequest, meta: CallMeta) -> pb.DeleteWorkflowResponse:
         """Take one version, or all of them, out of use."""
         spec_id, version = wire.spec_id(request.spec_id), request.version
-        meta = wire.mutation(call.meta, request.request_id)
         versions = [version]
         if not version:
-            newest = await self._latest(spec_id, call)
+            newest = await self._latest(spec_id, meta)
             versions = list(range(max(1, newest - VERSIONS_ASKED_MAX + 1), newest + 1))
         await self._engine.delete_workflow(spec_id, version, meta=meta)
         return pb.DeleteWorkflowResponse(spec_id=spec_id, deleted_versions=versions)
 
-    async def _latest(self, spec_id: str, call: Call) -> int:
+    async def _latest(self, spec_id: str, meta: CallMeta) -> int:
         """The newest active version; 0 when all are deleted."""
         try:
-            return (await self._engine.get_workflow(spec_id, meta=call.meta)).version
+            return (await self._engine.get_workflow(spec_id, meta=meta)).version
         except NotFound:
             return 0

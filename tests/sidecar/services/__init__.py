@@ -1,0 +1,1 @@
+"""What the calls mean: over a real server and a real engine on disk."""
