@@ -27,6 +27,7 @@ from knhk_workflow.errors import (
     Fenced,
     InvalidInput,
     LimitExceeded,
+    NotFound,
     RequestMismatch,
     StoreUnavailable,
     WorkflowError,
@@ -35,7 +36,8 @@ from knhk_workflow.errors import (
 from knhk_workflow.fortune5.config import Fortune5Config
 from knhk_workflow.fortune5.slo import Fortune5Integration, Unmeasured
 from knhk_workflow.model.net import Model
-from knhk_workflow.runtime import query
+from knhk_workflow.patterns.catalogue import HINT, PATTERNS, find
+from knhk_workflow.runtime import query, sandbox
 from knhk_workflow.runtime.clock import NS_PER_S, Clock, Ids, SystemClock, SystemIds
 from knhk_workflow.runtime.definitions import Definitions, Document
 from knhk_workflow.runtime.inputs import (
@@ -48,7 +50,7 @@ from knhk_workflow.runtime.inputs import (
 )
 from knhk_workflow.runtime.live import CACHED_CASES, LiveCase, LiveCases
 from knhk_workflow.runtime.meta import LOCAL, CallMeta
-from knhk_workflow.runtime.pages import page_size_of
+from knhk_workflow.runtime.pages import PAGE_SIZE_MAX, page_size_of
 from knhk_workflow.runtime.records import REQUESTS, RequestRecord, pack
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.views import (
@@ -59,6 +61,9 @@ from knhk_workflow.runtime.views import (
     HistoryEvent,
     IncidentView,
     Page,
+    PatternExecutionContext,
+    PatternResult,
+    PatternView,
     Validation,
     WorkflowView,
     WorkItemFilter,
@@ -76,6 +81,8 @@ SYSTEM: Final = "system:engine"
 
 ALL_CASES: Final = CaseFilter()
 ALL_WORK: Final = WorkItemFilter()
+NO_CONTEXT: Final = PatternExecutionContext()
+RUN_EVENTS: Final = 50  # of a pattern's run in memory, before others get a turn; about 1 ms
 
 T = TypeVar("T")
 
@@ -123,6 +130,23 @@ class _Birth(msgspec.Struct, frozen=True):
     start: bool
     meta: CallMeta
     request: _Request | None
+
+
+class PatternRun:
+    """A pattern's run in memory, as an asynchronous iteration over its trace."""
+
+    def __init__(self, run: sandbox.Run) -> None:
+        self._run = run
+
+    async def __aiter__(self) -> AsyncIterator[HistoryEvent]:
+        for event in self._run:
+            yield event
+            await asyncio.sleep(0)
+
+    @property
+    def result(self) -> PatternResult:
+        """What the run gave. Only after the iteration has ended."""
+        return self._run.result
 
 
 class WorkflowEngine:
@@ -574,6 +598,103 @@ class WorkflowEngine:
             await self.open()
         birth = await self._birth(asked, start, meta)
         try:
+    # -- patterns -----------------------------------------------------------------------------------------------------
+
+    def list_patterns(self) -> tuple[PatternView, ...]:
+        """The catalogue: all 43, in the order of their numbers."""
+        return tuple(sandbox.view(pattern.number) for pattern in PATTERNS)
+
+    def get_pattern(self, id_or_alias: int | str) -> PatternView:
+        """One pattern by number, `WCP-n`, name or alias. Raises NotFound."""
+        return sandbox.view(find(id_or_alias).number)
+
+    async def execute_pattern(
+        self, pattern_id: int | str, context: PatternExecutionContext = NO_CONTEXT, *, meta: CallMeta = LOCAL
+    ) -> PatternResult:
+        """Run a pattern's own net: in memory, or with `durable` as a case of the workflow `wcp-NN`.
+
+        Raises Unsupported for a pattern that cannot be executed yet, InvalidInput for an unknown pattern or an
+        impossible script, AlreadyExists when a durable run's case id is taken. A move that the net does not allow is
+        no error: see `PatternResult.message`.
+        """
+        asked = self._script(pattern_id, context)
+        if context.durable:
+            return await self._kept_run(asked, meta)
+        run = sandbox.Run(asked, self._clock, meta.principal)
+        for count, _ in enumerate(run):
+            if count % RUN_EVENTS == 0:
+                if meta.deadline and self._clock.now() > meta.deadline:
+                    raise _too_late()
+                if count:
+                    await asyncio.sleep(0)
+        return run.result
+
+    execute_workflow_pattern = execute_pattern
+
+    async def execute_patterns(
+        self, requests: Sequence[tuple[int | str, PatternExecutionContext]], *, meta: CallMeta = LOCAL
+    ) -> list[PatternResult | WorkflowError]:
+        """`execute_pattern` for each, in order; one element's error is that element's answer."""
+        _batch_size("patterns", len(requests))
+        answers: list[PatternResult | WorkflowError] = []
+        for index, (pattern_id, context) in enumerate(requests):
+            try:
+                answers.append(await self.execute_pattern(pattern_id, context, meta=_element(meta, index)))
+            except WorkflowError as error:
+                answers.append(error)
+        return answers
+
+    def pattern_run(
+        self, pattern_id: int | str, context: PatternExecutionContext = NO_CONTEXT, *, meta: CallMeta = LOCAL
+    ) -> PatternRun:
+        """The trace of a run in memory as it happens; the run's `result` once it is exhausted."""
+        return PatternRun(sandbox.Run(self._script(pattern_id, context), self._clock, meta.principal))
+
+    def _script(self, pattern_id: int | str, context: PatternExecutionContext) -> sandbox.Script:
+        try:
+            pattern = find(pattern_id)
+        except NotFound as error:
+            raise InvalidInput.field("pattern_id", f"{pattern_id!r} is not a pattern", HINT) from error
+        return sandbox.script(pattern, context)
+
+    async def _kept_run(self, asked: sandbox.Script, meta: CallMeta) -> PatternResult:
+        """The run as a case. Repeated with its request id, it takes up where it was left and makes no move twice."""
+        workflow = await self.register_workflow(asked.pattern.document, meta=meta)
+        case = await self.run_case(
+            workflow.spec_id,
+            asked.data,
+            case_id=asked.case_id,
+            business_key=asked.workflow_id,
+            version=workflow.version,
+            meta=meta,
+        )
+        case_id, message = case.case_id, ""
+        for index, move in enumerate(asked.moves):
+            element = _element(meta, index)
+            if element.request_id and await self._made(element, case_id):
+                continue
+            case = await self.get_case(case_id, meta=meta)
+            try:
+                await self._on_case(case_id, sandbox.command(move, index, case), element, rest=True)
+            except sandbox.Refusal as refusal:
+                message = str(refusal)
+                break
+            except WrongState as error:
+                message = sandbox.refused(error, move, index, case)
+                break
+        case = await self.get_case(case_id, meta=meta)
+        trace: list[HistoryEvent] = []
+        while len(trace) < case.sequence:
+            page = await self.get_case_history(case_id, after_sequence=len(trace), page_size=PAGE_SIZE_MAX, meta=meta)
+            trace.extend(page.items)
+        return sandbox.result(asked, case, trace, message)
+
+    async def _made(self, meta: CallMeta, case_id: str) -> bool:
+        """Whether this request id did something to the case before."""
+        assert self._store is not None
+        key = self._keyspace.case(meta.tenant, case_id).request(self._request(meta, None).scope)
+        return await self._store.get(key) is not None
+
             live, unit = await self._conceive(birth)
             view = self._view(live)
             told = self._cases.commit(live, unit)

@@ -166,6 +166,7 @@ class PatternResult(msgspec.Struct, frozen=True):
     terminates: bool
     trace: tuple[HistoryEvent, ...]
     case_id: str = ""
+    message: str = ""  # why success is false
 
 
 class PatternView(msgspec.Struct, frozen=True):

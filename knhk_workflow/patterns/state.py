@@ -1,0 +1,67 @@
+"""State-based patterns: 16 to 18, 39 and 40."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from knhk_workflow.patterns.pattern import Category, Pattern
+
+_GROUP: Final[Category] = "State-based"
+
+STATE: Final = (
+    Pattern(
+        16,
+        "Deferred Choice",
+        _GROUP,
+        "The outside chooses: all branches are offered, and the first one that starts withdraws the others.",
+        "a condition with several tasks after it",
+        "None.",
+        "All branches are offered together, the choice falls at the start and as late as possible, and the withdrawal "
+        "is atomic.",
+        "Russell et al. 2006: partial where only messages and timers can choose, or the choice falls at completion.",
+        aliases=("External Choice", "Implicit Choice", "Deferred XOR-split"),
+    ),
+    Pattern(
+        17,
+        "Interleaved Parallel Routing",
+        _GROUP,
+        "Tasks in a partial order, each once, no two of them active at the same time.",
+        "sections, or mutex on the tasks",
+        "A task that has started finishes before another one starts.",
+        "Any partial order and tasks that take time.",
+        "Russell et al. 2006: partial where the order is fixed at design time or only single steps are kept apart.",
+        aliases=("Unordered Sequence",),
+    ),
+    Pattern(
+        18,
+        "Milestone",
+        _GROUP,
+        "A task is enabled only while the case is in a given state; the test does not consume it.",
+        "reads: [condition]",
+        "The state is one of the net.",
+        "A test of state; the offer is withdrawn when the state is left.",
+        "Russell et al. 2006: partial where data flags are polled.",
+        aliases=("Test Arc", "State Condition", "Withdraw Message"),
+    ),
+    Pattern(
+        39,
+        "Critical Section",
+        _GROUP,
+        "Two or more parts of a net are never active at the same time; who is in one finishes it.",
+        "sections",
+        "The parts are connected parts of the same net.",
+        "Mutual exclusion of parts, not only of single tasks.",
+        "Russell et al. 2006: partial where only one task can be protected. The lock is taken at the start of the "
+        "first task inside and held while a token of the thread is inside.",
+    ),
+    Pattern(
+        40,
+        "Interleaved Routing",
+        _GROUP,
+        "A set of tasks, each once, in any order, one at a time; then the flow goes on.",
+        "sections, or mutex on the tasks",
+        "A task that has started finishes before another one starts.",
+        "Any order, and what follows runs once when all are done.",
+        "Russell et al. 2006: partial for ad-hoc blocks whose completion is not clear.",
+    ),
+)
