@@ -24,6 +24,7 @@ from typing import Final, TypeVar, cast
 PREFIX: Final = "KGC_SIDECAR_"
 FILE_VARIABLE: Final = "KGC_SIDECAR_CONFIG_FILE"
 MASK: Final = "********"
+DEV_PLAIN_ADDRESS: Final = "127.0.0.1:50052"
 
 Value = bool | int | float | str | tuple[str, ...]
 T = TypeVar("T", bound=Value)
@@ -149,7 +150,7 @@ class SidecarConfig:
     )
     plain_address: str = setting(
         "",
-        "gRPC listener without TLS for developers; loopback only, developer mode only; empty is off",
+        "gRPC listener without TLS, developer mode and loopback only; empty there is 127.0.0.1:50052",
         "a caller without certificate cannot be told from another",
         address=True,
     )
@@ -425,6 +426,11 @@ class SidecarConfig:
         return self.workflow_db_path
 
     @property
+    def plain_listener(self) -> str:
+        """Where the plain gRPC listener really is: developer mode always has one."""
+        return (self.plain_address or DEV_PLAIN_ADDRESS) if self.dev else ""
+
+    @property
     def dev_directory(self) -> str:
         """Where developer mode keeps its certificates and `daemon.json`."""
         return str(Path(self.data_dir) / "dev") if self.data_dir else f"{self.workflow_db_path}-dev"
@@ -439,6 +445,8 @@ class SettingLine:
     origin: str
     unit: str
     doc: str
+    default: str
+    secret: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,11 +460,13 @@ class Loaded:
         """Every setting in order of declaration."""
         return tuple(
             SettingLine(
-                name,
-                _shown(getattr(self.config, name), about),
-                self.origins.get(name, "default"),
-                about.unit,
-                about.doc,
+                name=name,
+                value=_shown(getattr(self.config, name), about),
+                origin=self.origins.get(name, "default"),
+                unit=about.unit,
+                doc=about.doc,
+                default=_shown(_DEFAULTS[name], about),
+                secret=about.secret,
             )
             for name, about in SETTINGS.items()
         )

@@ -49,6 +49,8 @@ class Material:
     key: bytes
     ca: bytes
     spiffe_id: SpiffeId | None
+    not_after: float
+    """End of the server's own certificate, Unix seconds."""
 
     @property
     def configuration(self) -> grpc.ServerCertificateConfiguration:
@@ -139,7 +141,7 @@ def read_material(files: TlsFiles) -> Material:
         raise InvalidMaterial(f"{files.ca} has no PEM certificate: {error}") from error
     if private.public_key() != leaf.public_key():
         raise InvalidMaterial(f"the key in {files.key} does not belong to the certificate in {files.cert}")
-    return Material(cert, key, ca, _own_id(leaf))
+    return Material(cert, key, ca, _own_id(leaf), leaf.not_valid_after_utc.timestamp())
 
 
 def _own_id(leaf: x509.Certificate) -> SpiffeId | None:

@@ -5,3 +5,11 @@
 One order, written down in `pipeline.py`; a service can be reached through it only. The stages know identities, limits
 and errors, but neither a transport nor a store; what a call means is the services' business.
 """
+
+from __future__ import annotations
+
+from knhk_sidecar.pipeline.call import Call, Method
+from knhk_sidecar.pipeline.pipeline import Limits, Pipeline
+from knhk_sidecar.pipeline.stages import Refusal
+
+__all__ = ["Call", "Limits", "Method", "Pipeline", "Refusal"]

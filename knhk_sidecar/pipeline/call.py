@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from google.protobuf import message_factory
-from google.protobuf.descriptor import Descriptor, ServiceDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
 from knhk_sidecar.identity.principal import ANONYMOUS, Principal
@@ -52,9 +52,9 @@ class Method:
 
 
 class Call:
-    """One call. The transports set the first part, `identify` the principal; nothing changes afterwards."""
+    """One call. The transports make it, `identify` sets the principal; nothing changes afterwards."""
 
-    __slots__ = ("deadline", "leaf", "metadata", "method", "peer", "principal", "protocol", "request_id", "send")
+    __slots__ = ("deadline", "leaf", "metadata", "method", "peer", "principal", "protocol", "send")
 
     def __init__(
         self,
@@ -65,7 +65,6 @@ class Call:
         leaf: bytes | None = None,
         deadline: int = 0,
         metadata: Metadata = (),
-        request_id: str = "",
         send: Send | None = None,
     ) -> None:
         """`peer` names the connection (`ipv4:127.0.0.1:1234`), `leaf` is the PEM of a certificate that TLS verified,
@@ -77,7 +76,6 @@ class Call:
         self.leaf = leaf
         self.deadline = deadline
         self.metadata = metadata
-        self.request_id = request_id
         self.send = send
         self.principal: Principal = ANONYMOUS
 
@@ -91,39 +89,27 @@ class Call:
         return ""
 
 
-def methods_of(services: Iterable[ServiceDescriptor]) -> Mapping[str, Method]:
-    """The methods of these services by path."""
-    found: dict[str, Method] = {}
-    for service in services:
-        for rpc in service.methods:
-            path = f"/{service.full_name}/{rpc.name}"
-            found[path] = _method(
-                path,
-                service.full_name,
-                rpc.name,
-                rpc.input_type,
-                rpc.output_type,
-                rpc.client_streaming,
-                rpc.server_streaming,
-            )
-    return found
+def methods_of(service: ServiceDescriptor, name: str = "") -> Mapping[str, Method]:
+    """The RPCs of a service by path; `name` when it is offered under another one."""
+    found = (_method(descriptor, name or service.full_name) for descriptor in service.methods)
+    return {method.path: method for method in found}
 
 
-def _method(
-    path: str, service: str, name: str, request: Descriptor, response: Descriptor, client: bool, server: bool
-) -> Method:
-    fields = request.fields_by_name
+def _method(descriptor: MethodDescriptor, service: str) -> Method:
+    client = descriptor.client_streaming
+    path = f"/{service}/{descriptor.name}"
+    fields = descriptor.input_type.fields_by_name
     return Method(
         path=path,
         service=service,
-        name=name,
-        request=message_factory.GetMessageClass(request),
-        response=message_factory.GetMessageClass(response),
+        name=descriptor.name,
+        request=message_factory.GetMessageClass(descriptor.input_type),
+        response=message_factory.GetMessageClass(descriptor.output_type),
         client_streaming=client,
-        server_streaming=server,
+        server_streaming=descriptor.server_streaming,
         permission=permission_of(path),
         subjects=() if client else tuple(field for field in SUBJECTS if field in fields),
         has_request_id="request_id" in fields and not client,
-        waits=not (client or server) and ("wait" in fields or name.startswith("Wait")),
+        waits=not (client or descriptor.server_streaming) and ("wait" in fields or descriptor.name.startswith("Wait")),
         wait_field="wait" in fields,
     )

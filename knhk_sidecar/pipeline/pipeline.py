@@ -13,11 +13,9 @@ from knhk_sidecar.config import SidecarConfig
 from knhk_sidecar.identity.certificate import LeafCheck
 from knhk_sidecar.identity.principal import Principal
 from knhk_sidecar.pipeline.call import Call, Method, Request
-from knhk_sidecar.pipeline.stages import Admit, Authorize, Handler, Identify, Invoke, Observe, Refusal, Translate
+from knhk_sidecar.pipeline.stages import Admit, Authorize, Handler, Identify, Invoke, Observe, Translate
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
-
-__all__ = ["Call", "Limits", "Method", "Pipeline", "Refusal", "handlers_of"]
 
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -59,7 +57,9 @@ class Pipeline:
         counters: Counters,
         limits: Limits = Limits(),
     ) -> None:
-        """`services` by full proto name. `leaves` and `plain` as for Identify; `now` is the engine's clock in ns."""
+        """`services` by full proto name, their functions named like the RPCs in snake case; an RPC without one answers
+        UNIMPLEMENTED. `leaves` and `plain` as for Identify; `now` is the engine's clock.
+        """
         self.methods = methods
         self._now = now
         self._timeout = limits.timeout
@@ -72,6 +72,7 @@ class Pipeline:
             waiting=limits.waiting,
             streams_per_connection=limits.streams_per_connection,
         )
+        self._admit = admit
         authorize = Authorize(admit.run)
         identify = Identify(authorize.run, leaves, plain)
         translate = Translate(identify.run)
@@ -85,16 +86,20 @@ class Pipeline:
         """The response of a unary call, None after a response stream. Raises Refusal and CancelledError only."""
         return await self._observe.run(call, request)
 
+    def end_streams(self, *, working: bool) -> None:
+        """For going down: ends the streams that only watch, and with `working` those that take work too."""
+        self._admit.end_streams(working=working)
+
     def deadline(self, seconds: float | None) -> int:
         """When a call ends that began now: after `seconds`, or after the default time when its client set none."""
         return self._now() + (self._timeout if seconds is None else int(seconds * 1e9))
 
 
 def handlers_of(methods: Mapping[str, Method], services: Mapping[str, object]) -> Mapping[str, Handler]:
-    """The function of each RPC that its service has, under the RPC's name in snake case."""
+    """The function of each RPC that its service has."""
     found: dict[str, Handler] = {}
     for path, method in methods.items():
         handler = getattr(services.get(method.service), _WORD.sub("_", method.name).lower(), None)
-        if callable(handler):
+        if handler is not None:
             found[path] = cast(Handler, handler)
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Final, Protocol, cast
 
@@ -25,12 +25,12 @@ from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.permissions import Permission
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
-from knhk_workflow import Busy, CallMeta, DeadlineExceeded, Unsupported, WorkflowError
+from knhk_workflow import Busy, CallMeta, DeadlineExceeded, StoreUnavailable, Unsupported, WorkflowError
 
 Proceed = Callable[[Call, Request], Awaitable[Message | None]]
-Unary = Callable[[Request, CallMeta], Awaitable[Message]]
-Streaming = Callable[[Request, CallMeta], AsyncIterator[Message]]
-Handler = Unary | Streaming
+UnaryHandler = Callable[[Request, CallMeta], Awaitable[Message]]
+StreamHandler = Callable[[Request, CallMeta], AsyncGenerator[Message, None]]
+Handler = UnaryHandler | StreamHandler
 
 RETRY_AFTER_MS: Final = 100  # a full queue is worked off in about a quarter of a second
 STREAM_RETRY_AFTER_MS: Final = 1_000  # streams end when their reader ends them
@@ -62,6 +62,15 @@ class Refusal(Exception):
     def code(self) -> grpc.StatusCode:
         """The status code of the call."""
         return self.fault.code
+
+
+class Leaving(StoreUnavailable):
+    """The daemon is going down; the stream can be opened again elsewhere or later, after what was received."""
+
+    reason = "LEAVING"
+
+    def __init__(self) -> None:
+        super().__init__("the sidecar is going down; open the stream again and go on after what was received")
 
 
 class Observe:
@@ -193,6 +202,9 @@ class Admit:
         self._streams_max = streams_per_connection
         self._queue: deque[asyncio.Future[None]] = deque()
         self._streams: dict[str, int] = {}
+        self._open: dict[asyncio.Task[object], Method] = {}
+        self._ended: set[asyncio.Task[object]] = set()
+        self._leaving = False
         self.in_flight = 0
         self.waiting = 0
 
@@ -225,6 +237,17 @@ class Admit:
         finally:
             self._leave()
 
+    def end_streams(self, *, working: bool) -> None:
+        """The daemon is going down: no new streams, and those that only watch end now; with `working`, all of them do.
+
+        Health ends its own, after it told its watchers.
+        """
+        self._leaving = True
+        for task, method in tuple(self._open.items()):
+            if method.permission is not Permission.HEALTH and (working or not method.client_streaming):
+                self._ended.add(task)
+                task.cancel()
+
     async def _turn(self) -> None:
         """Waits until a call that leaves hands its place over."""
         if len(self._queue) >= self._queued_max and self.queued >= self._queued_max:
@@ -256,13 +279,25 @@ class Admit:
             self.waiting -= 1
 
     async def _stream(self, call: Call, request: Request) -> Message | None:
+        if self._leaving:
+            raise Leaving
         count = self._streams.get(call.peer, 0)
         if count >= self._streams_max:
             raise Busy("the number of open streams of this connection", STREAM_RETRY_AFTER_MS)
+        task = asyncio.current_task()
+        assert task is not None
         self._streams[call.peer] = count + 1
+        self._open[task] = call.method
         try:
             return await self._proceed(call, request)
+        except asyncio.CancelledError:
+            if task not in self._ended:
+                raise
+            task.uncancel()
+            raise Leaving from None
         finally:
+            del self._open[task]
+            self._ended.discard(task)
             rest = self._streams[call.peer] - 1
             if rest:
                 self._streams[call.peer] = rest
@@ -281,21 +316,19 @@ class Invoke:
         handler = self._handlers.get(method.path)
         if handler is None:
             raise Unsupported(f"{method.service.rpartition('.')[2]}.{method.name}")
-        meta = _meta(call, method, request)
+        caller = call.principal
+        request_id = cast(WithRequestId, request).request_id if method.has_request_id else ""
+        meta = CallMeta(caller.tenant, caller.name, caller.roles, method.path, request_id, call.trace_id, call.deadline)
         if not method.server_streaming:
-            return await cast(Unary, handler)(request, meta)
+            return await cast(UnaryHandler, handler)(request, meta)
         assert call.send is not None, "a response stream needs somewhere to go"
-        async with aclosing(cast("_Closable", cast(Streaming, handler)(request, meta))) as messages:
+        async with aclosing(cast(StreamHandler, handler)(request, meta)) as messages:
             async for message in messages:
                 await call.send(message)
         return None
 
 
-class _Closable(AsyncIterator[Message], Protocol):
-    def aclose(self) -> Awaitable[None]: ...
+class WithRequestId(Protocol):
+    """A request that carries an idempotency key."""
 
-
-def _meta(call: Call, method: Method, request: Request) -> CallMeta:
-    caller = call.principal
-    request_id: str = getattr(request, "request_id") if method.has_request_id else call.request_id  # noqa: B009
-    return CallMeta(caller.tenant, caller.name, caller.roles, method.path, request_id, call.trace_id, call.deadline)
+    request_id: str

@@ -45,6 +45,7 @@ class Log:
         """Configures structlog and the standard logging module. `level` and `style` as in the settings."""
         self._stream = sys.stderr if stream is None else stream
         self._render = _as_json if style == "json" else _as_text
+        self._handler: logging.Handler | None = None
         self.level = ""
         self.debug_enabled = False
         self.set_level(level)
@@ -76,8 +77,12 @@ class Log:
             )
         )
         root = logging.getLogger()
-        root.handlers[:] = [handler]
+        if self._handler is not None:
+            root.removeHandler(self._handler)
+        root.addHandler(handler)
+        self._handler = handler
         root.setLevel(max(number, logging.INFO))  # libraries tell more at debug than anybody wants
+        logging.getLogger("uvicorn").setLevel(max(number, logging.WARNING))  # the daemon tells itself when it starts
         return before
 
 

@@ -1,0 +1,172 @@
+"""The gRPC transport: listeners, hardening, and each operation as a handler that does nothing but run the pipeline.
+
+Handlers are made here from the pipeline's own list of methods and registered all at once, health and reflection
+included; the server has no other way to get one. The server's options are answers to attacks and accidents that were
+tried; each says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, cast
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from knhk_sidecar.api import faults
+from knhk_sidecar.config import SidecarConfig, join_address, split_address
+from knhk_sidecar.pipeline import Call, Method, Pipeline, Refusal
+
+Context = grpc.aio.ServicerContext[Message, Message]
+
+
+class CannotListen(Exception):
+    """An address cannot be listened on; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Where to listen; an empty address is no listener. `credentials` None: the main one is plain (loopback only)."""
+
+    main: str
+    credentials: grpc.ServerCredentials | None
+    plain: str = ""
+    health: str = ""
+
+
+class RpcServer:
+    """The gRPC server over one pipeline."""
+
+    def __init__(self, pipeline: Pipeline, config: SidecarConfig) -> None:
+        self._pipeline = pipeline
+        self._server = grpc.aio.server(options=server_options(config))
+        services: dict[str, dict[str, grpc.RpcMethodHandler[Message, Message]]] = {}
+        for method in pipeline.methods.values():
+            services.setdefault(method.service, {})[method.name] = self._handler(method)
+        for service, handlers in services.items():
+            self._server.add_registered_method_handlers(service, handlers)  # type: ignore[attr-defined]  # newer than the stubs
+
+    async def start(self, listeners: Listeners) -> Listeners:
+        """Listens; returns the addresses with their real ports. Raises CannotListen."""
+        real = Listeners(
+            self._listen(listeners.main, listeners.credentials),
+            listeners.credentials,
+            self._listen(listeners.plain, None),
+            self._listen(listeners.health, None),
+        )
+        await self._server.start()
+        return real
+
+    async def stop(self, grace: float) -> None:
+        """Takes no new call and lets those that run finish within `grace` seconds. Open streams hold it: end them."""
+        await self._server.stop(grace)
+
+    def _listen(self, address: str, credentials: grpc.ServerCredentials | None) -> str:
+        if not address:
+            return ""
+        host, port = split_address(address)
+        try:
+            if credentials is None:
+                bound = self._server.add_insecure_port(address)
+            else:
+                bound = self._server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise CannotListen(f"cannot listen on {join_address(host, port)} for gRPC: is the port taken?") from error
+        return join_address(host, bound)
+
+    def _handler(self, method: Method) -> grpc.RpcMethodHandler[Message, Message]:
+        make = _MAKERS[method.client_streaming, method.server_streaming]
+        behaviour = self._stream(method) if method.streams else self._unary(method)
+        handler = make(behaviour, method.request.FromString, method.response.SerializeToString)
+        return cast("grpc.RpcMethodHandler[Message, Message]", handler)
+
+    def _unary(self, method: Method) -> Callable[[Message, Context], Awaitable[Message]]:
+        run, deadline = self._pipeline.run, self._pipeline.deadline
+
+        async def unary(request: Message, context: Context) -> Message:
+            call = Call(
+                method,
+                protocol="grpc",
+                peer=context.peer(),
+                leaf=_leaf(context),
+                deadline=deadline(context.time_remaining()),
+                metadata=cast("tuple[tuple[str, str | bytes], ...]", context.invocation_metadata()),
+            )
+            try:
+                return cast(Message, await run(call, request))
+            except Refusal as refusal:
+                return await _abort(context, refusal.fault)
+
+        return unary
+
+    def _stream(
+        self, method: Method
+    ) -> Callable[[Message | AsyncIterator[Message], Context], Awaitable[Message | None]]:
+        run, deadline = self._pipeline.run, self._pipeline.deadline
+
+        async def stream(request: Message | AsyncIterator[Message], context: Context) -> Message | None:
+            remaining = context.time_remaining()
+            call = Call(
+                method,
+                protocol="grpc",
+                peer=context.peer(),
+                leaf=_leaf(context),
+                deadline=0 if remaining is None else deadline(remaining),
+                metadata=cast("tuple[tuple[str, str | bytes], ...]", context.invocation_metadata()),
+                send=context.write if method.server_streaming else None,
+            )
+            try:
+                return await run(call, request)
+            except Refusal as refusal:
+                return await _abort(context, refusal.fault)
+
+        return stream
+
+
+_MAKERS: Final[Mapping[tuple[bool, bool], Callable[..., object]]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+def server_options(config: SidecarConfig) -> list[tuple[str, int]]:
+    """Channel arguments of the server, each with its reason."""
+    return [
+        ("grpc.so_reuseport", 0),  # a second daemon must fail, not take half of the connections
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", -1),  # a full page of history may be larger than what we accept
+        # Rapid reset: without it one client's open-and-cancel makes innocent calls fail.
+        ("grpc.max_concurrent_streams", config.max_concurrent_streams),
+        # Silent connections would hold a socket for ever.
+        ("grpc.server_handshake_timeout_ms", config.handshake_timeout_ms),
+        # max_metadata_size alone is a soft limit that is not enforced.
+        ("grpc.max_metadata_size", config.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", config.max_metadata_bytes),
+        ("grpc.max_connection_idle_ms", config.connection_idle_seconds * 1000),
+        # Old connections keep the certificate that they began with.
+        ("grpc.max_connection_age_ms", config.connection_age_seconds * 1000),
+        ("grpc.max_connection_age_grace_ms", config.connection_age_grace_seconds * 1000),
+        ("grpc.keepalive_time_ms", config.keepalive_seconds * 1000),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", config.keepalive_min_client_seconds * 1000),
+        ("grpc.http2.max_ping_strikes", PING_STRIKES_MAX),
+    ]
+
+
+KEEPALIVE_TIMEOUT_MS: Final = 20_000  # gRPC's default; a paused container answers late
+PING_STRIKES_MAX: Final = 2  # gRPC's default
+
+
+def _leaf(context: Context) -> bytes | None:
+    """The PEM of the client certificate that TLS verified; None on a plain connection."""
+    found = context.auth_context().get("x509_pem_cert")
+    return next(iter(found)) if found else None
+
+
+async def _abort(context: Context, fault: faults.Fault) -> Message:
+    return await context.abort(fault.code, fault.message, fault.trailing)

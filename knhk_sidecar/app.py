@@ -1,0 +1,511 @@
+"""The daemon put together: the only module that chooses implementations, and the life from start to drain.
+
+    start   store and engine -> identity -> pipeline -> listeners -> ready
+    stop    NOT_SERVING -> watches end -> calls finish -> listeners close -> journal flushed, store released
+
+The store comes first: a second daemon on the same directory must fail before it touches anything of the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Final, Self
+
+import structlog
+
+from knhk_sidecar.api import pb
+from knhk_sidecar.api.health import SERVICE as HEALTH
+from knhk_sidecar.api.health import Health
+from knhk_sidecar.api.rpc import CannotListen, Listeners, RpcServer
+from knhk_sidecar.api.services import Component as AdminComponent
+from knhk_sidecar.api.services import Daemon, Setting, services
+from knhk_sidecar.api.services import Health as AdminHealth
+from knhk_sidecar.config import Loaded, SidecarConfig, is_loopback
+from knhk_sidecar.identity import principal as principals
+from knhk_sidecar.identity.principal import ANONYMOUS, Principal
+from knhk_sidecar.identity.spiffe_id import TrustDomain
+from knhk_sidecar.identity.tls import InvalidMaterial, TlsFiles, TlsSource
+from knhk_sidecar.pipeline import Limits, Method, Pipeline
+from knhk_sidecar.pipeline.call import methods_of
+from knhk_sidecar.pipeline.health import Component, Status
+from knhk_sidecar.service import engine_of
+from knhk_sidecar.telemetry.counters import Counters
+from knhk_sidecar.telemetry.log import Log
+from knhk_workflow import (
+    InvalidInput,
+    StoreCorrupt,
+    StoreError,
+    StoreFormat,
+    StoreLocked,
+    SystemClock,
+    WorkflowEngine,
+    WorkflowError,
+    __version__,
+)
+
+SERVICE: Final = "knhk-sidecar"
+LOOK_SECONDS: Final = 0.5  # how late health tells a change of the engine
+STREAM_GRACE_SECONDS: Final = 2.0  # a stream that takes work may finish what it has; its client repeats the rest
+EXPIRY_WARNING_SECONDS: Final = (
+    3_600.0  # our own certificate ends within this: whoever rotates it has failed repeatedly
+)
+
+EXIT_FAILED: Final = 1
+EXIT_SETTINGS: Final = 2
+EXIT_STORE: Final = 5
+EXIT_LISTEN: Final = 6
+EXIT_INTERRUPTED: Final = 130
+
+_log = structlog.get_logger("knhk_sidecar")
+
+
+class CannotStart(Exception):
+    """Why the daemon did not start, as one sentence, with the process's exit code and what mends it."""
+
+    def __init__(self, message: str, exit_code: int, mend: str = "") -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.mend = mend
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the daemon really is: `host:port`, file paths, ids; empty where there is none. The ready file's content."""
+
+    grpc: str = ""
+    grpc_plain: str = ""
+    http: str = ""
+    metrics: str = ""
+    health: str = ""
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    spiffe_id: str = ""
+    workload_api: str = ""
+    pid: int = 0
+
+
+class Sidecar:
+    """One daemon in this process's event loop. `start` and `stop` it once, or use it as `async with`."""
+
+    service = SERVICE
+    version = __version__
+
+    def __init__(
+        self, loaded: Loaded | SidecarConfig, *, engine: WorkflowEngine | None = None, log: Log | None = None
+    ) -> None:
+        """`engine` instead of the one that the settings describe; it is opened and closed here all the same."""
+        self._loaded = loaded if isinstance(loaded, Loaded) else Loaded(loaded, {})
+        self.config = self._loaded.config
+        self.engine = engine if engine is not None else engine_of(self.config)
+        self.counters = Counters()
+        self.addresses = Addresses()
+        self._log = log or Log(self.config.log_level, self.config.log_format)
+        self._clock: Callable[[], int] = self.engine.now if self.engine is not None else SystemClock().now
+        self._started_at = self._clock()
+        self._draining = False
+        self._stops: list[Callable[[], Coroutine[object, object, None]]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._written: list[Path] = []
+        self._tls: TlsSource | None = None
+        self.pipeline: Pipeline
+        self._health: Health
+        self._rpc: RpcServer
+
+    # ------------------------------------------------------------------------------------------------------------ life
+    async def start(self) -> Addresses:
+        """Up to ready. Raises CannotStart; nothing is left behind then."""
+        try:
+            return await self._start()
+        except BaseException:
+            await self._release()
+            raise
+
+    async def stop(self) -> None:
+        """Drains for at most drain_seconds and releases everything. Twice is fine."""
+        if self._draining:
+            return
+        self._draining = True
+        grace = self.config.drain_seconds
+        _log.info("draining", seconds=grace)
+        self._health.leave()
+        self.pipeline.end_streams(working=False)
+        stops = [asyncio.ensure_future(stop()) for stop in (self._stop_rpc, *self._stops)]
+        await asyncio.wait(stops, timeout=min(STREAM_GRACE_SECONDS, grace / 2))
+        self.pipeline.end_streams(working=True)
+        for outcome in await asyncio.gather(*stops, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                _log.error("listener_did_not_stop", problem=repr(outcome))
+        await self._release()
+        _log.info("stopped")
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def _start(self) -> Addresses:
+        await self._open_engine()
+        identities = self._identities()
+        names = [service.full_name for service in pb.SERVICES]
+        self._health = Health(names)
+        implementations: dict[str, object] = {
+            **services(self.engine, self._daemon()),
+            HEALTH.full_name: self._health,
+        }
+        methods = {path: method for service in (*pb.SERVICES, HEALTH) for path, method in methods_of(service).items()}
+        if self.config.dev or self.config.reflection_enabled:
+            methods |= _add_reflection(implementations, [*names, HEALTH.full_name])
+        self.pipeline = Pipeline(
+            methods,
+            implementations,
+            leaves=self._tls.leaves if self._tls is not None else None,
+            plain=self._plain_principal(),
+            now=self._clock,
+            log=self._log,
+            counters=self.counters,
+            limits=Limits.of(self.config),
+        )
+        self.addresses = await self._listen(identities)
+        self._look()
+        self._spawn(self._keep_looking())
+        if self._tls is not None:
+            self._spawn(self._tls.follow())
+        self._write_ready_files()
+        gc.freeze()  # what start-up made lives as long as the process: no collection has to look at it again
+        _log.info("ready", version=__version__, **_told(self.addresses))
+        return self.addresses
+
+    async def _open_engine(self) -> None:
+        if self.engine is None:
+            return
+        path = self.config.store_path
+        try:
+            await self.engine.open()
+        except StoreLocked as error:
+            mend = "stop the other process, or give this one its own directory"
+            raise CannotStart(f"the store {path} is in use: {error.message}", EXIT_STORE, mend) from error
+        except StoreFormat as error:
+            mend = "use the version that made it, or another directory"
+            raise CannotStart(f"{path} cannot be opened: {error.message}", EXIT_STORE, mend) from error
+        except StoreCorrupt as error:
+            mend = "restore a backup; keep the directory as it is for analysis"
+            raise CannotStart(f"the store {path} is damaged: {error.message}", EXIT_STORE, mend) from error
+        except (StoreError, WorkflowError, OSError) as error:
+            raise CannotStart(f"the store {path} cannot be opened: {error}", EXIT_STORE) from error
+
+    def _identities(self) -> Addresses:
+        """Loads or makes certificates; the developer's part of the addresses."""
+        config = self.config
+        domain = TrustDomain.parse(config.spiffe_trust_domain) if config.spiffe_trust_domain else None
+        if config.tls_enabled and config.tls_cert:
+            self._tls = self._tls_source(TlsFiles(config.tls_cert, config.tls_key, config.tls_ca), domain)
+            return Addresses()
+        if not config.dev:
+            return Addresses()
+        from knhk_sidecar.identity import dev_ca  # noqa: PLC0415 - production never makes certificates
+
+        try:
+            authority = dev_ca.open_authority(config.dev_directory, domain or dev_ca.TRUST_DOMAIN)
+            server, client = authority.issue_server(), authority.issue_client()
+        except OSError as error:
+            raise CannotStart(f"{config.dev_directory} cannot be written: {error.strerror}", EXIT_FAILED) from error
+        self._tls = self._tls_source(TlsFiles(str(server.cert), str(server.key), str(authority.ca)), domain)
+        return Addresses(
+            ca=str(authority.ca), cert=str(client.cert), key=str(client.key), spiffe_id=str(client.spiffe_id)
+        )
+
+    def _tls_source(self, files: TlsFiles, domain: TrustDomain | None) -> TlsSource:
+        try:
+            source = TlsSource(files, domain)
+        except InvalidMaterial as error:
+            raise CannotStart(f"TLS cannot be set up: {error}", EXIT_SETTINGS) from error
+        wanted, own = self.config.spiffe_id, str(source.material.spiffe_id or "")
+        if wanted and wanted != own:
+            raise CannotStart(f"spiffe_id is {wanted}, but {files.cert} is for {own or 'no SPIFFE id'}", EXIT_SETTINGS)
+        return source
+
+    def _plain_principal(self) -> Principal:
+        """Who calls without a certificate."""
+        domain = (
+            self._tls.trust_domain
+            if self._tls is not None
+            else TrustDomain(self.config.spiffe_trust_domain or "knhk.local")
+        )
+        if self.config.dev:
+            return principals.of_developer(domain)
+        if not self.config.auth_enabled:
+            return principals.of_local(domain)
+        if self._tls is None:
+            _log.warning(
+                "nobody_can_call",
+                problem="without TLS no caller has an identity; only health is answered",
+                mend="set tls_enabled with tls_cert, tls_key and tls_ca, or auth_enabled=false, or use `knhk dev`",
+            )
+        return ANONYMOUS
+
+    async def _listen(self, identities: Addresses) -> Addresses:
+        config = self.config
+        self._rpc = RpcServer(self.pipeline, config)
+        credentials = self._tls.credentials() if self._tls is not None else None
+        try:
+            real = await self._rpc.start(
+                Listeners(config.address, credentials, config.plain_listener, config.health_address)
+            )
+            http = await self._listen_http() if config.http_address else ""
+            metrics = await self._listen_metrics() if config.metrics_address else ""
+        except CannotListen as error:
+            raise CannotStart(
+                str(error), EXIT_LISTEN, "stop what has the port, or choose port 0 for any free one"
+            ) from error
+        return Addresses(
+            grpc=real.main,
+            grpc_plain=real.plain,
+            http=http,
+            metrics=metrics,
+            health=real.health,
+            ca=identities.ca,
+            cert=identities.cert,
+            key=identities.key,
+            spiffe_id=identities.spiffe_id,
+            pid=os.getpid(),
+        )
+
+    async def _listen_http(self) -> str:
+        from knhk_sidecar.api.rest.server import RestServer  # noqa: PLC0415 - 40 ms that only a daemon with REST pays
+
+        plain = self.config.dev or (not self.config.auth_enabled and is_loopback(self.config.http_address))
+        server = RestServer(self.pipeline, self, self.config, None if plain else self._tls)
+        try:
+            await server.start()
+        except OSError as error:
+            raise CannotListen(f"cannot listen on {self.config.http_address} for HTTP: {error.strerror}") from error
+        self._stops.append(lambda: server.stop(self.config.drain_seconds))
+        return server.address
+
+    async def _listen_metrics(self) -> str:
+        from knhk_sidecar.telemetry.exposition import Exposition  # noqa: PLC0415
+
+        exposition = Exposition(self.counters)
+        try:
+            address = await exposition.start(self.config.metrics_address)
+        except OSError as error:
+            raise CannotListen(
+                f"cannot listen on {self.config.metrics_address} for metrics: {error.strerror}"
+            ) from error
+        self._stops.append(exposition.stop)
+        return address
+
+    async def _stop_rpc(self) -> None:
+        await self._rpc.stop(self.config.drain_seconds)
+
+    async def _release(self) -> None:
+        """Lets go of everything, in any state of the start."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if not self._draining:  # the start failed: nobody is connected yet
+            for stop in self._stops:
+                await stop()
+            if hasattr(self, "_rpc"):
+                await self._rpc.stop(0)
+        for path in self._written:
+            path.unlink(missing_ok=True)
+        if self.engine is not None:
+            await self.engine.close()
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        self._tasks.append(asyncio.create_task(work))
+
+    # ---------------------------------------------------------------------------------------------------------- health
+    def components(self) -> Sequence[Component]:
+        """Every part of the daemon as it is now."""
+        found = [
+            Component("sidecar", "Degraded" if self._draining else "Healthy", "draining" if self._draining else "")
+        ]
+        if self.engine is None:
+            found.append(Component("engine", "Healthy", "switched off"))
+        else:
+            status = self.engine.status()
+            found.append(
+                Component("engine", "Healthy" if status.open else "Unhealthy", "" if status.open else status.detail)
+            )
+            found.append(Component("store", "Healthy" if status.healthy else "Unhealthy", status.detail))
+        if self._tls is not None:
+            left = self._tls.material.not_after - time.time()
+            if left < EXPIRY_WARNING_SECONDS:
+                found.append(
+                    Component(
+                        "identity", "Unhealthy" if left < 0 else "Degraded", f"the certificate ends in {int(left)} s"
+                    )
+                )
+            else:
+                found.append(Component("identity", "Healthy"))
+        return found
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether calls are wanted here, and why not."""
+        if self._draining:
+            return False, "draining"
+        bad = [f"{part.name}: {part.detail}" for part in self.components() if part.status == "Unhealthy"]
+        return not bad, "; ".join(bad)
+
+    def _look(self) -> None:
+        self._health.set(self.ready()[0])
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self._look()
+
+    # ------------------------------------------------------------------------------------------------- what admin shows
+    def _daemon(self) -> Daemon:
+        config = self.config
+        features = [
+            *(["rest"] if config.http_address else []),
+            *(["mtls"] if self._tls is not None else []),
+            *(["metrics"] if config.metrics_address else []),
+            *(["reflection"] if config.dev or config.reflection_enabled else []),
+            *(["dev"] if config.dev else []),
+        ]
+        return Daemon(
+            version=__version__,
+            instance_id=config.instance_id or socket.gethostname(),
+            started_at=self._started_at,
+            region=config.region,
+            features=tuple(features),
+            document_schema=resources.files("knhk_workflow").joinpath("model/schema.json").read_bytes(),
+            now=self._clock,
+            components=lambda: [
+                AdminComponent(part.name, _ADMIN_HEALTH[part.status], part.detail, self._clock())
+                for part in self.components()
+            ],
+            settings=self._settings,
+            set_log_level=self._set_log_level,
+        )
+
+    def _settings(self) -> Sequence[Setting]:
+        return [
+            Setting(
+                key=line.name,
+                value=line.value,
+                origin=line.origin.partition(" ")[0],
+                origin_name=line.origin.partition(" ")[2],
+                default=line.default,
+                description=line.doc,
+                secret=line.secret,
+            )
+            for line in self._loaded.describe()
+        ]
+
+    def _set_log_level(self, level: str, logger: str, seconds: float) -> str:
+        if logger:
+            raise InvalidInput.field("logger", "there is one level for all loggers", "leave it empty")
+        try:
+            before = self._log.set_level(level)
+        except ValueError as error:
+            raise InvalidInput.field("level", str(error)) from error
+        if seconds > 0:
+            asyncio.get_running_loop().call_later(seconds, self._log.set_level, before)
+        return before
+
+    def _write_ready_files(self) -> None:
+        content = json.dumps(asdict(self.addresses), indent=2) + "\n"
+        paths = [Path(self.config.ready_file)] if self.config.ready_file else []
+        if self.config.dev:
+            paths.append(Path(self.config.dev_directory) / "daemon.json")
+        for path in paths:
+            try:
+                _write(path, content)
+            except OSError as error:
+                raise CannotStart(f"{path} cannot be written: {error.strerror}", EXIT_FAILED) from error
+            self._written.append(path)
+
+
+_ADMIN_HEALTH: Final[Mapping[Status, AdminHealth]] = {
+    "Healthy": "healthy",
+    "Degraded": "degraded",
+    "Unhealthy": "unhealthy",
+}
+
+
+def main(loaded: Loaded | SidecarConfig, on_ready: Callable[[Addresses], None] | None = None) -> int:
+    """Runs the daemon until it is told to stop; the process's exit code."""
+    import uvloop  # noqa: PLC0415 - tests run in whatever loop they have
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run(loaded, on_ready=on_ready))
+
+
+async def run(loaded: Loaded | SidecarConfig, *, on_ready: Callable[[Addresses], None] | None = None) -> int:
+    """Runs the daemon in this loop until SIGTERM or SIGINT and drains; a second SIGINT ends the process at once."""
+    sidecar = Sidecar(loaded)
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def interrupt() -> None:
+        if asked.is_set():
+            os._exit(EXIT_INTERRUPTED)  # the journal is crash-safe: this costs nothing but politeness
+        asked.set()
+
+    loop.add_signal_handler(signal.SIGTERM, asked.set)
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        await sidecar.start()
+        if on_ready is not None:
+            on_ready(sidecar.addresses)
+        await asked.wait()
+        await sidecar.stop()
+    except CannotStart as error:
+        _log.error("cannot_start", problem=str(error), mend=error.mend)
+        return error.exit_code
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        loop.remove_signal_handler(signal.SIGINT)
+    return 0
+
+
+def _add_reflection(implementations: dict[str, object], names: Sequence[str]) -> Mapping[str, Method]:
+    from knhk_sidecar.api import reflection  # noqa: PLC0415 - only where it is on
+
+    service = reflection.Reflection(names)
+    implementations[reflection.SERVICE.full_name] = implementations[reflection.NAME_OF_TODAY] = service
+    return {**methods_of(reflection.SERVICE), **methods_of(reflection.SERVICE, reflection.NAME_OF_TODAY)}
+
+
+def _told(addresses: Addresses) -> dict[str, str]:
+    """The listeners for the log line."""
+    found = {
+        "grpc": addresses.grpc,
+        "grpc_plain": addresses.grpc_plain,
+        "http": addresses.http,
+        "metrics": addresses.metrics,
+        "health": addresses.health,
+    }
+    return {name: address for name, address in found.items() if address}
+
+
+def _write(path: Path, content: str) -> None:
+    """All or nothing: whoever waits for the file never reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with suppress(FileNotFoundError):
+        part.unlink()
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(content)
+    part.replace(path)
