@@ -359,20 +359,27 @@ class WorkflowEngine:
                 births[birth.case_id] = (index, birth)
             except WorkflowError as error:
                 answers[index] = error
+        refused: list[tuple[int, _Birth, WorkflowError]] = []
         held: list[tuple[int, _Birth, LiveCase, Unit]] = []
-        for case_id in sorted(births):  # one order for all batches, so that two of them cannot wait for each other
-            index, birth = births[case_id]
-            try:
-                held.append((index, birth, *(await self._conceive(birth))))
-            except WorkflowError as error:
-                answers[index] = await self._replayed_or(error, birth)
-        told = self._cases.commit_many([(live, unit) for _, _, live, unit in held])
+        try:
+            for case_id in sorted(births):  # one order for all batches, so that two of them cannot wait for each other
+                index, birth = births[case_id]
+                try:
+                    held.append((index, birth, *(await self._conceive(birth))))
+                except WorkflowError as error:
+                    refused.append((index, birth, error))
+        except BaseException:
+            self._cases.abandon([live for _, _, live, _ in held])
+            raise
         views = {index: self._view(live) for index, _, live, _ in held}
-        for (index, birth, _, _), outcome in zip(held, await told, strict=True):
+        outcomes = await self._cases.commit([(live, unit) for _, _, live, unit in held])
+        for (index, birth, _, _), outcome in zip(held, outcomes, strict=True):
             if isinstance(outcome, int):
                 answers[index] = views[index]
             else:
-                answers[index] = await self._replayed_or(_taken(outcome, birth.case_id), birth)
+                refused.append((index, birth, _taken(outcome, birth.case_id)))
+        for index, birth, refusal in refused:
+            answers[index] = await self._replayed_or(refusal, birth)
         for index, _, live, _ in held:
             if live.continuing is not None:
                 answers[index] = await self._rest(meta, live.keys.case_id)
@@ -591,13 +598,6 @@ class WorkflowEngine:
         """Go on without this work."""
         return await self._on_item(item_id, c.SkipItem, meta)
 
-    # -- the way of a command -----------------------------------------------------------------------------------------
-
-    async def _create(self, asked: RunRequest, start: bool, meta: CallMeta) -> CaseView:
-        if self._store is None:
-            await self.open()
-        birth = await self._birth(asked, start, meta)
-        try:
     # -- patterns -----------------------------------------------------------------------------------------------------
 
     def list_patterns(self) -> tuple[PatternView, ...]:
@@ -695,13 +695,18 @@ class WorkflowEngine:
         key = self._keyspace.case(meta.tenant, case_id).request(self._request(meta, None).scope)
         return await self._store.get(key) is not None
 
+    # -- the way of a command -----------------------------------------------------------------------------------------
+
+    async def _create(self, asked: RunRequest, start: bool, meta: CallMeta) -> CaseView:
+        if self._store is None:
+            await self.open()
+        birth = await self._birth(asked, start, meta)
+        try:
             live, unit = await self._conceive(birth)
             view = self._view(live)
-            told = self._cases.commit(live, unit)
-            try:
-                await told
-            except ExpectationFailed as error:
-                raise _taken(error, birth.case_id) from error
+            [outcome] = await self._cases.commit([(live, unit)])
+            if not isinstance(outcome, int):
+                raise _taken(outcome, birth.case_id)
         except WorkflowError as error:
             answer = await self._replayed_or(error, birth)
             if isinstance(answer, WorkflowError):
@@ -821,10 +826,11 @@ class WorkflowEngine:
                 self._cases.drop(live)
             live.release()
             raise
-        try:
-            await self._cases.commit(live, unit)
-        except ExpectationFailed as error:
-            raise Fenced(f"case {case_id!r} was changed by somebody else; nothing was written, try again") from error
+        [outcome] = await self._cases.commit([(live, unit)])
+        if isinstance(outcome, ExpectationFailed):
+            raise Fenced(f"case {case_id!r} was changed by somebody else; nothing was written, try again")
+        if not isinstance(outcome, int):
+            raise outcome
         self._levels.committed(self._clock.now() - stepped)
         return live, result
 

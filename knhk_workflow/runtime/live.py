@@ -218,70 +218,38 @@ class LiveCases:
             request[0] if request is not None else None,
         )
 
-    def commit(self, live: LiveCase, unit: Unit) -> asyncio.Future[None]:
-        """Queue a unit of a held case. The case is released once the outcome is known, whoever still listens.
+    def commit(self, units: Sequence[tuple[LiveCase, Unit]]) -> asyncio.Future[list[Outcome]]:
+        """Queue the units of held cases, all or none; the future has one outcome per unit.
 
-        The future has no result, or the journal's error. Raises Busy or StoreUnavailable when nothing was queued; the
-        case is then dropped and released.
+        Each case is released once its outcome is known, whoever still listens. Raises Busy or StoreUnavailable when
+        nothing was queued; then the cases are dropped and released.
         """
+        told: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        lives = [live for live, _ in units]
         try:
-            durable = self._journal.append(unit)
+            self._journal.append_for([unit for _, unit in units], _Commit(self, lives, told))
         except BaseException:
-            self._lost(live)
+            self.abandon(lives)
             raise
-        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def outcome(future: asyncio.Future[int]) -> None:
-            error = future.exception()
-            if error is None:
-                self._kept(live)
-            else:
-                self._lost(live)
-            if told.done():
-                return
-            if error is None:
-                told.set_result(None)
-            else:
-                told.set_exception(error)
-
-        durable.add_done_callback(outcome)
         return told
 
-    def commit_many(self, units: Sequence[tuple[LiveCase, Unit]]) -> asyncio.Future[Sequence[Outcome]]:
-        """`commit` for several held cases at once; the future has one outcome per unit."""
-        try:
-            durable = self._journal.append_many([unit for _, unit in units])
-        except BaseException:
-            for live, _ in units:
-                self._lost(live)
-            raise
-        told: asyncio.Future[Sequence[Outcome]] = asyncio.get_running_loop().create_future()
+    def abandon(self, lives: Sequence[LiveCase]) -> None:
+        """Give up held cases whose step will not be written: the cached states are ahead of the store and go."""
+        for live in lives:
+            self.drop(live)
+            live.release()
 
-        def outcomes(future: asyncio.Future[list[Outcome]]) -> None:
-            for (live, _), outcome in zip(units, future.result(), strict=True):
-                if isinstance(outcome, int):
-                    self._kept(live)
-                else:
-                    self._lost(live)
-            if not told.done():
-                told.set_result(future.result())
-
-        durable.add_done_callback(outcomes)
-        return told
-
-    def _kept(self, live: LiveCase) -> None:
-        """A commit is durable: tell who watches, let the next command in."""
+    def settle(self, live: LiveCase, outcome: Outcome) -> None:
+        """A held case's commit has its outcome: tell who watches, let the next command in."""
+        if not isinstance(outcome, int):
+            self.abandon((live,))
+            return
         for event in live.changed:
             event.set()
         if live.state is not None and live.state.ready:
             self._unsettled(live)
         live.release()
         self._forget_ended(live)
-
-    def _lost(self, live: LiveCase) -> None:
-        """A commit failed: the cached state is ahead of the store and goes."""
-        self.drop(live)
-        live.release()
 
     async def _load(self, live: LiveCase) -> None:
         """Snapshot, then the records after it; checked against the head."""
@@ -336,6 +304,28 @@ class LiveCases:
             if not live.busy and not live.changed and live.continuing is None:
                 del self._cases[name]
                 return
+
+
+class _Commit:
+    """Units on their way to the disk: passes each outcome on, and tells the caller when all are known."""
+
+    __slots__ = ("_cases", "_lives", "_missing", "_outcomes", "_told")
+
+    def __init__(self, cases: LiveCases, lives: Sequence[LiveCase], told: asyncio.Future[list[Outcome]]) -> None:
+        self._cases = cases
+        self._lives = lives
+        self._told = told
+        self._missing = len(lives)
+        self._outcomes: list[Outcome] = [0] * self._missing
+        if not lives:
+            told.set_result([])
+
+    def settle(self, index: int, outcome: Outcome) -> None:
+        self._outcomes[index] = outcome
+        self._cases.settle(self._lives[index], outcome)
+        self._missing -= 1
+        if not self._missing and not self._told.done():
+            self._told.set_result(self._outcomes)
 
 
 def _hash(state: bytes) -> bytes:

@@ -26,7 +26,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -92,6 +92,15 @@ class Unit(msgspec.Struct, frozen=True, eq=False):
 Outcome = int | StoreError
 """Of one unit: its log position, or why nothing of it was written."""
 
+
+class Waiter(Protocol):
+    """Who is told the outcome of queued units, on the event loop, before anybody whom a future wakes."""
+
+    def settle(self, index: int, outcome: Outcome) -> None:
+        """The unit queued under `index` has this outcome. Must not block or raise."""
+        ...
+
+
 Subscriber = Callable[[int, int, Sequence[Unit]], None]
 """Called with (shard, position, units) once they are durable, before their futures wake anyone. Must not block."""
 
@@ -146,31 +155,31 @@ class Journal:
         return journal
 
     def append(self, unit: Unit) -> asyncio.Future[int]:
-        """Queue a unit; never blocks. Raises Busy when the queue is full, StoreUnavailable (or StoreFull, Fenced) when
-        the shard cannot write now: in both cases nothing was queued."""
-        shard = self._admitting(unit.shard)
-        size = _size(unit)
-        self._room.take(1, size)
+        """Queue a unit; never blocks. Raises as `append_for`."""
         future: asyncio.Future[int] = self._loop.create_future()
-        shard.queue.append((unit, size, future, -1))
-        shard.appended += 1
-        if shard.sleeping is not None:
-            shard.wake()
+        self.append_for((unit,), _Single(future))
         return future
 
     def append_many(self, units: Sequence[Unit]) -> asyncio.Future[list[Outcome]]:
-        """Queue units of a batch command, all of them or none (Busy, StoreUnavailable as in `append`). They share
-        commits as far as the limits permit; each succeeds or fails alone. The result has one outcome per unit."""
+        """Queue units of a batch command. They share commits as far as the limits permit; each succeeds or fails alone.
+        The result has one outcome per unit, in order. Raises as `append_for`."""
+        future: asyncio.Future[list[Outcome]] = self._loop.create_future()
+        self.append_for(units, _Batch(future, len(units)))
+        return future
+
+    def append_for(self, units: Sequence[Unit], waiter: Waiter) -> None:
+        """Queue units, all of them or none, and tell `waiter` each one's outcome under its index.
+
+        Raises Busy when the queue is full, StoreUnavailable (or StoreFull, Fenced) when a shard cannot write now: in both
+        cases nothing was queued.
+        """
         sized = [(unit, _size(unit), self._admitting(unit.shard)) for unit in units]
         self._room.take(len(sized), sum(size for _, size, _ in sized))
-        future: asyncio.Future[list[Outcome]] = self._loop.create_future()
-        batch = _Batch(future, len(sized))
         for index, (unit, size, shard) in enumerate(sized):
-            shard.queue.append((unit, size, batch, index))
+            shard.queue.append((unit, size, waiter, index))
             shard.appended += 1
             if shard.sleeping is not None:
                 shard.wake()
-        return future
 
     def on_commit(self, subscriber: Subscriber) -> None:
         """Call `subscriber` after every commit, in the order of positions of a shard. What it raises goes to the event
@@ -223,6 +232,23 @@ class Journal:
         return shard
 
 
+class _Single:
+    """Tells a future. A cancelled call has a done one."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, future: asyncio.Future[int]) -> None:
+        self._future = future
+
+    def settle(self, index: int, outcome: Outcome) -> None:
+        if self._future.done():
+            return
+        if isinstance(outcome, int):
+            self._future.set_result(outcome)
+        else:
+            self._future.set_exception(outcome)
+
+
 class _Batch:
     """Collects the outcomes of one `append_many`."""
 
@@ -242,8 +268,8 @@ class _Batch:
             self._future.set_result(self._outcomes)
 
 
-_Queued = tuple[Unit, int, "asyncio.Future[int] | _Batch", int]
-"""(unit, its size in bytes, who waits, index in the batch)"""
+_Queued = tuple[Unit, int, Waiter, int]
+"""(unit, its size in bytes, who waits, under which index)"""
 
 
 class _Room:
@@ -451,10 +477,7 @@ class _Shard:
         size = 0
         for _, unit_size, waiter, index in group:
             size += unit_size
-            if index >= 0:
-                waiter.settle(index, pos)  # type: ignore[union-attr]  # index >= 0 tells that it is a batch
-            elif not waiter.done():  # type: ignore[union-attr]  # a cancelled call has a done future
-                waiter.set_result(pos)  # type: ignore[union-attr]
+            waiter.settle(index, pos)
         self._done(len(group), size)
 
     def _without_refused(self, group: list[_Queued], error: ExpectationFailed) -> list[_Queued]:
@@ -530,10 +553,7 @@ class _Shard:
         size = 0
         for _, unit_size, waiter, index in group:
             size += unit_size
-            if isinstance(waiter, _Batch):
-                waiter.settle(index, make())
-            elif not waiter.done():
-                waiter.set_exception(make())
+            waiter.settle(index, make())
         self._done(len(group), size)
 
     def _done(self, units: int, size: int) -> None:

@@ -56,6 +56,7 @@ from knhk_workflow.store.store import Expectation, ExpectationFailed, OutcomeUnk
 
 MIB: Final = 1024 * 1024
 SHARDS: Final = 1  # one process owns the whole directory: more would only mean more fsyncs
+KNOWN_MAX: Final = 20_000  # about 200 bytes each
 HEAD_SYNC_S: Final = 0.1  # what a loss of power may hide from the truncation check
 LOG_CHECK_RECORDS: Final = 32_768  # most that an open walks, unless twice the write buffer comes first: 0.14 s
 
@@ -101,6 +102,8 @@ class LevelDBStore:
         self._pid = os.getpid()
         self._gate = _Gate()
         self._chunked: dict[bytes, int] = {}
+        self._known: dict[bytes, bytes | None] = {}
+        """What this writer, the only one, last wrote under keys that carry expectations: saves reading it back."""
         self._fault: str | None = None
         """Why writing is fenced; set by the first failure, cleared by `recover`."""
         self._low = False
@@ -272,8 +275,9 @@ class LevelDBStore:
         db = self._database()
         failed: list[bytes] = []
         get, chunked, chunk_bytes = db.get, self._chunked, self._limits.chunk_bytes
+        known = self._known
         for key, value in expect:
-            held = get(key, verify_checksums=True)
+            held = known[key] if key in known else get(key, verify_checksums=True)
             if held != value and (held is None or not held.startswith(_CHUNKED) or self._join(key, held) != value):
                 failed.append(key)
         if failed:
@@ -309,6 +313,12 @@ class LevelDBStore:
                 chunked[key] = count
             else:
                 chunked.pop(key, None)
+        expected = dict(expect)
+        for key, value in writes:
+            if key in expected:  # the next commit on the same thing expects just this
+                known[key] = value
+        if len(known) > KNOWN_MAX:
+            known.clear()
 
     def _check_space(self) -> None:
         """Refuse while space is short; once it is back, put the reserve aside again and clear LevelDB's own errors."""
@@ -357,6 +367,7 @@ class LevelDBStore:
         if self._db is not None:
             self._db.close()
             self._db = None
+            self._known.clear()
 
     def _put_chunks(self, batch: Batch, key: bytes, value: bytes, changed: dict[bytes, int]) -> None:
         size = self._limits.chunk_bytes
