@@ -144,9 +144,26 @@ def place_of(activation: Activation, run: Instance) -> tuple[int, str, int, int,
 
 def encode_state(case: Case) -> bytes:
     """Canonical bytes of a case: equal states give equal bytes, whatever order they were built in."""
-    return msgspec.msgpack.encode(case, order="deterministic")
+    return _encode(
+        msgspec.structs.replace(
+            case,
+            nets={number: _ordered(net) for number, net in sorted(case.nets.items())},
+            activations=dict(sorted(case.activations.items())),
+            incidents=dict(sorted(case.incidents.items())),
+        )
+    )
 
 
+def _ordered(net: NetInstance) -> NetInstance:
+    """The net with its maps in the order of their keys. (msgspec orders only maps whose keys are all text.)"""
+    if len(net.marking) < 2 and len(net.active) < 2:
+        return net
+    return msgspec.structs.replace(
+        net, marking=dict(sorted(net.marking.items())), active=dict(sorted(net.active.items()))
+    )
+
+
+_encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(Case)
 
 
