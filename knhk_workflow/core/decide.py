@@ -18,6 +18,7 @@ from knhk_workflow.core.settle import (
     end_case,
     finish,
     offer_item,
+    output_of,
     raise_incident,
     settle,
     start_item,
@@ -162,7 +163,7 @@ def _skip_item(step: Step, command: c.SkipItem) -> None:
 def _item_done(step: Step, activation: Activation, run: Instance) -> None:
     step.changed(activation, run)
     if step.case.state == "running":
-        finish(step, activation, step.node(activation), run.output)
+        finish(step, activation, step.node(activation), output_of(run))
         settle(step)
 
 
@@ -225,12 +226,12 @@ def _resume_activation(
         if not activation.started:
             step.emit(e.TaskStarted(activation.net, activation.task, activation.number, activation.inputs))
             step.touch(activation.net, activation.inputs)
-        output = command.data if command.action == "complete" else b""
+        output = (command.data or EMPTY) if command.action == "complete" else b""
         finish(step, activation, node, output)
     elif kind in CHOICE_INCIDENTS:
         finish(step, activation, node)
     elif kind in ("output_error", "data_limit"):
-        finish(step, activation, node, run.output if run else b"")
+        finish(step, activation, node, output_of(run) if run else EMPTY)
     elif node.carrier == "net":
         start_net(step, step.case.nets[activation.net], node, activation, instance)
     else:
@@ -248,7 +249,7 @@ def _look_again(step: Step) -> None:
         runs = activation.instances.values()
         done = runs and all(run.state in ("completed", "skipped") for run in runs)
         if activation.number in case.activations and activation.started and done and not activation.incident:
-            finish(step, activation, step.node(activation), next(iter(runs)).output)
+            finish(step, activation, step.node(activation), output_of(next(iter(runs))))
     for net in list(case.nets.values()):
         step.touch(net.number, sorted(net.marking))
 

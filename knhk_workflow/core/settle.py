@@ -95,7 +95,7 @@ def _visit(step: Step, net: NetInstance, node: TaskNode) -> int:
         step.touch(net.number, inputs)
     activation = case.activations[number]
     if node.carrier == "route":
-        finish(step, activation, node)
+        finish(step, activation, node, EMPTY if node.out is not None else b"")
     else:
         start_net(step, net, node, activation, 1)
     return 1
@@ -185,8 +185,16 @@ def start_net(step: Step, net: NetInstance, node: TaskNode, activation: Activati
     step.touch(number, (START,))
 
 
+def output_of(run: Instance) -> bytes:
+    """What `finish` is to merge for work that ended: an empty object when it ended well without output."""
+    return run.output or (EMPTY if run.state == "completed" else b"")
+
+
 def finish(step: Step, activation: Activation, node: TaskNode, output: bytes = b"") -> None:
     """All instances of a started activation are done: update data, cancel, take the split, put the tokens.
+
+    Without `output` (skipped work, a choice taken again) the data stay as they are; an empty object still goes through
+    the task's `out` mapping.
 
     The order is fixed: data is merged before guards read it, cancellation precedes the task's own tokens. A guard
     that cannot be evaluated, or a choice without a true branch, is an incident on the activation, which keeps its
