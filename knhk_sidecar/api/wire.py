@@ -687,6 +687,7 @@ def pattern_ran(result: PatternResult) -> pb.ExecutePatternResponse:
         terminates=result.terminates,
         trace=[history_event(event) for event in result.trace],
         case_id=result.case_id,
+        message=result.message,
     )
 
 

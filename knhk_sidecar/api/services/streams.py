@@ -56,11 +56,11 @@ async def multiplexed(
             task = await answers.get()
             if task is None:
                 reading = False
-                await reader  # its error, if it has one
                 continue
             answer = task.result()
             yield answer
             room.release()
+        await reader  # raises what ended the requests, after everything that came before was answered
     finally:
         reader.cancel()
         left = [reader, *running]

@@ -1,0 +1,154 @@
+"""Work items: taken, given back, started, finished, failed and passed over."""
+
+from __future__ import annotations
+
+import json
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from knhk_sidecar.api import pb
+from tests.sidecar.services.server import CALLER, Sidecar, info_of, refused
+
+
+async def offered(running: Sidecar, case_id: str) -> pb.WorkItem:
+    """The one item of a fresh case."""
+    run = await running.cases.RunCase(pb.RunCaseRequest(spec_id="approval", case_id=case_id, data_json=b'{"a": 1}'))
+    return run.open_work_items[0]
+
+
+async def test_an_item_is_claimed_released_started_and_completed(running: Sidecar) -> None:
+    item_id = (await offered(running, "c-1")).item_id
+    claimed = await running.items.ClaimWorkItem(pb.ClaimWorkItemRequest(item_id=item_id))
+    assert (claimed.item.state, claimed.item.owner) == (pb.WORK_ITEM_STATE_ALLOCATED, CALLER)
+    assert claimed.item.HasField("allocate_time")
+    other = await refused(running.items.ReleaseWorkItem(pb.ReleaseWorkItemRequest(item_id=item_id, user="bob")))
+    assert other.code is grpc.StatusCode.FAILED_PRECONDITION
+    released = await running.items.ReleaseWorkItem(pb.ReleaseWorkItemRequest(item_id=item_id))
+    assert (released.item.state, released.item.owner) == (pb.WORK_ITEM_STATE_OFFERED, "")
+    started = await running.items.StartWorkItem(pb.StartWorkItemRequest(item_id=item_id, user="alice"))
+    assert (started.item.state, started.item.owner) == (pb.WORK_ITEM_STATE_STARTED, "alice")
+    assert started.item.HasField("start_time")
+    mine = await refused(running.items.CompleteWorkItem(pb.CompleteWorkItemRequest(item_id=item_id)))
+    assert mine.code is grpc.StatusCode.FAILED_PRECONDITION, "it is alice's"
+    got = await running.items.GetWorkItem(pb.GetWorkItemRequest(item_id=item_id))
+    assert json.loads(got.item.data_json) == {"a": 1}
+    assert (got.item.activation, got.item.instance, got.item.attempt) == (1, 1, 1)
+    done = await running.items.CompleteWorkItem(
+        pb.CompleteWorkItemRequest(item_id=item_id, user="alice", output_json=b'{"ok": true}')
+    )
+    assert (done.item.state, done.case_state) == (pb.WORK_ITEM_STATE_COMPLETED, pb.CASE_STATE_COMPLETED)
+    case = (await running.cases.GetCase(pb.GetCaseRequest(case_id="c-1"))).case
+    assert done.sequence == case.sequence
+    again = await refused(running.items.CompleteWorkItem(pb.CompleteWorkItemRequest(item_id=item_id, user="alice")))
+    assert again.code is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_a_completion_names_the_items_that_it_brought_about(running: Sidecar) -> None:
+    chain = {
+        "id": "chain",
+        "tasks": {"one": {"required_roles": ["r"]}, "two": {"required_roles": ["r"]}},
+        "flows": [{"from": "start", "to": "one"}, {"from": "one", "to": "two"}, {"from": "two", "to": "end"}],
+    }
+    await running.workflows.RegisterWorkflow(pb.RegisterWorkflowRequest(spec_json=json.dumps(chain).encode()))
+    run = await running.cases.RunCase(pb.RunCaseRequest(spec_id="chain", case_id="n"))
+    request = pb.CompleteWorkItemRequest(item_id=run.open_work_items[0].item_id, request_id="once")
+    done = await running.items.CompleteWorkItem(request)
+    assert done.case_state == pb.CASE_STATE_RUNNING
+    (opened,) = done.opened_item_ids
+    assert (await running.items.GetWorkItem(pb.GetWorkItemRequest(item_id=opened))).item.task_id == "two"
+    again = await running.items.CompleteWorkItem(request)
+    assert again.item.state == pb.WORK_ITEM_STATE_COMPLETED
+    assert again.sequence == done.sequence
+
+
+async def test_another_attempts_result_is_refused(running: Sidecar) -> None:
+    item_id = (await offered(running, "c-1")).item_id
+    wrong = await refused(running.items.CompleteWorkItem(pb.CompleteWorkItemRequest(item_id=item_id, attempt=2)))
+    assert (wrong.code, wrong.info.reason) == (grpc.StatusCode.ABORTED, "STALE")
+    later = item_id.replace("1.1.1@", "1.1.2@")
+    stale = await refused(running.items.CompleteWorkItem(pb.CompleteWorkItemRequest(item_id=later)))
+    assert stale.code is grpc.StatusCode.ABORTED
+
+
+async def test_a_list_of_completions_fails_one_by_one(running: Sidecar) -> None:
+    items = [(await offered(running, f"c-{n}")).item_id for n in range(4)]
+    completions = [
+        pb.CompleteWorkItemRequest(item_id=items[0]),
+        pb.CompleteWorkItemRequest(item_id="nonsense"),
+        pb.CompleteWorkItemRequest(item_id=items[1], output_json=b"[]"),
+        pb.CompleteWorkItemRequest(item_id=items[2], request_id="own"),
+        pb.CompleteWorkItemRequest(),
+        pb.CompleteWorkItemRequest(item_id=items[3], attempt=7),
+    ]
+    answer = await running.items.CompleteWorkItems(pb.CompleteWorkItemsRequest(completions=completions))
+    outcomes = [result.WhichOneof("outcome") for result in answer.results]
+    assert outcomes == ["response", "error", "error", "response", "error", "error"]
+    assert [answer.results[n].response.case_state for n in (0, 3)] == [pb.CASE_STATE_COMPLETED] * 2
+    reasons = [info_of(answer.results[n].error).reason for n in (1, 2, 4, 5)]
+    assert reasons == ["INVALID_ARGUMENT", "INVALID_ARGUMENT", "INVALID_ARGUMENT", "STALE"]
+
+
+async def test_a_failure_becomes_an_incident(running: Sidecar) -> None:
+    item_id = (await offered(running, "f")).item_id
+    failed = await running.items.FailWorkItem(pb.FailWorkItemRequest(item_id=item_id, message="no stock"))
+    assert (failed.item.state, failed.will_retry) == (pb.WORK_ITEM_STATE_FAILED, False)
+    (incident,) = (await running.cases.ListIncidents(pb.ListIncidentsRequest(case_id="f"))).incidents
+    assert failed.incident_id == incident.incident_id
+    assert (incident.kind, incident.task_id) == ("task_failed", "approve")
+    assert "no stock" in incident.message
+    resolved = await running.cases.ResolveIncident(
+        pb.ResolveIncidentRequest(
+            case_id="f",
+            incident_id=failed.incident_id,
+            resolution=pb.INCIDENT_RESOLUTION_COMPLETE,
+            data_json=b'{"by": "hand"}',
+        )
+    )
+    assert resolved.case.state == pb.CASE_STATE_COMPLETED
+
+
+async def test_an_item_is_passed_over(running: Sidecar) -> None:
+    item_id = (await offered(running, "s")).item_id
+    skipped = await running.items.SkipWorkItem(pb.SkipWorkItemRequest(item_id=item_id))
+    assert (skipped.item.state, skipped.case_state) == (pb.WORK_ITEM_STATE_SKIPPED, pb.CASE_STATE_COMPLETED)
+
+
+async def test_work_is_listed_by_role_owner_state_task_and_workflow(running: Sidecar) -> None:
+    items = [(await offered(running, f"c-{n}")).item_id for n in range(3)]
+    await running.items.ClaimWorkItem(pb.ClaimWorkItemRequest(item_id=items[0], user="alice"))
+
+    async def ids(**wanted: str | int) -> list[str]:
+        request = pb.ListWorkItemsRequest(**wanted)  # type: ignore[arg-type]  # a few of its fields
+        return [item.item_id for item in (await running.items.ListWorkItems(request)).items]
+
+    assert sorted(await ids()) == sorted(items)
+    assert len(await ids(role="manager")) == 3
+    assert await ids(role="clerk") == []
+    assert await ids(user="alice") == [items[0]]
+    assert await ids(state=int(pb.WORK_ITEM_STATE_ALLOCATED)) == [items[0]]
+    assert await ids(case_id="c-1") == [items[1]]
+    assert len(await ids(task_id="approve", spec_id="approval")) == 3
+    assert await ids(spec_id="routing") == []
+    ended = pb.ListWorkItemsRequest(state=pb.WORK_ITEM_STATE_COMPLETED)
+    assert (await refused(running.items.ListWorkItems(ended))).code is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize(
+    ("request_", "feature"),
+    [
+        (pb.FailWorkItemRequest(item_id="1.1.1@x", retry_after=Duration(seconds=1)), "FailWorkItem.retry_after"),
+        (pb.FailWorkItemRequest(item_id="1.1.1@x", data_json=b"{}"), "FailWorkItem.data_json"),
+        (pb.SkipWorkItemRequest(item_id="1.1.1@x", reason="why"), "SkipWorkItem.reason"),
+    ],
+)
+async def test_a_field_that_nothing_would_come_of_is_refused_by_name(
+    running: Sidecar, request_: pb.FailWorkItemRequest | pb.SkipWorkItemRequest, feature: str
+) -> None:
+    if isinstance(request_, pb.FailWorkItemRequest):
+        refusal = await refused(running.items.FailWorkItem(request_))
+    else:
+        refusal = await refused(running.items.SkipWorkItem(request_))
+    assert refusal.code is grpc.StatusCode.UNIMPLEMENTED
+    assert refusal.info.metadata["feature"] == f"WorkItemService.{feature}"
