@@ -1,29 +1,31 @@
-"""A grpc.aio server with nothing between a call and its service: what these tests are about is the meaning of calls."""
+"""The services behind the daemon's own pipeline and gRPC server, on a loopback port, over an engine on disk."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import grpc
-from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
 from grpc import aio
 from grpc_status import rpc_status
 
-from knhk_sidecar.api import faults, pb
+from knhk_sidecar.api import pb
+from knhk_sidecar.api.rpc import Listeners, RpcServer
 from knhk_sidecar.api.services import Component, Daemon, Setting, services
-from knhk_workflow import CallMeta, StateStore, WorkflowEngine
-
-Context = aio.ServicerContext[Message, Message]
-UnaryMethod = Callable[[Message, CallMeta], Awaitable[Message]]
-StreamMethod = Callable[[Message | AsyncIterator[Message], CallMeta], AsyncIterator[Message]]
+from knhk_sidecar.config import SidecarConfig
+from knhk_sidecar.identity.principal import Principal
+from knhk_sidecar.pipeline.call import methods_of
+from knhk_sidecar.pipeline.pipeline import Pipeline
+from knhk_sidecar.telemetry.counters import Counters
+from knhk_sidecar.telemetry.log import Log
+from knhk_workflow import StateStore, WorkflowEngine
 
 M = TypeVar("M", bound=Message)
 
@@ -96,60 +98,31 @@ async def sidecar(path: str, *, engine_on: bool = True) -> AsyncIterator[Sidecar
 @asynccontextmanager
 async def _served(engine: WorkflowEngine | None) -> AsyncIterator[Sidecar]:
     implementations = services(engine, daemon())
-    server = aio.server()
-    for service in pb.SERVICES:
-        handlers = {
-            method.name: _handler(method, getattr(implementations[service.full_name], snake(method.name)))
-            for method in service.methods
-            if hasattr(implementations[service.full_name], snake(method.name))
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Sidecar(
-            engine,
-            channel,
-            implementations,
-            pb.WorkflowServiceStub(channel),
-            pb.CaseServiceStub(channel),
-            pb.WorkItemServiceStub(channel),
-            pb.PatternServiceStub(channel),
-            pb.AdminServiceStub(channel),
-        )
-    await server.stop(None)
-
-
-def _handler(method: MethodDescriptor, invoke: UnaryMethod | StreamMethod) -> grpc.RpcMethodHandler[Message, Message]:
-    def meta(request: object) -> CallMeta:
-        request_id = "" if method.client_streaming else getattr(request, "request_id", "")
-        return CallMeta(principal=CALLER, roles=("clerk",), method=method.full_name, request_id=request_id)
-
-    async def unary(request: Message, context: Context) -> Message:
-        try:
-            return await cast("UnaryMethod", invoke)(request, meta(request))
-        except Exception as error:  # noqa: BLE001  # what the daemon's pipeline does with every error
-            return await _refuse(error, context)
-
-    async def streaming(request: Message | AsyncIterator[Message], context: Context) -> AsyncIterator[Message]:
-        try:
-            async for message in cast("StreamMethod", invoke)(request, meta(request)):
-                yield message
-        except Exception as error:  # noqa: BLE001  # as above
-            await _refuse(error, context)
-
-    read, write = GetMessageClass(method.input_type).FromString, GetMessageClass(method.output_type).SerializeToString
-    if method.client_streaming:
-        return grpc.stream_stream_rpc_method_handler(streaming, read, write)
-    if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(streaming, read, write)
-    return grpc.unary_unary_rpc_method_handler(unary, read, write)
-
-
-async def _refuse(error: Exception, context: Context) -> Message:
-    fault = faults.to_rpc(error)
-    await context.abort(fault.code, fault.message, fault.trailing)
-    raise AssertionError("abort returns never")
+    pipeline = Pipeline(
+        {path: method for service in pb.SERVICES for path, method in methods_of(service).items()},
+        implementations,
+        leaves=None,
+        plain=Principal("dev", CALLER, roles=("clerk",)),
+        now=engine.now if engine else time.time_ns,
+        log=Log("warning"),
+        counters=Counters(),
+    )
+    server = RpcServer(pipeline, SidecarConfig())
+    real = await server.start(Listeners("127.0.0.1:0", None))
+    try:
+        async with aio.insecure_channel(real.main) as channel:
+            yield Sidecar(
+                engine,
+                channel,
+                implementations,
+                pb.WorkflowServiceStub(channel),
+                pb.CaseServiceStub(channel),
+                pb.WorkItemServiceStub(channel),
+                pb.PatternServiceStub(channel),
+                pb.AdminServiceStub(channel),
+            )
+    finally:
+        await server.stop(0)
 
 
 @dataclass(frozen=True)
