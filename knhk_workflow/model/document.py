@@ -162,7 +162,7 @@ def _too_deep(max_depth: int, path: str) -> InvalidInput:
 
 def _deeper_than(value: object, limit: int) -> bool:
     level = [value]
-    for _ in range(limit + 1):
+    for _ in range(limit):
         level = [
             element
             for container in level
@@ -300,7 +300,7 @@ class _Composer:
 
     def _node(self, event: yaml.Event) -> tuple[object, int]:
         """The value that begins with `event`, and its height (0 for a scalar)."""
-        if len(self._where) > self._max_depth:
+        if isinstance(event, yaml.CollectionStartEvent) and len(self._where) >= self._max_depth:
             raise self._wrong(event, "depth", f"is nested deeper than {self._max_depth}", "")
         before = self._nodes
         self._nodes += 1

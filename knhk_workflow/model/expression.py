@@ -37,7 +37,7 @@ from knhk_workflow.model.weight import Shape, shape_of, weigh
 
 TEXT_MAX: Final = 4_096  # characters of source; a longer rule is a routing task with a mapping, or a connector
 DEPTH_MAX: Final = 64  # nesting of a result: what strict_json accepts too; the evaluator recurses over it in C
-NODES_MAX: Final = 200_000  # values in a result; case data is 2 MB, about 10 bytes for a value
+NODES_MAX: Final = 100_000  # values in a result; converting so many takes 0.3 s, and 2 MB of case data hold few more
 RESULT_CHARS_MAX: Final = 4_000_000  # characters in a result; twice the limit of case data, which the core enforces
 WORK_MAX: Final = 10_000_000  # bound of weigh; about 40 ns each: 0.4 s at worst, and usually a hundredth of that
 CACHE_MAX: Final = 2_048  # compiled expressions kept; a compiled net holds on to its own

@@ -229,7 +229,8 @@ def _data_schema(fields: Fields) -> bytes:
         compiled_schema(text)
     except InvalidInput as invalid:
         for problem in invalid.problems:
-            fields.problems.add(fields.at("data_schema"), "data_schema", problem.message.split("\n")[0][:_MESSAGE_MAX], problem.hint)
+            message = problem.message.split("\n")[0][:_MESSAGE_MAX]
+            fields.problems.add(fields.at("data_schema"), "data_schema", message, problem.hint)
         return b""
     return text
 
