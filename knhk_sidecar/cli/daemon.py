@@ -1,0 +1,189 @@
+"""`knhk dev` and `knhk serve`: the daemon itself, in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from knhk_sidecar.cli.settings import refused
+from knhk_sidecar.config import ConfigError, Loaded, Value, load
+
+if TYPE_CHECKING:
+    from knhk_sidecar.app import Addresses
+    from knhk_sidecar.config import SidecarConfig
+
+SAMPLE: Final = "order-approval"  # the one that the printed lines run
+SAMPLE_DATA: Final[Mapping[str, str | int]] = {"order": "O-1001", "customer": "acme", "amount": 250}
+
+
+def _listening(command: Callable[..., int]) -> Callable[..., int]:
+    path = click.Path(path_type=Path)
+    for option in reversed(
+        (
+            click.option("--config", "file", type=path, help="A TOML file with settings."),
+            click.option("--data-dir", type=path, help="Directory for everything that the daemon keeps."),
+            click.option("--grpc-address", metavar="HOST:PORT", help="gRPC over mTLS. Port 0 is any free one."),
+            click.option("--http-address", metavar="HOST:PORT", help="REST and health; `off` for none."),
+            click.option("--metrics-address", metavar="HOST:PORT", help="Prometheus; `off` for none."),
+            click.option("--ready-file", type=path, help="Write the real addresses there once ready, as JSON."),
+            click.option("--log-level", type=click.Choice(("debug", "info", "warning", "error")), help="Least level."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@_listening
+@click.option("--plain-address", metavar="HOST:PORT", help="gRPC without TLS, on loopback.")
+@click.option("--no-samples", is_flag=True, help="Do not register the sample workflows.")
+def dev(
+    file: Path | None,
+    data_dir: Path | None,
+    grpc_address: str | None,
+    http_address: str | None,
+    metrics_address: str | None,
+    ready_file: Path | None,
+    log_level: str | None,
+    plain_address: str | None,
+    no_samples: bool,
+) -> int:
+    """Run a daemon for development, everything on.
+
+    It makes its own certificate authority, opens a plain port on loopback with reflection, and registers the sample
+    workflows. Never expose it: every process of this host may use it.
+
+    \b
+    Example:
+      knhk dev
+      knhk dev --data-dir /tmp/try --grpc-address 127.0.0.1:0 --plain-address 127.0.0.1:0 --http-address 127.0.0.1:0
+    """
+    flags: dict[str, Value | None] = {
+        "dev": True,
+        "data_dir": _text(data_dir),
+        "address": grpc_address,
+        "plain_address": plain_address,
+        "http_address": http_address,
+        "metrics_address": metrics_address,
+        "ready_file": _text(ready_file),
+        "log_level": log_level,
+    }
+    loaded = _loaded(flags, file)
+    quiet = {name: value for name, value in _QUIET.items() if name not in loaded.origins}
+    loaded = _loaded({**flags, **quiet}, file)
+    if not no_samples:
+        _register_samples(loaded.config)
+    return _run(loaded, lambda addresses: click.echo(welcome(addresses, loaded.config.data_dir)))
+
+
+@click.command()
+@_listening
+def serve(
+    file: Path | None,
+    data_dir: Path | None,
+    grpc_address: str | None,
+    http_address: str | None,
+    metrics_address: str | None,
+    ready_file: Path | None,
+    log_level: str | None,
+) -> int:
+    """Run the daemon for production. SIGTERM drains it.
+
+    \b
+    Example:
+      knhk serve --data-dir /var/lib/knhk --config /etc/knhk/sidecar.toml
+    """
+    flags: dict[str, Value | None] = {
+        "data_dir": _text(data_dir),
+        "address": grpc_address,
+        "http_address": http_address,
+        "metrics_address": metrics_address,
+        "ready_file": _text(ready_file),
+        "log_level": log_level,
+    }
+    return _run(_loaded(flags, file), None)
+
+
+_QUIET: Final[Mapping[str, Value]] = {"log_format": "console", "log_level": "warning"}  # a person is looking
+
+
+def welcome(addresses: Addresses, data_dir: str = "") -> str:
+    """What `knhk dev` says once it is ready: where it is, and three lines to paste."""
+    http = f"http://{addresses.http}" if addresses.http else ""
+    lines = ["KNHK sidecar is ready.", ""]
+    lines += [
+        f"  {name:<14}{where}"
+        for name, where in (
+            ("gRPC, mTLS", addresses.grpc),
+            ("gRPC, plain", addresses.grpc_plain),
+            ("REST", http),
+            ("API page", f"{http}/swagger" if http else ""),
+            ("metrics", f"http://{addresses.metrics}/metrics" if addresses.metrics else ""),
+            ("certificates", str(Path(addresses.ca).parent) if addresses.ca else ""),
+        )
+        if where
+    ]
+    data = json.dumps({"spec_id": SAMPLE, "data": SAMPLE_DATA})
+    assignments = " ".join(f"--set {name}={value}" for name, value in SAMPLE_DATA.items())
+    where = f" --data-dir {data_dir}" if data_dir else ""
+    lines += [
+        "",
+        "Try it in another terminal:",
+        "",
+        f"  knhk case run {SAMPLE} {assignments}{where}",
+        f"  grpcurl -plaintext {addresses.grpc_plain} list knhk.sidecar.v1.CaseService",
+        f"  curl -s {http}/api/v1/cases:run -H 'Content-Type: application/json' -d '{data}'" if http else "",
+        "",
+        "Ctrl-C stops it; what it has promised is on disk.",
+    ]
+    return "\n".join(lines)
+
+
+def _register_samples(config: SidecarConfig) -> None:
+    """Registers the workflows of `knhk_sidecar/samples`. What was registered before stays as it is.
+
+    A store that cannot be opened is the daemon's to report: it opens it again in a moment, and says why it cannot.
+    """
+    from knhk_sidecar.service import engine_of  # noqa: PLC0415 - only `knhk dev` pays for the engine here
+    from knhk_workflow import StoreError  # noqa: PLC0415 - as above
+
+    engine = engine_of(config)
+    if engine is None:
+        return
+
+    async def register() -> None:
+        async with engine:
+            for sample in sorted(
+                resources.files("knhk_sidecar").joinpath("samples").iterdir(), key=lambda each: each.name
+            ):
+                if sample.name.endswith(".yaml"):
+                    await engine.register_workflow(sample.read_bytes(), format="yaml")
+
+    try:
+        asyncio.run(register())
+    except (StoreError, OSError) as error:
+        sys.stderr.write(f"samples: not registered, because the store cannot be opened: {error}\n")
+
+
+def _loaded(flags: Mapping[str, Value | None], file: Path | None) -> Loaded:
+    try:
+        return load(flags, file=_text(file))
+    except ConfigError as error:
+        raise refused(error) from error
+
+
+def _run(loaded: Loaded, on_ready: Callable[[Addresses], None] | None) -> int:
+    from knhk_sidecar import app  # noqa: PLC0415 - `knhk serve --help` needs no server
+
+    return app.main(loaded, on_ready=on_ready)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

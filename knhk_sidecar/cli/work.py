@@ -1,0 +1,243 @@
+"""`knhk work`: work items, for people who do them and for those who help out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import click
+from rich.console import RenderableType
+from rich.text import Text
+
+from knhk_sidecar.api import pb
+from knhk_sidecar.cli.render import ago, case_state, grid, item_state, moment, pairs, present, short, show, stated
+from knhk_sidecar.cli.session import Session, connected, data_argument, data_option, request_id_option, set_option
+
+STATES: Final = (
+    "offered",
+    "allocated",
+    "started",
+    "suspended",
+    "completed",
+    "failed",
+    "skipped",
+    "withdrawn",
+    "terminated",
+)
+PAGE: Final = 500  # items per call while listing
+
+
+@click.group()
+def work() -> None:
+    """Work items: list, claim, start, complete, fail.
+
+    \b
+    Example:
+      knhk work list --role manager
+      knhk work complete 1.1.1@order-1 --set approved=true
+    """
+
+
+_user = click.option("--user", default="", help="The participant acted for; otherwise you.")
+
+
+def _item(command: Callable[..., None]) -> Callable[..., None]:
+    return click.argument("item_id")(_user(request_id_option(command)))
+
+
+@work.command("list")
+@click.option("--role", default="", help="Only items that this role may take.")
+@click.option("--user", default="", help="Only items of this participant.")
+@click.option("--state", type=click.Choice(STATES), help="Only items in this state; otherwise all that have not ended.")
+@click.option("--case", "case_id", default="", help="Only items of this case.")
+@click.option("--task", "task_id", default="", help="Only items of this task.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Most items to list.")
+@click.option("--watch", is_flag=True, help="Look again every second.")
+@connected
+def list_items(
+    session: Session, role: str, user: str, state: str | None, case_id: str, task_id: str, limit: int, watch: bool
+) -> None:
+    """List work items.
+
+    \b
+    Example:
+      knhk work list --role manager --state offered
+    """
+    number = pb.WorkItemState.Value(f"WORK_ITEM_STATE_{state.upper()}") if state else pb.WORK_ITEM_STATE_UNSPECIFIED
+    with session.client() as client:
+
+        def ask() -> pb.ListWorkItemsResponse:
+            whole = pb.ListWorkItemsResponse()
+            token = ""
+            while len(whole.items) < limit:
+                request = pb.ListWorkItemsRequest(
+                    role=role, user=user, state=number, case_id=case_id, task_id=task_id,
+                    page_size=min(PAGE, limit - len(whole.items)), page_token=token,
+                )  # fmt: skip
+                page = client.work.ListWorkItems(request, timeout=session.timeout)
+                whole.items.extend(page.items)
+                token = page.next_page_token
+                if not token:
+                    break
+            whole.next_page_token = token
+            return whole
+
+        present(session.output, ask, lambda answer: items_table(answer.items), watch)
+
+
+@work.command("show")
+@click.argument("item_id")
+@connected
+def show_item(session: Session, item_id: str) -> None:
+    """Show a work item with its input.
+
+    \b
+    Example:
+      knhk work show 1.1.1@order-1
+    """
+    with session.client() as client:
+        _show(session, client.work.GetWorkItem(pb.GetWorkItemRequest(item_id=item_id), timeout=session.timeout).item)
+
+
+@work.command("claim")
+@_item
+@connected
+def claim(session: Session, item_id: str, user: str, request_id: str) -> None:
+    """Take an offered item.
+
+    \b
+    Example:
+      knhk work claim 1.1.1@order-1 --user alice
+    """
+    with session.client() as client:
+        request = pb.ClaimWorkItemRequest(item_id=item_id, user=user, request_id=request_id)
+        _show(session, client.work.ClaimWorkItem(request, timeout=session.timeout).item)
+
+
+@work.command("start")
+@_item
+@connected
+def start(session: Session, item_id: str, user: str, request_id: str) -> None:
+    """Begin an item; an offered one is claimed on the way.
+
+    \b
+    Example:
+      knhk work start 1.1.1@order-1
+    """
+    with session.client() as client:
+        request = pb.StartWorkItemRequest(item_id=item_id, user=user, request_id=request_id)
+        _show(session, client.work.StartWorkItem(request, timeout=session.timeout).item)
+
+
+@work.command("complete")
+@_item
+@data_option
+@set_option
+@connected
+def complete(
+    session: Session, item_id: str, user: str, request_id: str, data: str | None, assignments: tuple[str, ...]
+) -> None:
+    """End an item with its output.
+
+    \b
+    Example:
+      knhk work complete 1.1.1@order-1 --set approved=true
+    """
+    request = pb.CompleteWorkItemRequest(
+        item_id=item_id, user=user, request_id=request_id, output_json=data_argument(data, assignments)
+    )
+    with session.client() as client:
+        answer = client.work.CompleteWorkItem(request, timeout=session.timeout)
+    show(answer, session.output, lambda: _after(answer.item, answer.case_state, answer.opened_item_ids))
+
+
+@work.command("fail")
+@_item
+@click.option("--message", default="", help="What went wrong, for people.")
+@click.option("--code", default="", help="Stable code for the workflow's on_error.")
+@connected
+def fail(session: Session, item_id: str, user: str, request_id: str, message: str, code: str) -> None:
+    """Report that an item failed.
+
+    \b
+    Example:
+      knhk work fail 1.1.1@order-1 --code address_unknown --message "the parcel came back"
+    """
+    request = pb.FailWorkItemRequest(item_id=item_id, user=user, request_id=request_id, message=message, code=code)
+    with session.client() as client:
+        answer = client.work.FailWorkItem(request, timeout=session.timeout)
+    show(answer, session.output, lambda: _item_table(answer.item, ("incident", answer.incident_id)))
+
+
+@work.command("skip")
+@_item
+@click.option("--reason", default="", help="Why, for the history.")
+@connected
+def skip(session: Session, item_id: str, user: str, request_id: str, reason: str) -> None:
+    """Pass over an item: its task goes on without output.
+
+    \b
+    Example:
+      knhk work skip 1.1.1@order-1 --reason "done on paper"
+    """
+    request = pb.SkipWorkItemRequest(item_id=item_id, user=user, request_id=request_id, reason=reason)
+    with session.client() as client:
+        answer = client.work.SkipWorkItem(request, timeout=session.timeout)
+    show(answer, session.output, lambda: _after(answer.item, answer.case_state, ()))
+
+
+@work.command("release")
+@_item
+@connected
+def release(session: Session, item_id: str, user: str, request_id: str) -> None:
+    """Give an allocated item back: it is on offer again.
+
+    \b
+    Example:
+      knhk work release 1.1.1@order-1
+    """
+    with session.client() as client:
+        request = pb.ReleaseWorkItemRequest(item_id=item_id, user=user, request_id=request_id)
+        _show(session, client.work.ReleaseWorkItem(request, timeout=session.timeout).item)
+
+
+def items_table(items: Iterable[pb.WorkItem]) -> RenderableType:
+    """Work items, one per line."""
+    table = grid("item", "task", "workflow", "state", "roles", "owner", ">attempt", ">since")
+    for each in items:
+        state, roles = stated(item_state(each.state)), ", ".join(each.roles)
+        title, owner = each.title or each.task_id, short(each.owner)
+        table.add_row(each.item_id, title, each.spec_id, state, roles, owner, str(each.attempt), ago(each.create_time))
+    return table if table.row_count else Text("No work items.", style="dim")
+
+
+def _show(session: Session, item: pb.WorkItem) -> None:
+
+    show(item, session.output, lambda: _item_table(item))
+
+
+def _item_table(item: pb.WorkItem, *more: tuple[str, RenderableType]) -> RenderableType:
+
+    return pairs(
+        (
+            ("item", item.item_id),
+            ("task", f"{item.title} ({item.task_id})" if item.title not in ("", item.task_id) else item.task_id),
+            ("case", f"{item.case_id} of {item.spec_id}" if item.spec_id else item.case_id),
+            ("state", stated(item_state(item.state))),
+            ("roles", ", ".join(item.roles)),
+            ("owner", short(item.owner)),
+            ("attempt", str(item.attempt)),
+            ("offered", moment(item.create_time)),
+            ("started", moment(item.start_time)),
+            ("ended", moment(item.end_time)),
+            ("input", item.data_json.decode("utf-8", "replace")),
+            ("output", item.output_json.decode("utf-8", "replace")),
+            ("last error", item.last_error),
+            *more,
+        )
+    )
+
+
+def _after(item: pb.WorkItem, case: pb.CaseState.ValueType, opened: Iterable[str]) -> RenderableType:
+
+    return _item_table(item, ("the case is", stated(case_state(case))), ("next work", "\n".join(opened)))
