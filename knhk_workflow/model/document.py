@@ -8,7 +8,7 @@ DEPTH_MAX (recursion in C crashes the process), trailing text.
 YAML is read by the rules of its version 1.2 with JSON's scalars: only `true` and `false` are booleans, `no`, `on` and
 dates stay texts, keys are always texts. Aliases are expanded within a budget; merge keys and tags are refused.
 
-Measured for an object of 60 bytes: 0.9 us when it is compact, 4 us otherwise.
+Measured for an object of 60 bytes: 2 us when it is compact already, 6 us otherwise.
 """
 
 from __future__ import annotations

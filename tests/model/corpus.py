@@ -89,8 +89,8 @@ INVALID: tuple[Bad, ...] = (
     ),
     _bad(
         "unknown keys",
-        "{id: x, taks: {}, tasks: {a: {role: r}}, flows: [{from: start, to: a, if: x}]}",
-        "taks unknown_key",
+        "{id: x, taskz: {}, tasks: {a: {role: r}}, flows: [{from: start, to: a, if: x}]}",
+        "taskz unknown_key",
         "tasks.a.role unknown_key",
         "flows[0].if unknown_key",
     ),
@@ -118,7 +118,7 @@ INVALID: tuple[Bad, ...] = (
     ),
     _bad(
         "flows into nothing",
-        "{id: x, tasks: [approve], flows: [{from: start, to: aprove}, {from: zz, to: end}]}",
+        "{id: x, tasks: [approve], flows: [{from: start, to: approv}, {from: zz, to: end}]}",
         "flows[0].to unknown_element",
         "flows[1].from unknown_element",
         shape=False,
@@ -281,7 +281,7 @@ INVALID: tuple[Bad, ...] = (
         "nets.n no_terminating_path",
         shape=False,
     ),
-    _bad("data schema that is none", "{id: x, data_schema: {type: objekt}}", "data_schema data_schema", shape=False),
+    _bad("data schema that is none", "{id: x, data_schema: {type: thing}}", "data_schema data_schema", shape=False),
     _bad(
         "data schema elsewhere",
         "{id: x, data_schema: {$ref: 'http://127.0.0.1:1/s'}}",

@@ -60,12 +60,12 @@ def test_the_schema_is_one_and_its_examples_parse() -> None:
 
 def test_hints_name_what_was_probably_meant() -> None:
     found = {problem.path: problem.hint for problem in problems_of(strict_yaml(INVALID[9].text))}
-    assert found["taks"] == "did you mean 'tasks'?"
+    assert found["taskz"] == "did you mean 'tasks'?"
     assert found["tasks.a.role"] == "did you mean 'required_roles'?"
     assert "known here: default" in found["flows[0].if"]
     found = {
         problem.path: problem.hint
-        for problem in problems_of({"id": "x", "tasks": ["approve"], "flows": [{"from": "start", "to": "aprove"}]})
+        for problem in problems_of({"id": "x", "tasks": ["approve"], "flows": [{"from": "start", "to": "approv"}]})
     }
     assert found["flows[0].to"] == "did you mean 'approve'?"
 
@@ -130,7 +130,7 @@ def test_order_means_something_only_in_lists() -> None:
             [("tasks.b.out.k", "shared_output")],
         ),
         (
-            "{id: x, tasks: {s: , a: {out: {k: 1}}, b: {out: {k: 2}}}, flows: {start: s, s: [{to: a, when: data.x}, b]}}",
+            "{id: x, tasks: {s: , a: {out: {k: 1}}, b: {out: {k: 2}}}, flows: {start: s, s: [b, {to: a, when: 1<2}]}}",
             [],
         ),
         ("{id: x, nets: {n: {tasks: {a: {net: n}, b: {}}, flows: {start: [a, b]}}}}", [("nets.n", "unused_net")]),
