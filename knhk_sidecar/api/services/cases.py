@@ -251,8 +251,8 @@ class CaseService:
         # A repeated call finds the incident resolved already: then only what the request itself says is known.
         resolved = wire.incident(was, view.spec_id) if was else pb.Incident(incident_id=name, case_id=case_id)
         resolved.resolution = request.resolution
-        if was and (at := wire.time(view.updated_at)):
-            resolved.resolve_time.CopyFrom(at)
+        if was:
+            resolved.resolve_time.FromNanoseconds(view.updated_at)
             resolved.resolved_by = meta.principal
         return pb.ResolveIncidentResponse(case=wire.case(view), incident=resolved)
 
