@@ -200,9 +200,11 @@ class WorkflowEngine:
                 if self._closed:
                     raise StoreUnavailable("the engine is closed")
                 store = await self._state_store.open()
+                journal: Journal | None = None
                 try:
                     keyspace = Keyspace(store.shards)
-                    self._journal = await Journal.open(store, self._clock.now, limits=self._limits.journal)
+                    journal = await Journal.open(store, self._clock.now, limits=self._limits.journal)
+                    self._journal = journal
                     self._journal.on_commit(self._committed)
                     self._definitions = Definitions(store, self._journal, keyspace, self._clock)
                     self._cases = LiveCases(
@@ -220,6 +222,10 @@ class WorkflowEngine:
                     await self._recover()
                 except BaseException:
                     self._store = None
+                    for task in self._tasks:
+                        task.cancel()
+                    if journal is not None:
+                        await journal.close()
                     await self._state_store.close()
                     raise
                 self._spawn(self._sweep())

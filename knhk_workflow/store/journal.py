@@ -136,22 +136,26 @@ class Journal:
         Raises StoreCorrupt when a log's end does not check, Fenced when somebody else claims at the same moment.
         """
         journal = cls(store, clock, limits or JournalLimits())
-        for number in journal._keys.all_shards() if shards is None else shards:
-            lease_key = journal._keys.lease(number)
-            held = await store.get(lease_key)
-            epoch = unseal_lease(lease_key, held).epoch if held is not None else 0
-            lease = seal_lease(Lease(epoch + 1, owner, clock()))
-            try:
-                await store.commit([(lease_key, lease)], [(lease_key, held)], True)
-            except ExpectationFailed as error:
-                raise Fenced(f"shard {number} was claimed by somebody else at the same moment") from error
-            position, previous = 0, GENESIS
-            last = await store.scan(*journal._keys.log_range(number), limit=1, reverse=True)
-            if last:
-                key, value = last[0]
-                _, previous = unseal_log(key, value)
-                position = int.from_bytes(key[-8:], "big")
-            journal._shards[number] = _Shard(journal, number, epoch + 1, (lease_key, lease), position, previous)
+        try:
+            for number in journal._keys.all_shards() if shards is None else shards:
+                lease_key = journal._keys.lease(number)
+                held = await store.get(lease_key)
+                epoch = unseal_lease(lease_key, held).epoch if held is not None else 0
+                lease = seal_lease(Lease(epoch + 1, owner, clock()))
+                try:
+                    await store.commit([(lease_key, lease)], [(lease_key, held)], True)
+                except ExpectationFailed as error:
+                    raise Fenced(f"shard {number} was claimed by somebody else at the same moment") from error
+                position, previous = 0, GENESIS
+                last = await store.scan(*journal._keys.log_range(number), limit=1, reverse=True)
+                if last:
+                    key, value = last[0]
+                    _, previous = unseal_log(key, value)
+                    position = int.from_bytes(key[-8:], "big")
+                journal._shards[number] = _Shard(journal, number, epoch + 1, (lease_key, lease), position, previous)
+        except BaseException:
+            await journal.close()  # the shards that were claimed already have a task each
+            raise
         return journal
 
     def append(self, unit: Unit) -> asyncio.Future[int]:
