@@ -856,7 +856,7 @@ class WorkflowEngine:
                         c.Continue(),
                         meta,
                         None,
-                        lambda step: (bool(step.case.ready), b""),
+                        lambda step: (bool(step.case.ready) and step.case.state == "running", b""),
                     )
                 except (StoreUnavailable, Busy):
                     await asyncio.sleep(CONTINUE_PAUSE_S)

@@ -246,7 +246,7 @@ class LiveCases:
             return
         for event in live.changed:
             event.set()
-        if live.state is not None and live.state.ready:
+        if live.state is not None and live.state.ready and live.state.state == "running":
             self._unsettled(live)
         live.release()
         self._forget_ended(live)
