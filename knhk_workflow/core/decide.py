@@ -274,6 +274,10 @@ def _item(step: Step, ref: c.ItemRef, verb: str, *states: str) -> tuple[Activati
     if run.state not in states:
         shown = run.state if run.state in OPEN_ITEM_STATES else f"{run.state} already"
         raise WrongState("work item", name, " or ".join(states), shown)
+    marking = case.nets[activation.net].marking
+    if not activation.started and not all(condition in marking for condition in activation.inputs):
+        # A paused cascade has taken the token already and will withdraw the offer when it goes on.
+        raise WrongState("work item", name, " or ".join(states), "finished or withdrawn")
     return activation, run
 
 
