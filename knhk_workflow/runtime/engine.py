@@ -29,6 +29,7 @@ from knhk_workflow.errors import (
     LimitExceeded,
     NotFound,
     RequestMismatch,
+    StoreError,
     StoreUnavailable,
     WorkflowError,
     WrongState,
@@ -388,7 +389,7 @@ class WorkflowEngine:
             answers[index] = await self._replayed_or(refusal, birth)
         for index, _, live, _ in held:
             if live.continuing is not None:
-                answers[index] = await self._rest(meta, live.keys.case_id)
+                answers[index] = await self._rest(meta, live.keys.case_id, views[index])
         return [answers[index] for index in range(len(requests))]
 
     async def start_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> CaseView:
@@ -718,7 +719,7 @@ class WorkflowEngine:
             if isinstance(answer, WorkflowError):
                 raise answer from None
             return answer
-        return await self._rest(meta, birth.case_id) if live.continuing is not None else view
+        return await self._rest(meta, birth.case_id, view) if live.continuing is not None else view
 
     async def _birth(self, asked: RunRequest, start: bool, meta: CallMeta) -> _Birth:
         """Check what a new case is asked with. Raises InvalidInput, NotFound."""
@@ -781,7 +782,7 @@ class WorkflowEngine:
             if request is None or await self._recorded(request, meta, case_id) is None:
                 raise
             return await self._rest(meta, case_id)
-        return await self._rest(meta, case_id) if rest and live.continuing is not None else view
+        return await self._rest(meta, case_id, view) if rest and live.continuing is not None else view
 
     async def _on_item(self, item_id: str, make: Callable[[c.ItemRef], c.Command], meta: CallMeta) -> WorkItemView:
         if self._store is None:
@@ -870,12 +871,18 @@ class WorkflowEngine:
             for event in live.changed:
                 event.set()
 
-    async def _rest(self, meta: CallMeta, case_id: str) -> CaseView:
-        """The case once no automatic firing is left."""
+    async def _rest(self, meta: CallMeta, case_id: str, done: CaseView | None = None) -> CaseView:
+        """The case once no automatic firing is left. `done` is what a command of this call left: it is the answer when
+        the case cannot be read again, because an error would say that nothing was written."""
         while True:
             live = self._cases.peek(meta.tenant, case_id)
             if live is None or live.continuing is None:
-                return await self.get_case(case_id, meta=meta)
+                try:
+                    return await self.get_case(case_id, meta=meta)
+                except StoreError:
+                    if done is None:
+                        raise
+                    return done
             await asyncio.wait([live.continuing])
 
     # -- idempotency --------------------------------------------------------------------------------------------------
