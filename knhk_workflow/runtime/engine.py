@@ -513,11 +513,10 @@ class WorkflowEngine:
         try:
             while not self._closed:
                 news.clear()
-                found = False
+                before = dict(positions)
                 async for event, token in self._query.log(meta.tenant, positions):
-                    found = True
                     yield event, token
-                if not found:
+                if positions == before:  # a portion of other tenants' events moves on without yielding any
                     await news.wait()
         finally:
             self._log_watchers.discard(news)
