@@ -22,7 +22,7 @@ from knhk_workflow.core.apply import replay
 from knhk_workflow.core.case import OPEN_ITEM_STATES, Case, decode_state, encode_state
 from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.step import ItemInNet, Step
-from knhk_workflow.errors import NotFound, StoreCorrupt
+from knhk_workflow.errors import NotFound, StoreCorrupt, StoreFormat
 from knhk_workflow.model.net import Model
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.definitions import Definitions
@@ -39,6 +39,7 @@ from knhk_workflow.runtime.records import (
     pack,
 )
 from knhk_workflow.store import CaseKeys, Expectation, Journal, Keyspace, Outcome, Reads, Unit, Write, digest, seal
+from knhk_workflow.store.keys import parse_case_record
 
 SNAPSHOT_RECORDS: Final = 64  # replaying 64 records takes about 1 ms
 SNAPSHOT_BYTES: Final = 64 * 1024
@@ -258,14 +259,21 @@ class LiveCases:
         if stored is None:
             raise NotFound("case", keys.case_id)
         head = HEADS.read(keys.head, stored)
-        case = await self._snapshot(keys)
+        case = await self._snapshot(keys, head.sequence)
         records = size = 0
         while case is None or case.sequence < head.sequence:
             start, end = keys.records(case.sequence + 1 if case is not None else 0)
             page = await self._reads.scan(start, end, limit=REPLAY_PAGE)
             for key, value in page:
                 record = COMMITS.read(key, value)
-                case = replay(case, record.time, record.events)
+                first = parse_case_record(key)[2]
+                if first != (case.sequence + 1 if case is not None else 1):
+                    raise StoreCorrupt(
+                        f"the history of case {keys.case_id!r} lacks what was before event {first}; "
+                        "restore it from a backup",
+                        case_id=keys.case_id,
+                    )
+                case = _replayed(case, record, keys)
                 records += 1
                 size += len(value)
             if not page:
@@ -283,15 +291,19 @@ class LiveCases:
         live.records = records
         live.bytes = size
 
-    async def _snapshot(self, keys: CaseKeys) -> Case | None:
+    async def _snapshot(self, keys: CaseKeys, sequence: int) -> Case | None:
         """The cached state, if it is one that this version can trust."""
         stored = await self._reads.get(keys.snapshot)
         if stored is None:
             return None
-        record = SNAPSHOTS.read(keys.snapshot, stored)
-        if record.codec != STATE_CODEC or _hash(record.state) != record.state_hash:
-            return None
-        return decode_state(record.state)
+        try:
+            record = SNAPSHOTS.read(keys.snapshot, stored)
+            if record.codec != STATE_CODEC or _hash(record.state) != record.state_hash:
+                return None
+            case = decode_state(record.state)
+        except (StoreCorrupt, StoreFormat, msgspec.DecodeError):
+            return None  # a cache that cannot be read is no cache; the records decide
+        return case if case.sequence <= sequence else None
 
     def _forget_ended(self, live: LiveCase) -> None:
         if live.busy or live.turns or live.changed or live.state is None or live.continuing is not None:
@@ -326,6 +338,17 @@ class _Commit:
         self._missing -= 1
         if not self._missing and not self._told.done():
             self._told.set_result(self._outcomes)
+
+
+def _replayed(case: Case | None, record: CommitRecord, keys: CaseKeys) -> Case:
+    """One record folded. Events that cannot follow this state were damaged, or written by something else."""
+    try:
+        return replay(case, record.time, record.events)
+    except (AssertionError, AttributeError, KeyError, ValueError) as error:
+        raise StoreCorrupt(
+            f"the history of case {keys.case_id!r} does not fit together: {error!r}; restore it from a backup",
+            case_id=keys.case_id,
+        ) from error
 
 
 def _hash(state: bytes) -> bytes:
