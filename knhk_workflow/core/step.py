@@ -13,13 +13,13 @@ import msgspec
 
 from knhk_workflow.core.apply import APPLY
 from knhk_workflow.core.case import Activation, Case, Instance
-from knhk_workflow.core.events import DataUpdated, Event, IncidentRaised, IncidentResolved, SettleResumed
+from knhk_workflow.core.events import DataUpdated, Event, IncidentRaised, IncidentResolved
 from knhk_workflow.model.net import CompiledNet, Model, TaskNode
 
 _decode = msgspec.json.Decoder().decode
 
 
-_NOTED = frozenset({DataUpdated, IncidentRaised, IncidentResolved, SettleResumed})
+_NOTED = frozenset({DataUpdated, IncidentRaised, IncidentResolved})
 
 ItemInNet = tuple[str, TaskNode, Activation, Instance]
 """A work item with the name of its net and its task; all of them outlive the activation in a step."""
@@ -37,9 +37,9 @@ class Step:
         "model",
         "nets",
         "now",
+        "paused",
         "queued",
         "ready",
-        "resumed",
     )
 
     def __init__(self, case: Case, model: Model, now: int) -> None:
@@ -52,7 +52,7 @@ class Step:
         self.nets: set[int] = set()  # net instances that may have ended
         self.items: dict[tuple[int, int], ItemInNet] = {}  # work items that changed, by activation and instance
         self.incidents: tuple[int, ...] = ()  # incidents that were raised or resolved
-        self.resumed = False  # a paused cascade was taken up
+        self.paused = bool(case.ready)  # an earlier step left a cascade; this one may take it up, or end it
         self._scopes: dict[int, object] = {}
 
     def emit(self, event: Event) -> None:
@@ -72,8 +72,6 @@ class Step:
             self._scopes.pop(event.net, None)
         elif isinstance(event, IncidentRaised | IncidentResolved):
             self.incidents += (event.incident,)
-        else:
-            self.resumed = True
 
     def compiled(self, net: int) -> CompiledNet:
         """The net that a net instance runs."""

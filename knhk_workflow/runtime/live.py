@@ -47,6 +47,7 @@ STATE_CODEC: Final = 1  # grows when the meaning of the encoded state changes; o
 REPLAY_PAGE: Final = 512  # records per read while replaying
 CACHED_CASES: Final = 10_000  # live cases in memory, about 4 KB each
 CONTINUE: Final = "continue"
+ROW_BYTES: Final = 200  # a key with its row, for the journal's account of what waits
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -193,7 +194,7 @@ class LiveCases:
             )
         if step.incidents:
             _incident_rows(keys, step, writes)
-        if case.ready or step.resumed:
+        if case.ready or step.paused:
             writes.append((keys.effect(CONTINUE), b"" if case.ready else None))
         if live.head is None and case.business_key:
             writes.append((keys.business_key(case.business_key), b""))
@@ -202,10 +203,12 @@ class LiveCases:
             expect.append((request[0], None))
         live.records += 1
         live.bytes += len(payload)
+        size = len(payload) + ROW_BYTES * len(writes)
         if live.records >= SNAPSHOT_RECORDS or live.bytes >= SNAPSHOT_BYTES:
             live.records = live.bytes = 0
             state = encode_state(case)
             writes.append((keys.snapshot, pack(SnapshotRecord(STATE_CODEC, case.sequence, _hash(state), state))))
+            size += len(state)
         live.head = head
         return Unit(
             keys.shard,
@@ -217,6 +220,7 @@ class LiveCases:
             writes,
             expect,
             request[0] if request is not None else None,
+            size=size,
         )
 
     def commit(self, units: Sequence[tuple[LiveCase, Unit]]) -> asyncio.Future[list[Outcome]]:
