@@ -7,6 +7,7 @@
     |-- NotFound                no such case, workflow, work item, pattern
     |-- AlreadyExists           the id is taken
     |-- WrongState              the thing exists but is not in a state for this
+    |   |-- Stale               the caller decided on an older state             read, then retry
     |   `-- Unsound             registration refused by verification
     |-- LimitExceeded           a documented limit would be passed
     |-- Busy                    the engine has too much to do right now           retry later
@@ -133,6 +134,13 @@ class WrongState(WorkflowError):
         self.name = name
         self.expected = expected
         self.actual = actual
+
+
+class Stale(WrongState):
+    """The caller decided on an older state: read again and repeat."""
+
+    reason = "STALE"
+    retry = True
 
 
 class Unsound(WrongState):

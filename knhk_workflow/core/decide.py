@@ -25,7 +25,7 @@ from knhk_workflow.core.settle import (
     start_net,
 )
 from knhk_workflow.core.step import Step
-from knhk_workflow.errors import LimitExceeded, NotFound, WrongState
+from knhk_workflow.errors import LimitExceeded, NotFound, Stale, WrongState
 from knhk_workflow.model.net import Model
 
 CHOICE_INCIDENTS = frozenset({"guard_error", "no_branch"})
@@ -100,7 +100,7 @@ def _update(step: Step, command: c.UpdateCaseData) -> None:
     case = step.case
     _need(step, "created", "running", "suspended")
     if command.expected_sequence and command.expected_sequence != case.sequence:
-        raise WrongState(
+        raise Stale(
             "case",
             case.case_id,
             f"at sequence {command.expected_sequence}",
@@ -270,7 +270,7 @@ def _item(step: Step, ref: c.ItemRef, verb: str, *states: str) -> tuple[Activati
         raise NotFound("work item", name)
     run = activation.instances[ref.instance]
     if run.attempt != ref.attempt:
-        raise WrongState("work item", name, f"attempt {run.attempt}", f"attempt {ref.attempt}", "list the work again")
+        raise Stale("work item", name, f"attempt {run.attempt}", f"attempt {ref.attempt}", "list the work again")
     if run.state not in states:
         shown = run.state if run.state in OPEN_ITEM_STATES else f"{run.state} already"
         raise WrongState("work item", name, " or ".join(states), shown)

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from knhk_workflow.errors import InvalidDocument, InvalidInput, NotFound, Problem
-from knhk_workflow.model.document import strict_json, strict_yaml
+from knhk_workflow.model.document import DOCUMENT_MAX, strict_json, strict_yaml
 from knhk_workflow.model.net import Model, compile_spec
 from knhk_workflow.model.parse import canonical, findings, parse_spec, spec_digest, unsupported
 from knhk_workflow.model.spec import Spec
@@ -28,8 +28,6 @@ from knhk_workflow.store.keys import parse_definition_latest
 
 MODELS_MAX: Final = 1_000  # compiled versions in memory, about 20 KB each
 REGISTER_TRIES: Final = 8  # two registrations of one id at once: the loser reads again
-DOCUMENT_BYTES_MAX: Final = 5 * 1024 * 1024
-DOCUMENT_DEPTH_MAX: Final = 64
 
 Document = Mapping[str, object] | bytes | str
 
@@ -54,7 +52,7 @@ def read_document(document: Document, form: str) -> object:
     elif form != "json":
         raise InvalidInput.field("format", f"{form!r} is not a document format", "use json or yaml")
     data = document.encode() if isinstance(document, str) else document
-    return strict_json(data, max_bytes=DOCUMENT_BYTES_MAX, max_depth=DOCUMENT_DEPTH_MAX)
+    return strict_json(data, max_bytes=DOCUMENT_MAX)
 
 
 def check(document: Document, form: str) -> Parsed:
@@ -164,9 +162,7 @@ class Definitions:
         found = self._models.get(name)
         if found is None:
             definition = await self._definition(tenant, spec_id, number)
-            spec = parse_spec(
-                strict_json(definition.document, max_bytes=DOCUMENT_BYTES_MAX, max_depth=DOCUMENT_DEPTH_MAX)
-            )
+            spec = parse_spec(strict_json(definition.document, max_bytes=DOCUMENT_MAX))
             found = self._models[name] = compile_spec(spec, number, definition.digest)
             if len(self._models) > MODELS_MAX:
                 self._models.popitem(last=False)

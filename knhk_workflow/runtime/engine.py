@@ -888,7 +888,7 @@ class WorkflowEngine:
 
     def _request(self, meta: CallMeta, about: object) -> _Request:
         """The request id of a call. `about` is what the command means, whichever protocol it came by."""
-        if len(meta.request_id.encode()) > REQUEST_ID_BYTES_MAX:
+        if len(meta.request_id.partition("#")[0].encode()) > REQUEST_ID_BYTES_MAX:  # a batch adds the element's index
             raise InvalidInput.field("request_id", f"must be at most {REQUEST_ID_BYTES_MAX} bytes", "use a UUID")
         scope = blake2b(_encode((meta.principal, meta.method, meta.request_id)), digest_size=16).digest()
         return _Request(scope, blake2b(_encode(about), digest_size=16).digest(), meta.request_id)

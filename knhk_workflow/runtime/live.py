@@ -400,5 +400,7 @@ def _incident_rows(keys: CaseKeys, step: Step, writes: list[Write]) -> None:
         incident = step.case.incidents.get(number)
         row = None
         if incident is not None:
-            row = pack(IncidentRow(incident.kind, incident.message, incident.task, incident.raised_at))
+            row = pack(
+                IncidentRow(incident.kind, incident.message, incident.task, incident.raised_at, step.case.spec_id)
+            )
         writes.append((keys.incident(number), row))

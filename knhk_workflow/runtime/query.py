@@ -60,14 +60,19 @@ def case_view(case: Case, model: Model) -> CaseView:
         tuple(_item_view(case, model, activation, run) for activation, run in case.open_work())
         if case.open_items
         else (),
-        tuple(_incident_view(case.case_id, incident) for incident in case.incidents.values()),
+        tuple(
+            _incident_view(case.case_id, incident.number, incident, case.spec_id)
+            for incident in case.incidents.values()
+        ),
     )
 
 
 def explanation(case: Case, model: Model) -> Explanation:
     """Why the case is where it is."""
     tasks = explain(case, model)
-    incidents = tuple(_incident_view(case.case_id, incident) for incident in case.incidents.values())
+    incidents = tuple(
+        _incident_view(case.case_id, incident.number, incident, case.spec_id) for incident in case.incidents.values()
+    )
     return Explanation(case.case_id, case.state, case.sequence, summary(case, tasks), tasks, incidents)
 
 
@@ -85,7 +90,10 @@ def work_item(case: Case, model: Model, ref: c.ItemRef) -> WorkItemView:
 
 def work_item_after(step: Step, ref: c.ItemRef) -> WorkItemView:
     """The item that a step was about as the step left it, without data; by now it may be gone from the case."""
-    return _shown(step.case, step.items[ref.activation, ref.instance], b"")
+    case = step.case
+    about = step.items[ref.activation, ref.instance]
+    opened = [_item_id(case, item) for item in step.items.values() if item is not about and item[3].state == "offered"]
+    return _shown(case, about, b"", case.state, case.sequence, tuple(opened))
 
 
 def _item_view(case: Case, model: Model, activation: Activation, run: Instance) -> WorkItemView:
@@ -94,11 +102,17 @@ def _item_view(case: Case, model: Model, activation: Activation, run: Instance) 
     return _shown(case, (net.name, node, activation, run), run.data or net.data)
 
 
-def _shown(case: Case, item: ItemInNet, data: bytes) -> WorkItemView:
-    net, node, activation, run = item
+def _item_id(case: Case, item: ItemInNet) -> str:
+    return f"{item[2].number}.{item[3].number}.{item[3].attempt}@{case.case_id}"
+
+
+def _shown(
+    case: Case, item: ItemInNet, data: bytes, state: str = "", sequence: int = 0, opened: tuple[str, ...] = ()
+) -> WorkItemView:
+    net, node, _, run = item
     task = node.task
     return WorkItemView(
-        f"{activation.number}.{run.number}.{run.attempt}@{case.case_id}",
+        _item_id(case, item),
         case.case_id,
         case.spec_id,
         task.id,
@@ -112,13 +126,15 @@ def _shown(case: Case, item: ItemInNet, data: bytes) -> WorkItemView:
         run.offered_at,
         run.changed_at,
         data,
+        state,
+        sequence,
+        opened,
     )
 
 
-def _incident_view(case_id: str, incident: Incident | IncidentRow, number: int = 0) -> IncidentView:
-    number = incident.number if isinstance(incident, Incident) else number
+def _incident_view(case_id: str, number: int, incident: Incident | IncidentRow, spec_id: str) -> IncidentView:
     return IncidentView(
-        f"{number}@{case_id}", case_id, incident.kind, incident.message, incident.task, incident.raised_at
+        f"{number}@{case_id}", case_id, incident.kind, incident.message, incident.task, incident.raised_at, spec_id
     )
 
 
@@ -200,7 +216,8 @@ class Query:
 
         def read(key: bytes, value: bytes) -> IncidentView | None:
             _, case, number = parse_incident(key)
-            return _incident_view(case, INCIDENTS.read(key, value), number)
+            row = INCIDENTS.read(key, value)
+            return _incident_view(case, number, row, row.spec_id)
 
         if case_id:
             await self.head(tenant, case_id)

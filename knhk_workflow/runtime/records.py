@@ -76,6 +76,7 @@ class IncidentRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     message: str
     task: str
     raised_at: int
+    spec_id: str = ""
 
 
 class RequestRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):

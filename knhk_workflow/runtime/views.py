@@ -45,6 +45,7 @@ class IncidentView(msgspec.Struct, frozen=True):
     message: str
     task_id: str
     raised_at: int
+    spec_id: str = ""
 
 
 class WorkItemView(msgspec.Struct, frozen=True):
@@ -64,6 +65,9 @@ class WorkItemView(msgspec.Struct, frozen=True):
     offered_at: int
     changed_at: int
     data: bytes = b""  # the work's input; filled by get_work_item and in a case's work, empty in lists
+    case_state: str = ""  # these three are filled in answers to operations on the item:
+    case_sequence: int = 0  # the case's state and newest event after it
+    opened: tuple[str, ...] = ()  # ids of work items that it offered
 
 
 class CaseView(msgspec.Struct, frozen=True):

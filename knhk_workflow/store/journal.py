@@ -87,6 +87,8 @@ class Unit(msgspec.Struct, frozen=True, eq=False):
     expect: Sequence[Expectation] = ()
     request: bytes | None = None
     audits: tuple[bytes, ...] = ()
+    size: int = 0
+    """About how many bytes the writes hold, when the caller knows; 0 = count them."""
 
 
 Outcome = int | StoreError
@@ -177,7 +179,7 @@ class Journal:
         Raises Busy when the queue is full, StoreUnavailable (or StoreFull, Fenced) when a shard cannot write now: in both
         cases nothing was queued.
         """
-        sized = [(unit, _size(unit), self._admitting(unit.shard)) for unit in units]
+        sized = [(unit, unit.size or _size(unit), self._admitting(unit.shard)) for unit in units]
         self._room.take(len(sized), sum(size for _, size, _ in sized))
         for index, (unit, size, shard) in enumerate(sized):
             shard.queue.append((unit, size, waiter, index))
