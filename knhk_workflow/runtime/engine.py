@@ -903,7 +903,8 @@ class WorkflowEngine:
 
     async def _recorded(self, request: _Request, meta: CallMeta, case_id: str) -> RequestRecord | None:
         """What this request id did before, if anything. Raises RequestMismatch when that was something else."""
-        assert self._store is not None
+        if self._store is None:
+            raise StoreUnavailable("the engine is closed")
         key = self._keyspace.case(meta.tenant, case_id).request(request.scope)
         stored = await self._store.get(key)
         if stored is None:

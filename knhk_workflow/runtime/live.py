@@ -87,7 +87,7 @@ class LiveCase:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self.release()  # it was given to us in the same moment: pass it on
-            else:
+            elif turn in self.turns:  # a release in this very moment may have passed it over already
                 self.turns.remove(turn)
             raise
 
