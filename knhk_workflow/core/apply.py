@@ -216,6 +216,17 @@ def _item_ended(state: str) -> Callable[[Case, _ItemEvent], None]:
     return apply
 
 
+def _item_gone(state: str) -> Callable[[Case, _ItemEvent], None]:
+    """An applier for an item that the case takes back. Nobody outside did that: a loop may offer and withdraw for ever,
+    and its firings count on."""
+
+    def apply(case: Case, event: _ItemEvent) -> None:
+        _run(case, event, state)
+        case.open_items -= 1
+
+    return apply
+
+
 def _closed(case: Case) -> None:
     """One item less is open, and the outside has moved: automatic firings count from zero again."""
     case.open_items -= 1
@@ -281,8 +292,8 @@ APPLY: Mapping[type[e.Event], Callable[..., None]] = {  # each applier takes (ca
     e.ItemCompleted: _item_completed,
     e.ItemFailed: _item_ended("failed"),
     e.ItemSkipped: _item_ended("skipped"),
-    e.ItemWithdrawn: _item_ended("withdrawn"),
-    e.ItemTerminated: _item_ended("terminated"),
+    e.ItemWithdrawn: _item_gone("withdrawn"),
+    e.ItemTerminated: _item_gone("terminated"),
     e.DataUpdated: _data_updated,
     e.IncidentRaised: _incident_raised,
     e.IncidentResolved: _incident_resolved,
