@@ -44,7 +44,7 @@ BRANCHING: Final = (
         "Each arrival starts a run of its own, and these runs can overlap.",
         "Russell et al. 2006: partial where only one run of the following task is possible at a time, or arrivals "
         "are swallowed. Every arrival is an activation with a work item id of its own.",
-        aliases=("Multiple Merge", "Multi Merge"),
+        aliases=("Multiple Merge",),
         net={
             "tasks": outside("A", "B", "C", "D"),
             "flows": [flow("start", "A"), flow("A", "B"), flow("A", "C"), flow("B", "D"), flow("C", "D")],

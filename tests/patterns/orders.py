@@ -1,0 +1,102 @@
+"""Every order in which the outside can do its work: all interleavings of starts and completions of a small net.
+
+Two cases in the same situation have the same future, so the orders are found over situations rather than over
+sequences of moves; each situation is reached through the same core as everything else. In each of them the case must
+equal its own replay, and at the end it must be completed, with nothing left.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from knhk_workflow.core import commands as c
+from knhk_workflow.core import events as e
+from knhk_workflow.core.apply import replay
+from knhk_workflow.core.case import Case, decode_state, encode_state, item_ref
+from knhk_workflow.core.decide import create, decide
+from knhk_workflow.core.step import Step
+from knhk_workflow.model.net import Model
+from tests.patterns.players import Document, born, model_of
+
+SITUATIONS_MAX = 20_000  # a net for which this is too little is no small net
+
+Orders = frozenset[tuple[str, ...]]
+
+
+def told(document: Document, data: bytes) -> str:
+    """All orders of completions, and how many situations there were."""
+    model = model_of(document)
+    step = create(model, born(model, data), 1)
+    first = completions(step)
+    search = Search(model)
+    orders = sorted(first + order for order in search.orders(step.case))
+    width = max(len(task) for order in orders for task in order)
+    texts = [("" if width == 1 else " ").join(order) for order in orders]
+    ends = " or ".join(sorted(search.ends))
+    return f"{' | '.join(texts)}; every one of the {len(search.known)} situations is sound, the end is {ends}"
+
+
+def completions(step: Step) -> tuple[str, ...]:
+    """The tasks that a step completed."""
+    return tuple(event.task for event in step.events if isinstance(event, e.TaskCompleted))
+
+
+class Search:
+    """The situations seen, each with the orders that are possible from it."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.known: dict[bytes, Orders] = {}
+        self.ends: set[str] = set()
+
+    def orders(self, case: Case) -> Orders:
+        """Every order of completions from here on."""
+        key = situation(case)
+        if key not in self.known:
+            assert len(self.known) < SITUATIONS_MAX
+            found = {completions(step) + rest for step in self._steps(case) for rest in self.orders(step.case)}
+            if not found:
+                self._ended(case)
+                found = {()}
+            self.known[key] = frozenset(found)
+        return self.known[key]
+
+    def _steps(self, case: Case) -> list[Step]:
+        steps: list[Step] = []
+        before = encode_state(case)
+        for activation, run in case.open_work():
+            ref = item_ref(activation, run)
+            command = c.CompleteItem(ref) if run.state == "started" else c.StartItem(ref)
+            step = decide(decode_state(before), self.model, command, case.now + 1)
+            assert not step.case.ready, "a small net settles in one slice"
+            again = replay(decode_state(before), step.now, step.events)
+            assert encode_state(again) == encode_state(step.case), "the replay differs"
+            steps.append(step)
+        return steps
+
+    def _ended(self, case: Case) -> None:
+        kinds = sorted(incident.kind for incident in case.incidents.values())
+        self.ends.add(f"{case.state} ({', '.join(kinds)})" if kinds else case.state)
+        if case.state == "completed":
+            assert not case.activations
+            assert not case.incidents
+            assert not case.tokens()
+
+
+def situation(case: Case) -> bytes:
+    """What decides the future of a case: markings, live work and data, not how it got there."""
+    nets = sorted(
+        (net.name, net.depth, sorted(net.marking.items()), net.data, net.incident > 0) for net in case.nets.values()
+    )
+    work = sorted(
+        (
+            case.nets[activation.net].name,
+            case.nets[activation.net].depth,
+            activation.task,
+            activation.inputs,
+            activation.started,
+            sorted((run.number, run.state) for run in activation.instances.values()),
+        )
+        for activation in case.activations.values()
+    )
+    return msgspec.msgpack.encode((case.state, nets, work))
