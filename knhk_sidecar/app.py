@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import structlog
 
@@ -54,12 +54,17 @@ from knhk_workflow import (
     __version__,
 )
 
+if TYPE_CHECKING:
+    from knhk_sidecar.identity.dev_ca import DevAuthority
+
 SERVICE: Final = "knhk-sidecar"
 LOOK_SECONDS: Final = 0.5  # how late health tells a change of the engine
 STREAM_GRACE_SECONDS: Final = 2.0  # a stream that takes work may finish what it has; its client repeats the rest
 EXPIRY_WARNING_SECONDS: Final = (
     3_600.0  # our own certificate ends within this: whoever rotates it has failed repeatedly
 )
+
+RENEW_SECONDS: Final = 86_400.0  # developer certificates live for seven days
 
 EXIT_FAILED: Final = 1
 EXIT_SETTINGS: Final = 2
@@ -224,6 +229,7 @@ class Sidecar:
         except OSError as error:
             raise CannotStart(f"{config.dev_directory} cannot be written: {error.strerror}", EXIT_FAILED) from error
         self._tls = self._tls_source(TlsFiles(str(server.cert), str(server.key), str(authority.ca)), domain)
+        self._spawn(_renew(authority))
         return Addresses(
             ca=str(authority.ca), cert=str(client.cert), key=str(client.key), spiffe_id=str(client.spiffe_id)
         )
@@ -329,7 +335,9 @@ class Sidecar:
             await self.engine.close()
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
-        self._tasks.append(asyncio.create_task(work))
+        task = asyncio.create_task(work)
+        task.add_done_callback(_tell_failure)
+        self._tasks.append(task)
 
     # ---------------------------------------------------------------------------------------------------------- health
     def components(self) -> Sequence[Component]:
@@ -477,6 +485,19 @@ async def run(loaded: Loaded | SidecarConfig, *, on_ready: Callable[[Addresses],
         loop.remove_signal_handler(signal.SIGTERM)
         loop.remove_signal_handler(signal.SIGINT)
     return 0
+
+
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("background_task_failed", exc_info=error)
+
+
+async def _renew(authority: DevAuthority) -> None:
+    """New developer certificates long before the old ones end; the listeners follow the files."""
+    while True:
+        await asyncio.sleep(RENEW_SECONDS)
+        await asyncio.to_thread(authority.issue_server)
+        await asyncio.to_thread(authority.issue_client)
 
 
 def _add_reflection(implementations: dict[str, object], names: Sequence[str]) -> Mapping[str, Method]:

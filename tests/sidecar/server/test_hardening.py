@@ -1,0 +1,112 @@
+"""What rude clients get, while others are served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from knhk_sidecar.api import pb
+from knhk_sidecar.app import Sidecar
+from knhk_sidecar.config import SidecarConfig
+from tests.sidecar.server.client import ANY_PORT, developer
+
+
+@pytest.fixture
+async def strict(tmp_path: Path) -> AsyncIterator[Sidecar]:
+    config = SidecarConfig(
+        dev=True,
+        data_dir=str(tmp_path),
+        address=ANY_PORT,
+        plain_address=ANY_PORT,
+        http_address="",
+        metrics_address="",
+        handshake_timeout_ms=300,
+        max_concurrent_streams=4,
+        max_streams_per_connection=3,
+    )
+    async with Sidecar(config) as running:
+        yield running
+
+
+async def served(channel: grpc.aio.Channel) -> bool:
+    status = await pb.AdminServiceStub(channel).GetStatus(pb.GetStatusRequest(omit_document_schema=True), timeout=5)
+    return bool(status.version)
+
+
+async def test_a_silent_connection_is_closed(strict: Sidecar) -> None:
+    host, _, port = strict.addresses.grpc.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+    async with developer(strict.addresses) as channel:
+        assert await served(channel)
+
+
+async def test_a_message_that_is_too_large_is_refused(strict: Sidecar) -> None:
+    async with developer(strict.addresses) as channel:
+        request = pb.ValidateWorkflowRequest(spec_json=b" " * (strict.config.max_message_bytes + 1))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await pb.WorkflowServiceStub(channel).ValidateWorkflow(request, timeout=10)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await served(channel)
+
+
+async def test_metadata_that_is_too_large_is_refused(strict: Sidecar) -> None:
+    async with developer(strict.addresses) as channel:
+        metadata = (("x-large", "x" * (strict.config.max_metadata_bytes + 1)),)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await pb.AdminServiceStub(channel).GetStatus(pb.GetStatusRequest(), timeout=5, metadata=metadata)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await served(channel)
+
+
+async def test_streams_leave_room_for_calls(strict: Sidecar) -> None:
+    async with developer(strict.addresses) as channel:
+        watches = [pb.CaseServiceStub(channel).WatchCases(pb.WatchCasesRequest()) for _ in range(4)]
+        reads = [asyncio.ensure_future(watch.read()) for watch in watches]
+        done, still = await asyncio.wait(reads, timeout=3, return_when=asyncio.FIRST_COMPLETED)
+        (refused,) = done
+        error = refused.exception()
+        assert isinstance(error, grpc.aio.AioRpcError)
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "grpc-retry-pushback-ms" in [key for key, _ in error.trailing_metadata()]
+        assert await served(channel)
+        for watch in watches:
+            watch.cancel()
+        await asyncio.wait(still)
+
+
+async def test_a_flood_of_cancelled_calls_disturbs_nobody(strict: Sidecar) -> None:
+    async with developer(strict.addresses) as rude, developer(strict.addresses) as innocent:
+
+        async def flood() -> None:
+            for _ in range(300):
+                call = pb.AdminServiceStub(rude).GetStatus(pb.GetStatusRequest())
+                await asyncio.sleep(0)
+                call.cancel()
+
+        flooding = asyncio.ensure_future(flood())
+        for _ in range(20):
+            assert await served(innocent)
+        await flooding
+        assert await served(rude)
+
+
+@pytest.mark.parametrize(("auth", "expected"), [(True, "UNAUTHENTICATED"), (False, "OK")])
+async def test_production_without_tls_answers_nobody_unless_told_to(auth: bool, expected: str) -> None:
+    config = SidecarConfig(
+        workflow_db_path=":memory:", auth_enabled=auth, address=ANY_PORT, http_address="", metrics_address=""
+    )
+    async with Sidecar(config) as running, grpc.aio.insecure_channel(running.addresses.grpc) as channel:
+        code = "OK"
+        try:
+            status = await pb.AdminServiceStub(channel).GetStatus(pb.GetStatusRequest(), timeout=5)
+            assert status.principal == "spiffe://knhk.local/local"
+        except grpc.aio.AioRpcError as error:
+            code = error.code().name
+        assert code == expected
