@@ -74,7 +74,7 @@ async def test_streams_leave_room_for_calls(strict: Sidecar) -> None:
         error = refused.exception()
         assert isinstance(error, grpc.aio.AioRpcError)
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "grpc-retry-pushback-ms" in [key for key, _ in error.trailing_metadata()]
+        assert "grpc-retry-pushback-ms" in [entry.key for entry in error.trailing_metadata()]
         assert await served(channel)
         for watch in watches:
             watch.cancel()
