@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from typing import cast
 
 import grpc
 import grpc.aio
@@ -74,7 +75,8 @@ async def test_streams_leave_room_for_calls(strict: Sidecar) -> None:
         error = refused.exception()
         assert isinstance(error, grpc.aio.AioRpcError)
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "grpc-retry-pushback-ms" in [entry.key for entry in error.trailing_metadata()]
+        trailing = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata())
+        assert "grpc-retry-pushback-ms" in dict(trailing)
         assert await served(channel)
         for watch in watches:
             watch.cancel()
