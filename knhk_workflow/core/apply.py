@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from knhk_workflow.core import events as e
-from knhk_workflow.core.case import Activation, Case, Incident, Instance, NetInstance
+from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Incident, Instance, Kept, Lock, NetInstance
 from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.data import merge
 from knhk_workflow.model.spec import ROOT, START
@@ -94,6 +94,9 @@ def _net_ended(case: Case, event: e.NetCompleted | e.NetCancelled) -> None:
     net = case.nets[event.net]
     net.marking.clear()
     net.tokens = 0
+    net.seen.clear()
+    net.expected.clear()
+    net.dead.clear()
     if event.net == 1:
         return
     del case.nets[event.net]
@@ -112,7 +115,15 @@ def _net_ended(case: Case, event: e.NetCompleted | e.NetCancelled) -> None:
 def _task_enabled(case: Case, event: e.TaskEnabled) -> None:
     net = case.nets[event.net]
     case.activations[event.activation] = Activation(
-        event.activation, event.net, event.task, event.inputs, case.sequence, event.started
+        event.activation,
+        event.net,
+        event.task,
+        event.inputs,
+        case.sequence,
+        event.started,
+        count=event.count,
+        threshold=event.threshold,
+        elements=list(event.elements),
     )
     case.last_activation = event.activation
     running = net.active.get(event.task)
@@ -143,8 +154,108 @@ def _forget(case: Case, net: NetInstance, activation: int) -> None:
 def _task_completed(case: Case, event: e.TaskCompleted) -> None:
     net = case.nets[event.net]
     _forget(case, net, event.activation)
+    _produce(net, event)
+
+
+def _produce(net: NetInstance, event: e.TaskCompleted | e.TaskReleased) -> None:
     for condition in event.produced:
         net.put(condition)
+    for condition in event.dead:
+        net.dead[condition] = net.dead.get(condition, 0) + 1
+
+
+def _task_released(case: Case, event: e.TaskReleased) -> None:
+    case.activations[event.activation].released = True
+    _produce(case.nets[event.net], event)
+
+
+def _tokens_removed(case: Case, event: e.TokensRemoved) -> None:
+    net = case.nets[event.net]
+    for condition in event.conditions:
+        net.take(condition)
+
+
+def _instance_added(case: Case, event: e.InstanceAdded) -> None:
+    activation = case.activations[event.activation]
+    activation.count += 1
+    if event.element:
+        activation.elements.append(event.element)
+
+
+def _instances_closed(case: Case, event: e.InstancesClosed) -> None:
+    case.activations[event.activation].closed = True
+
+
+def _join_moved(case: Case, event: e.JoinMoved) -> None:
+    net = case.nets[event.net]
+    for condition in event.absorbed:
+        net.take(condition)
+    if event.seen:
+        net.seen[event.task] = event.seen
+    else:
+        net.seen.pop(event.task, None)
+
+
+def _branches_expected(case: Case, event: e.BranchesExpected) -> None:
+    case.nets[event.net].expected.setdefault(event.task, []).append(event.inputs)
+
+
+def _expectation_met(case: Case, event: e.ExpectationMet) -> None:
+    expected = case.nets[event.net].expected
+    del expected[event.task][0]
+    if not expected[event.task]:
+        del expected[event.task]
+
+
+def _dead_path_moved(case: Case, event: e.DeadPathMoved) -> None:
+    net = case.nets[event.net]
+    for condition in event.taken:
+        net.take(condition)
+    for condition in event.dead:
+        left = net.dead[condition] - 1
+        if left:
+            net.dead[condition] = left
+        else:
+            del net.dead[condition]
+    for condition in event.produced:
+        net.dead[condition] = net.dead.get(condition, 0) + 1
+
+
+def _net_reset(case: Case, event: e.NetReset) -> None:
+    net = case.nets[event.net]
+    for task in event.tasks:
+        net.seen.pop(task, None)
+        net.expected.pop(task, None)
+
+
+def _trigger_received(case: Case, event: e.TriggerReceived) -> None:
+    case.last_trigger = event.trigger
+    case.firings = 0
+    if event.outcome == "kept":
+        case.signals.append(Kept(event.trigger, event.name, event.data))
+    elif event.outcome == "taken" and event.activation in case.activations:
+        case.activations[event.activation].signalled = True
+
+
+def _trigger_taken(case: Case, event: e.TriggerTaken) -> None:
+    case.signals[:] = [kept for kept in case.signals if kept.number != event.trigger]
+    case.activations[event.activation].signalled = True
+
+
+def _lock_taken(case: Case, event: e.LockTaken) -> None:
+    lock = case.locks.get(event.lock)
+    if lock is None:
+        lock = case.locks[event.lock] = Lock()
+    lock.net = event.net
+    lock.activation = event.activation
+
+
+def _lock_released(case: Case, event: e.LockReleased) -> None:
+    del case.locks[event.lock]  # who waited is looked at again, and waits again when somebody was faster
+
+
+def _lock_awaited(case: Case, event: e.LockAwaited) -> None:
+    case.locks[event.lock].waiting.append((event.net, event.task))
 
 
 def _task_cancelled(case: Case, event: e.TaskCancelled) -> None:
@@ -172,11 +283,18 @@ _ItemEvent = (
     | e.ItemSkipped
     | e.ItemWithdrawn
     | e.ItemTerminated
+    | e.ItemForceCompleted
 )
 
 
 def _run(case: Case, event: _ItemEvent, state: str) -> Instance:
-    run = case.activations[event.activation].instances[event.instance]
+    instances = case.activations[event.activation].instances
+    run = instances.get(event.instance)
+    if run is None:  # work that could not even be offered, settled by resolving its incident
+        run = instances[event.instance] = Instance(event.instance, "failed")
+    if run.state in OPEN_ITEM_STATES and state not in OPEN_ITEM_STATES:
+        case.open_items -= 1
+        case.firings = 0  # the outside has moved: automatic firings count from zero again
     run.state = state
     run.changed_at = case.now
     return run
@@ -203,7 +321,6 @@ def _item_started(case: Case, event: e.ItemStarted) -> None:
 
 def _item_completed(case: Case, event: e.ItemCompleted) -> None:
     _run(case, event, "completed").output = event.output
-    _closed(case)
 
 
 def _item_ended(state: str) -> Callable[[Case, _ItemEvent], None]:
@@ -211,7 +328,6 @@ def _item_ended(state: str) -> Callable[[Case, _ItemEvent], None]:
 
     def apply(case: Case, event: _ItemEvent) -> None:
         _run(case, event, state)
-        _closed(case)
 
     return apply
 
@@ -225,12 +341,6 @@ def _item_gone(state: str) -> Callable[[Case, _ItemEvent], None]:
         case.open_items -= 1
 
     return apply
-
-
-def _closed(case: Case) -> None:
-    """One item less is open, and the outside has moved: automatic firings count from zero again."""
-    case.open_items -= 1
-    case.firings = 0
 
 
 def _data_updated(case: Case, event: e.DataUpdated) -> None:
@@ -251,7 +361,7 @@ def _incident_raised(case: Case, event: e.IncidentRaised) -> None:
     )
     case.last_incident = event.incident
     if event.activation:
-        case.activations[event.activation].incident = event.incident
+        case.activations[event.activation].incidents.append(event.incident)
     else:
         case.nets[event.net].incident = event.incident
 
@@ -259,8 +369,8 @@ def _incident_raised(case: Case, event: e.IncidentRaised) -> None:
 def _incident_resolved(case: Case, event: e.IncidentResolved) -> None:
     incident = case.incidents.pop(event.incident)
     activation = case.activations.get(incident.activation)
-    if activation is not None and activation.incident == event.incident:
-        activation.incident = 0
+    if activation is not None and event.incident in activation.incidents:
+        activation.incidents.remove(event.incident)
     net = case.nets.get(incident.net)
     if net is not None and net.incident == event.incident:
         net.incident = 0
@@ -299,4 +409,19 @@ APPLY: Mapping[type[e.Event], Callable[..., None]] = {  # each applier takes (ca
     e.IncidentResolved: _incident_resolved,
     e.SettlePaused: _settle_paused,
     e.SettleResumed: _settle_resumed,
+    e.TokensRemoved: _tokens_removed,
+    e.TaskReleased: _task_released,
+    e.InstanceAdded: _instance_added,
+    e.InstancesClosed: _instances_closed,
+    e.ItemForceCompleted: _item_ended("forced"),
+    e.JoinMoved: _join_moved,
+    e.BranchesExpected: _branches_expected,
+    e.ExpectationMet: _expectation_met,
+    e.DeadPathMoved: _dead_path_moved,
+    e.TriggerReceived: _trigger_received,
+    e.TriggerTaken: _trigger_taken,
+    e.LockTaken: _lock_taken,
+    e.LockReleased: _lock_released,
+    e.LockAwaited: _lock_awaited,
+    e.NetReset: _net_reset,
 }

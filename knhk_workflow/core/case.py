@@ -15,6 +15,8 @@ from knhk_workflow.core.commands import ItemRef
 
 OPEN_ITEM_STATES = frozenset({"offered", "allocated", "started", "suspended"})
 BEGUN_ITEM_STATES = frozenset({"started", "suspended"})
+DONE_STATES = frozenset({"completed", "skipped", "forced"})
+LIVE_STATES = OPEN_ITEM_STATES | {"running"}
 
 
 class Instance(msgspec.Struct, array_like=True):
@@ -41,7 +43,13 @@ class Activation(msgspec.Struct, array_like=True):
     sequence: int  # of the event that enabled it
     started: bool = False
     instances: dict[int, Instance] = {}
-    incident: int = 0
+    incidents: list[int] = []
+    count: int = 1  # instances that were decided when it was enabled, and those added since
+    threshold: int = 0  # so many done let the flow go on; 0 = all
+    elements: list[bytes] = []  # the JSON values that instances are made from
+    closed: bool = False  # no further instances
+    released: bool = False  # the flow has gone on, instances still run
+    signalled: bool = False  # the trigger it waited for has come
 
 
 class NetInstance(msgspec.Struct, array_like=True):
@@ -58,6 +66,9 @@ class NetInstance(msgspec.Struct, array_like=True):
     active: dict[str, list[int]] = {}
     incident: int = 0
     tokens: int = 0
+    seen: dict[str, tuple[str, ...]] = {}  # partial joins: branches of the present round
+    expected: dict[str, list[tuple[str, ...]]] = {}  # structured merges: inputs to wait for, oldest first
+    dead: dict[str, int] = {}  # false tokens on their way to a local merge
 
     def put(self, condition: str) -> None:
         """Add one token."""
@@ -74,6 +85,22 @@ class NetInstance(msgspec.Struct, array_like=True):
         else:
             raise AssertionError(f"no token in {condition!r} of net instance {self.number}")
         self.tokens -= 1
+
+
+class Kept(msgspec.Struct, array_like=True, frozen=True):
+    """A persistent signal that nobody has taken yet."""
+
+    number: int
+    name: str
+    data: bytes
+
+
+class Lock(msgspec.Struct, array_like=True):
+    """A critical section or mutex: who is inside, and which automatic tasks wait, oldest first."""
+
+    net: int = 0
+    activation: int = 0  # 0 = free
+    waiting: list[tuple[int, str]] = []
 
 
 class Incident(msgspec.Struct, array_like=True):
@@ -114,6 +141,9 @@ class Case(msgspec.Struct, array_like=True):
     firings: int = 0
     open_items: int = 0
     reason: str = ""
+    signals: list[Kept] = []
+    last_trigger: int = 0
+    locks: dict[str, Lock] = {}
 
     @property
     def root(self) -> NetInstance:
@@ -126,6 +156,11 @@ class Case(msgspec.Struct, array_like=True):
             for instance in activation.instances.values():
                 if instance.state in OPEN_ITEM_STATES:
                     yield activation, instance
+
+    def holder(self, lock: str) -> Lock | None:
+        """Who is inside a critical section or mutex, None when nobody is."""
+        found = self.locks.get(lock)
+        return found if found is not None and (found.net or found.activation) else None
 
     def tokens(self) -> int:
         """Live tokens over all nets."""

@@ -124,6 +124,49 @@ class Continue(Command, frozen=True, tag=14):
     """Take up the automatic firing that a slice left over."""
 
 
+class Signal(Command, frozen=True, tag=15):
+    """A named trigger comes in from outside. `deliver`: refuse it when nobody takes or keeps it."""
+
+    name: str
+    data: bytes = b""
+
+
+class CancelTask(Command, frozen=True, tag=16):
+    """Withdraw or stop a task's activations (WCP-19, 26): one, or all of the task when `activation` is 0."""
+
+    task: str
+    activation: int = 0
+
+
+class AddInstance(Command, frozen=True, tag=17):
+    """One more instance of a dynamic multiple-instance task (WCP-15)."""
+
+    task: str
+    activation: int = 0
+    element: bytes = b""
+
+
+class CloseInstances(Command, frozen=True, tag=18):
+    """No further instances of a dynamic multiple-instance task."""
+
+    task: str
+    activation: int = 0
+
+
+class CompleteInstances(Command, frozen=True, tag=19):
+    """End a multiple-instance task now; what runs counts as done and the flow goes on (WCP-27)."""
+
+    task: str
+    activation: int = 0
+
+
+class CancelInstances(Command, frozen=True, tag=20):
+    """Stop a multiple-instance task; the flow does not go on (WCP-26)."""
+
+    task: str
+    activation: int = 0
+
+
 CommandType = (
     CreateCase
     | StartCase
@@ -139,4 +182,10 @@ CommandType = (
     | SkipItem
     | ResolveIncident
     | Continue
+    | Signal
+    | CancelTask
+    | AddInstance
+    | CloseInstances
+    | CompleteInstances
+    | CancelInstances
 )

@@ -68,6 +68,8 @@ class TaskEnabled(Event, frozen=True, tag=6):
     """An activation of `task` came to be over the tokens in `inputs`.
 
     `started`: the tokens were consumed at once (routing tasks and sub-nets); otherwise they stay until work starts.
+    `count` instances begin with it; `threshold` of them (0 = all) let the flow go on; `elements` are the
+    JSON values that they are made from.
     """
 
     net: int
@@ -75,6 +77,9 @@ class TaskEnabled(Event, frozen=True, tag=6):
     activation: int
     inputs: tuple[str, ...]
     started: bool = False
+    count: int = 1
+    threshold: int = 0
+    elements: tuple[bytes, ...] = ()
 
 
 class TaskStarted(Event, frozen=True, tag=7):
@@ -87,12 +92,16 @@ class TaskStarted(Event, frozen=True, tag=7):
 
 
 class TaskCompleted(Event, frozen=True, tag=8):
-    """An activation ended and put one token into each condition of `produced` (repetition = several tokens)."""
+    """An activation ended and put one token into each condition of `produced` (repetition = several tokens).
+
+    `dead`: conditions of branches that were not taken and lead to a local synchronizing merge (WCP-37).
+    """
 
     net: int
     task: str
     activation: int
     produced: tuple[str, ...]
+    dead: tuple[str, ...] = ()
 
 
 class TaskCancelled(Event, frozen=True, tag=9):
@@ -241,6 +250,138 @@ class SettleResumed(Event, frozen=True, tag=23):
     """The work left by SettlePaused was taken up."""
 
 
+class TokensRemoved(Event, frozen=True, tag=24):
+    """A cancel region took one token out of each condition (repetition = several tokens)."""
+
+    net: int
+    task: str
+    conditions: tuple[str, ...]
+
+
+class TaskReleased(Event, frozen=True, tag=25):
+    """The flow goes on while instances of the activation still run (WCP-12, 34, 36)."""
+
+    net: int
+    task: str
+    activation: int
+    produced: tuple[str, ...]
+    dead: tuple[str, ...] = ()
+
+
+class InstanceAdded(Event, frozen=True, tag=26):
+    """A multiple-instance task got one more instance (WCP-15)."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    element: bytes = b""
+
+
+class InstancesClosed(Event, frozen=True, tag=27):
+    """A multiple-instance task takes no further instances."""
+
+    net: int
+    task: str
+    activation: int
+
+
+class ItemForceCompleted(Event, frozen=True, tag=28):
+    """Work was ended from outside and counts as done (WCP-27)."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    attempt: int
+
+
+class JoinMoved(Event, frozen=True, tag=29):
+    """A partial join's round: the branches seen so far (none = the round is over) and the tokens absorbed now."""
+
+    net: int
+    task: str
+    seen: tuple[str, ...]
+    absorbed: tuple[str, ...] = ()
+
+
+class BranchesExpected(Event, frozen=True, tag=30):
+    """A split told its structured merge which inputs to wait for (WCP-7)."""
+
+    net: int
+    task: str
+    inputs: tuple[str, ...]
+
+
+class ExpectationMet(Event, frozen=True, tag=31):
+    """The structured merge fired: its oldest expectation is done with."""
+
+    net: int
+    task: str
+
+
+class DeadPathMoved(Event, frozen=True, tag=32):
+    """False tokens went past a task that is skipped, together with true ones that can go no further (WCP-37)."""
+
+    net: int
+    task: str
+    dead: tuple[str, ...]
+    taken: tuple[str, ...] = ()
+    produced: tuple[str, ...] = ()
+
+
+class TriggerReceived(Event, frozen=True, tag=33):
+    """A signal came. `outcome`: taken (by the activation), kept (until somebody waits), lost (nobody waits)."""
+
+    trigger: int
+    name: str
+    outcome: str
+    data: bytes = b""
+    net: int = 0
+    task: str = ""
+    activation: int = 0
+
+
+class TriggerTaken(Event, frozen=True, tag=34):
+    """A kept signal was taken by an activation (WCP-24)."""
+
+    trigger: int
+    name: str
+    net: int
+    task: str
+    activation: int
+
+
+class LockTaken(Event, frozen=True, tag=35):
+    """A critical section or mutex is held by a net instance (section) or an activation (mutex)."""
+
+    lock: str
+    net: int
+    task: str
+    activation: int
+
+
+class LockReleased(Event, frozen=True, tag=36):
+    """Nobody is inside any more."""
+
+    lock: str
+
+
+class LockAwaited(Event, frozen=True, tag=37):
+    """A task that would start by itself waits for a lock; waiting tasks are looked at in this order."""
+
+    lock: str
+    net: int
+    task: str
+
+
+class NetReset(Event, frozen=True, tag=38):
+    """Bookkeeping of joins was dropped because a cancel region covers them."""
+
+    net: int
+    tasks: tuple[str, ...]
+
+
 EventType = (
     CaseCreated
     | StateChanged
@@ -265,4 +406,19 @@ EventType = (
     | IncidentResolved
     | SettlePaused
     | SettleResumed
+    | TokensRemoved
+    | TaskReleased
+    | InstanceAdded
+    | InstancesClosed
+    | ItemForceCompleted
+    | JoinMoved
+    | BranchesExpected
+    | ExpectationMet
+    | DeadPathMoved
+    | TriggerReceived
+    | TriggerTaken
+    | LockTaken
+    | LockReleased
+    | LockAwaited
+    | NetReset
 )

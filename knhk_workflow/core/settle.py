@@ -2,8 +2,9 @@
 
 A task whose inputs changed is looked at again, first in, first out. Offers of outside work are brought in line with
 what could fire (new ones offered, impossible ones withdrawn); routing tasks and sub-nets fire at once. When nothing
-is left to fire, nets that have ended are closed, innermost first, which may set more in motion. A net at rest with
-tokens that nothing can ever move is `stuck`: an incident, never a completion (WCP-11).
+else can fire, or-joins are asked, then locks that nobody holds any more are given on, then nets that have ended are
+closed, innermost first; each of these may set more in motion. A net at rest with tokens that nothing can ever move is
+`stuck`: an incident, never a completion (WCP-11).
 
 A slice of SLICE_FIRINGS automatic firings ends the step with the rest recorded (SettlePaused); the engine continues in
 a further commit, so a long cascade never holds the event loop. SETTLE_FIRINGS_MAX firings without outside work are
@@ -12,26 +13,21 @@ taken for a livelock.
 
 from __future__ import annotations
 
-from typing import Literal
-
-import msgspec
-
 from knhk_workflow.core import events as e
-from knhk_workflow.core.case import BEGUN_ITEM_STATES, OPEN_ITEM_STATES, Activation, Instance, NetInstance, place_of
-from knhk_workflow.core.commands import ENDED
-from knhk_workflow.core.data import EMPTY, merge
-from knhk_workflow.core.joins import offers
+from knhk_workflow.core import locks
+from knhk_workflow.core.case import NetInstance
+from knhk_workflow.core.completion import complete_net
+from knhk_workflow.core.incidents import raise_incident
+from knhk_workflow.core.joins import absorb, offers, skip
+from knhk_workflow.core.starting import enable
+from knhk_workflow.core.cancel import withdraw
 from knhk_workflow.core.step import Step
-from knhk_workflow.model.expression import EvaluationFailed, Expression
-from knhk_workflow.model.net import Branch, CompiledNet, TaskNode
-from knhk_workflow.model.spec import END, START
+from knhk_workflow.core.triggers import take_kept
+from knhk_workflow.model.net import SINGLE, CompiledNet, TaskNode
+from knhk_workflow.model.spec import START
 
 SLICE_FIRINGS = 200  # about 2 ms of pure Python; the event loop must not be held longer
 SETTLE_FIRINGS_MAX = 100_000  # a sound net of 1,000 tasks needs < 3,000; beyond that it is a livelock
-DEPTH_MAX = 256  # nested sub-nets; recursion in practice stays below 50
-TOKENS_MAX = 10_000  # live tokens of a case; snapshots and explain stay small
-OPEN_ITEMS_MAX = 10_000  # open work items of a case
-DATA_BYTES_MAX = 2 * 1024 * 1024  # data of one net instance; fits a gRPC message with room for the rest
 
 
 def settle(step: Step) -> None:
@@ -46,7 +42,9 @@ def settle(step: Step) -> None:
     firings = 0
     while case.state == "running":
         if not step.ready:
-            if not step.nets or not _close_nets(step):
+            if not step.nets and not case.locks:
+                return
+            if not _or_joins(step) and not (case.locks and locks.release(step)) and not _close_nets(step):
                 return
             continue
         if firings >= SLICE_FIRINGS:
@@ -79,31 +77,23 @@ def _pause(step: Step, total: int) -> None:
 
 
 def _visit(step: Step, net: NetInstance, node: TaskNode) -> int:
-    """Bring one task in line with the marking; the number of firings that took."""
-    possible = offers(node, net)
-    if not node.automatic:
-        return _offer(step, net, node, possible)
-    if not possible:
-        return 0
-    inputs, times = possible[0]
-    if times > 1 or len(possible) > 1:
-        step.again(net.number, node.id)
-    case = step.case
-    number = case.last_activation + 1
-    step.emit(e.TaskEnabled(net.number, node.id, number, inputs, True))
-    if node.shared:
-        step.touch(net.number, inputs)
-    activation = case.activations[number]
-    if node.carrier == "route":
-        finish(step, activation, node, EMPTY if node.out is not None else b"")
-    else:
-        start_net(step, net, node, activation, 1)
-    return 1
+    """Bring one task in line with the marking; the number of activations that made."""
+    kind = node.join.kind
+    if kind == "or":
+        return 0  # asked when nothing else can fire
+    if kind == "partial":
+        absorb(step, node, net)
+    if node.skips and skip(step, node, net):
+        return 1
+    return _match(step, net, node, kind in SINGLE)
 
 
-def _offer(step: Step, net: NetInstance, node: TaskNode, possible: tuple[tuple[tuple[str, ...], int], ...]) -> int:
-    """Offered activations of outside work: as many per binding as could fire, the newest withdrawn first."""
+def _match(step: Step, net: NetInstance, node: TaskNode, single: bool) -> int:
+    """Activations that have not started: as many per binding as could fire, the newest withdrawn first."""
     case = step.case
+    possible = offers(step, node, net)
+    if node.many is not None and possible and _occupied(step, net, node):
+        possible = ()
     waiting: dict[tuple[str, ...], list[int]] = {}
     live = net.active.get(node.id)
     if live is not None:
@@ -111,7 +101,9 @@ def _offer(step: Step, net: NetInstance, node: TaskNode, possible: tuple[tuple[t
             activation = case.activations[number]
             if not activation.started:
                 waiting.setdefault(activation.inputs, []).append(number)
-    changes = 0
+    if single and possible and waiting:
+        return 0  # its tokens are chosen when it starts, so it stays as it is
+    made = 0
     for inputs, times in possible:
         existing = waiting.pop(inputs, None)
         if existing is not None:
@@ -119,240 +111,49 @@ def _offer(step: Step, net: NetInstance, node: TaskNode, possible: tuple[tuple[t
                 withdraw(step, case.activations[number], "withdrawn")
             times -= len(existing)
         while times > 0 and case.state == "running":  # an incident may fail the case
+            if node.automatic and (made or not _free(step, net, node, inputs)):
+                if made:
+                    step.again(net.number, node.id)  # one at a time, so that others have their turn
+                break
             times -= 1
-            changes += 1
-            number = case.last_activation + 1
-            step.emit(e.TaskEnabled(net.number, node.id, number, inputs))
-            offer_item(step, node, case.activations[number], 1, 1)
+            made += 1
+            enable(step, net, node, inputs)
+            take_kept(step, net, node)
     for numbers in waiting.values():
         for number in reversed(numbers):
             withdraw(step, case.activations[number], "withdrawn")
-    return changes
+    return made
 
 
-def offer_item(step: Step, node: TaskNode, activation: Activation, instance: int, attempt: int) -> None:
-    """Offer one work item, with its recorded input when the task maps one."""
-    if step.case.open_items >= OPEN_ITEMS_MAX:
-        raise_incident(
-            step,
-            "open_items_limit",
-            activation.net,
-            f"the case has {step.case.open_items} open work items, more are not allowed; finish some, then retry",
-            activation,
-            instance,
-        )
-        return
-    data = b""
-    if node.in_ is not None:
-        mapped = _mapped(step, node.in_, step.scope(activation.net), activation, instance, "in")
-        if mapped is None:
-            return
-        data = mapped
-    step.emit(e.ItemOffered(activation.net, node.id, activation.number, instance, attempt, data))
-    step.changed(activation, activation.instances[instance])
+def _occupied(step: Step, net: NetInstance, node: TaskNode) -> bool:
+    """A multiple-instance task whose flow has gone on is entered again only when its last instance is done (WCP-34)."""
+    assert node.many is not None
+    return node.many.sync and any(step.case.activations[number].released for number in net.active.get(node.id, ()))
 
 
-def start_item(step: Step, activation: Activation, run: Instance, owner: str) -> None:
-    """Begin outside work. The first start of an activation consumes its tokens and ends the choice (WCP-16)."""
-    consumed = () if activation.started else activation.inputs
-    step.emit(e.ItemStarted(*place_of(activation, run), owner or run.owner, consumed))
-    step.changed(activation, run)
-    if consumed and step.node(activation).shared:
-        step.touch(activation.net, consumed)
-
-
-def start_net(step: Step, net: NetInstance, node: TaskNode, activation: Activation, instance: int) -> None:
-    """Begin the sub-net that carries `instance` out; its data is a copy of the parent's unless `in` maps it."""
-    assert node.net is not None
-    if net.depth + 1 > DEPTH_MAX:
-        raise_incident(
-            step,
-            "depth_limit",
-            net.number,
-            f"sub-net {node.net!r} would be nested deeper than {DEPTH_MAX}: its recursion does not end",
-            activation,
-            instance,
-        )
-        return
-    data = net.data
-    if node.in_ is not None:
-        mapped = _mapped(step, node.in_, step.scope(net.number), activation, instance, "in")
-        if mapped is None:
-            return
-        data = mapped
-    number = step.case.last_net + 1
-    step.emit(e.NetStarted(number, node.net, net.number, activation.number, instance, net.depth + 1, data))
-    step.touch(number, (START,))
-
-
-def output_of(run: Instance) -> bytes:
-    """What `finish` is to merge for work that ended: an empty object when it ended well without output."""
-    return run.output or (EMPTY if run.state == "completed" else b"")
-
-
-def finish(step: Step, activation: Activation, node: TaskNode, output: bytes = b"") -> None:
-    """All instances of a started activation are done: update data, cancel, take the split, put the tokens.
-
-    Without `output` (skipped work, a choice taken again) the data stay as they are; an empty object still goes through
-    the task's `out` mapping.
-
-    The order is fixed: data is merged before guards read it, cancellation precedes the task's own tokens. A guard
-    that cannot be evaluated, or a choice without a true branch, is an incident on the activation, which keeps its
-    place and can be retried.
-    """
-    number = activation.net
-    if output and not _merge_output(step, activation, node, output):
-        return
-    produced = _take_split(step, activation, node)
-    if produced is None:
-        return
-    step.emit(e.TaskCompleted(number, node.id, activation.number, produced))
-    step.touch(number, produced)
-    net = step.case.nets[number]
-    if net.tokens > TOKENS_MAX:
-        step.rest()
-        if not net.incident:
-            message = f"the net holds more than {TOKENS_MAX} tokens: a loop produces faster than it consumes"
-            raise_incident(step, "token_limit", number, message)
-        return
-    if END in produced and step.compiled(number).termination == "explicit":
-        _complete_net(step, net)
-
-
-def _merge_output(step: Step, activation: Activation, node: TaskNode, output: bytes) -> bool:
-    net = step.case.nets[activation.net]
-    patch = output
-    if node.out is not None:
-        run = next(iter(activation.instances.values()), None)
-        inputs = run.data if run is not None and run.data else net.data
-        result = msgspec.json.decode(merge(inputs, output))
-        mapped = _mapped(step, node.out, result, activation, run.number if run else 0, "out")
-        if mapped is None:
-            return False
-        patch = mapped
-    if patch == EMPTY:
+def _free(step: Step, net: NetInstance, node: TaskNode, inputs: tuple[str, ...]) -> bool:
+    """Whether an automatic task may start now; otherwise it waits for the lock."""
+    if not node.sections and node.mutex is None:
         return True
-    if len(net.data) + len(patch) > DATA_BYTES_MAX and len(merge(net.data, patch)) > DATA_BYTES_MAX:
-        raise_incident(
-            step,
-            "data_limit",
-            net.number,
-            f"the output of task {node.id!r} would make the data larger than {DATA_BYTES_MAX} bytes",
-            activation,
-        )
-        return False
-    step.emit(e.DataUpdated(net.number, patch))
-    return True
+    lock = locks.blocked_by(step.case, net, node, inputs)
+    if lock is not None:
+        locks.wait(step, net, node, lock)
+    return lock is None
 
 
-def _mapped(
-    step: Step,
-    mapping: tuple[tuple[str, Expression], ...],
-    data: object,
-    activation: Activation,
-    instance: int,
-    which: Literal["in", "out"],
-) -> bytes | None:
-    """Evaluate an `in` or `out` mapping; None when that failed and an incident stands for it."""
-    try:
-        return msgspec.json.encode({key: expression.value(data) for key, expression in mapping})
-    except EvaluationFailed as failure:
-        message = f"`{which}` of task {activation.task!r} could not be evaluated: {failure.message}"
-        kind = "input_error" if which == "in" else "output_error"
-        raise_incident(step, kind, activation.net, message, activation, instance)
-        return None
-
-
-def _take_split(step: Step, activation: Activation, node: TaskNode) -> tuple[str, ...] | None:
-    """The conditions that get a token; None when the choice failed and an incident stands for it."""
-    if node.split.kind == "and":
-        return node.outputs
-    default: Branch | None = None
-    try:
-        for branch in node.branches:
-            if branch.when is None:
-                default = branch
-            elif branch.when.holds(step.scope(activation.net)):
-                return (branch.condition,)
-    except EvaluationFailed as failure:
-        message = f"a guard of task {node.id!r} could not be evaluated: {failure.message}"
-        raise_incident(step, "guard_error", activation.net, message, activation)
-        return None
-    if default is not None or not node.branches:
-        return (default.condition,) if default else ()
-    guards = ", ".join(f"{branch.when.text!r}" for branch in node.branches if branch.when)
-    raise_incident(
-        step,
-        "no_branch",
-        activation.net,
-        f"no outgoing flow of task {node.id!r} can be taken: {guards} are all false and there is no default flow",
-        activation,
-    )
-    return None
-
-
-def raise_incident(
-    step: Step, kind: str, net: int, message: str, activation: Activation | None = None, instance: int = 0
-) -> None:
-    """Record that a person is needed. A spec with `on_incident: fail` fails the case instead of keeping it."""
-    case = step.case
-    step.emit(
-        e.IncidentRaised(
-            case.last_incident + 1,
-            kind,
-            net,
-            message,
-            activation.task if activation else "",
-            activation.number if activation else 0,
-            instance,
-        )
-    )
-    if step.model.spec.on_incident == "fail":
-        end_case(step, "failed", message)
-
-
-def withdraw(step: Step, activation: Activation, reason: str) -> None:
-    """Remove an activation with everything below it: items, sub-nets, incidents."""
-    case = step.case
-    if activation.number not in case.activations:
-        return
-    for run in list(activation.instances.values()):
-        if run.child:
-            _remove_net(step, case.nets[run.child])
-        elif run.state in OPEN_ITEM_STATES:
-            gone = e.ItemTerminated if run.state in BEGUN_ITEM_STATES else e.ItemWithdrawn
-            step.emit(gone(*place_of(activation, run)))
-            step.changed(activation, run)
-    if activation.incident:
-        step.emit(e.IncidentResolved(activation.incident, "cancelled"))
-    step.emit(e.TaskCancelled(activation.net, activation.task, activation.number, reason))
-
-
-def _empty(step: Step, net: NetInstance) -> None:
-    """Remove every activation of a net, and its own incident."""
-    for numbers in list(net.active.values()):
-        for number in list(numbers):
-            activation = step.case.activations[number]
-            withdraw(step, activation, "cancelled" if activation.started else "withdrawn")
-    if net.incident:
-        step.emit(e.IncidentResolved(net.incident, "cancelled"))
-    step.nets.discard(net.number)
-
-
-def _remove_net(step: Step, net: NetInstance) -> None:
-    _empty(step, net)
-    step.emit(e.NetCancelled(net.number, net.name))
-
-
-def end_case(step: Step, state: str, reason: str = "") -> None:
-    """End the case unsuccessfully: nothing of it stays open (WCP-20)."""
-    case = step.case
-    if case.state in ENDED:
-        return
-    if case.root.marking or case.root.active or case.root.incident:
-        _remove_net(step, case.root)
-    step.emit(e.StateChanged(case.state, state, reason))
-    step.rest()
+def _or_joins(step: Step) -> bool:
+    """Ask the or-joins of every net in which something moved. True when one fired, was offered or withdrawn."""
+    before = len(step.events)
+    for number in sorted(step.nets):
+        net = step.case.nets.get(number)
+        if net is None:
+            continue
+        for node in step.compiled(number).or_joins:
+            if step.case.state == "running" and number in step.case.nets:
+                _match(step, net, node, True)
+                if step.ready:
+                    return True  # what it set in motion comes before the next or-join
+    return len(step.events) != before and bool(step.ready)
 
 
 def _close_nets(step: Step) -> bool:
@@ -365,7 +166,7 @@ def _close_nets(step: Step) -> bool:
         if net is None or net.active:
             continue
         if _ended(net, step.compiled(number)):
-            _complete_net(step, net)
+            complete_net(step, net)
         else:
             _report_stuck(step, net)
         return True
@@ -388,16 +189,3 @@ def _report_stuck(step: Step, net: NetInstance) -> None:
     name = f"sub-net {net.name!r}" if net.name else "the workflow"
     why = f"tokens are left ({where}) that no task can ever take" if where else "its end was never reached"
     raise_incident(step, "stuck", net.number, f"{name} cannot go on: {why}, and no work is open")
-
-
-def _complete_net(step: Step, net: NetInstance) -> None:
-    """A net ended properly. What is left in it (explicit termination, WCP-43) goes; then its task goes on."""
-    case = step.case
-    _empty(step, net)
-    step.emit(e.NetCompleted(net.number, net.name))
-    if net.number == 1:
-        step.emit(e.StateChanged(case.state, "completed"))
-        step.rest()
-        return
-    activation = case.activations[net.activation]
-    finish(step, activation, step.compiled(activation.net).tasks[activation.task], net.data)

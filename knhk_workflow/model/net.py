@@ -1,20 +1,29 @@
-"""A workflow compiled for running: who consumes what, which guard guards which flow.
+"""A workflow compiled for running: who consumes what, which guard guards which flow, what a construct refers to.
 
 Compiled once per workflow version and shared by all its cases; never changed afterwards. A flow between two tasks
-becomes the implicit condition `source->target`.
+becomes the implicit condition `source->target`. Everything that a rule needs to know about the shape of the net (the
+matching split of a structured merge, the inside of a critical section, where false tokens travel) is found here, so
+that a step only looks it up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from knhk_workflow.model.expression import Expression, compile_expression
-from knhk_workflow.model.spec import END, ROOT, START, Join, Mapping_, Net, Spec, Split, Task, Termination
+from knhk_workflow.model.graph import dominators, on_cycle, reachable, reverse
+from knhk_workflow.model.spec import END, ROOT, START, Instances, Join, Mapping_, Net, Spec, Split, Task, Termination
 
-Carrier = Literal["route", "item", "net"]
-"""What carries a task out: nothing (it completes at once), somebody outside, or a sub-net."""
+Carrier = Literal["route", "item", "net", "trigger"]
+"""What carries a task out: nothing (it completes at once), somebody outside, a sub-net, or the signal it waits for."""
+
+Amount = int | Expression
+"""A number that the author wrote, or how to find it in the data."""
+
+SINGLE = frozenset({"or", "structured-or", "local-or", "partial"})
+"""Joins that have at most one firing at a time, whose tokens are chosen when the task starts."""
 
 
 def implicit(source: str, target: str) -> str:
@@ -33,11 +42,44 @@ class Branch:
 
 
 @dataclass(frozen=True, slots=True)
+class Many:
+    """Multiple instances of a task, compiled."""
+
+    least: Amount
+    most: Amount | None
+    threshold: Amount | None
+    until: Expression | None
+    dynamic: bool
+    cancel_rest: bool
+    sync: bool
+    sequential: bool
+    for_each: Expression | None
+    collect: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """What a task cancels: conditions to empty, tasks to withdraw or stop."""
+
+    conditions: tuple[str, ...]
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A critical section: its tasks, and the conditions that lie inside it."""
+
+    lock: str
+    tasks: frozenset[str]
+    inside: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class TaskNode:
     """A task in its net. `inputs` are condition names in alphabetical order, so that no rule
     depends on how the document was typed; `branches` and `outputs` keep the author's order, which decides a choice.
 
-    `shared` tells that some input has another consumer: starting this task can take a rival's token.
+    `shared` tells that starting this task can change what another task may do.
     """
 
     id: str
@@ -52,24 +94,46 @@ class TaskNode:
     in_: tuple[tuple[str, Expression], ...] | None
     out: tuple[tuple[str, Expression], ...] | None
     task: Task
+    many: Many | None = None
+    need: Amount = 1
+    while_: Expression | None = None
+    until: Expression | None = None
+    region: Region | None = None  # cancelled when it completes
+    withdrawn: Region | None = None  # cancelled when its cancelling partial join fires
+    sections: tuple[Section, ...] = ()
+    mutex: str | None = None
+    expects: Mapping[str, Mapping[str, tuple[str, ...]]] = {}  # structured merge -> output condition -> its inputs
+    blocks: Mapping[str, Region] = {}  # of a structured merge: what lies between the split and each input
+    carries: frozenset[str] = frozenset()  # outputs that false tokens take
+    skips: bool = False  # false tokens can arrive here
 
     @property
     def automatic(self) -> bool:
         """It starts when enabled, because nobody outside has to take it."""
-        return self.carrier != "item"
+        return self.carrier in ("route", "net")
+
+    @property
+    def plain(self) -> bool:
+        """Nothing but its join stands between being enabled and starting."""
+        return not self.task.reads and not self.sections and self.mutex is None and not self.skips
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledNet:
-    """One net. `consumers[c]` are the tasks that take tokens from condition c, sorted by id."""
+    """One net. `consumers[c]` are the tasks that take tokens from condition c, `watchers[c]` those and the tasks that
+    only look at it (read arcs); both sorted by id."""
 
     name: str
     tasks: Mapping[str, TaskNode]
     conditions: tuple[str, ...]
     consumers: Mapping[str, tuple[TaskNode, ...]]
+    watchers: Mapping[str, tuple[TaskNode, ...]]
     producers: Mapping[str, tuple[TaskNode, ...]]
     sinks: frozenset[str]  # conditions that nobody consumes: tokens there are done
     termination: Termination
+    or_joins: tuple[TaskNode, ...]
+    sections: tuple[Section, ...]
+    sources: tuple[TaskNode, ...]  # tasks without incoming flow that a trigger starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +150,14 @@ class Model:
         """The workflow's own net."""
         return self.nets[ROOT]
 
+    def keeps(self, trigger: str) -> bool:
+        """Whether some task waits for this trigger persistently."""
+        return any(
+            task.trigger is not None and task.trigger.name == trigger and task.trigger.mode == "persistent"
+            for net in self.spec.nets
+            for task in net.tasks
+        )
+
 
 def compile_spec(spec: Spec, version: int, digest: bytes) -> Model:
     """Compile a parsed spec. Its expressions were checked when it was parsed."""
@@ -95,7 +167,7 @@ def compile_spec(spec: Spec, version: int, digest: bytes) -> Model:
 def compile_net(net: Net) -> CompiledNet:
     """Compile one net."""
     places = {START: None, END: None} | {condition.id: None for condition in net.conditions}
-    tasks = {task.id for task in net.tasks}
+    tasks = {task.id: task for task in net.tasks}
     inputs: dict[str, list[str]] = {task: [] for task in tasks}
     branches: dict[str, list[Branch]] = {task: [] for task in tasks}
     for flow in net.flows:
@@ -105,55 +177,221 @@ def compile_net(net: Net) -> CompiledNet:
         else:
             condition = flow.target if flow.source in tasks else flow.source
         if flow.source in tasks:
-            when = compile_expression(flow.when) if flow.when is not None else None
-            branches[flow.source].append(Branch(flow.target, condition, when, flow.default))
+            branches[flow.source].append(Branch(flow.target, condition, _expression(flow.when), flow.default))
         if flow.target in tasks:
             inputs[flow.target].append(condition)
-
-    taken: dict[str, int] = dict.fromkeys(places, 0)
-    for conditions in inputs.values():
-        for condition in conditions:
-            taken[condition] += 1
-    nodes = {
-        task.id: _node(task, tuple(sorted(inputs[task.id])), tuple(branches[task.id]), taken)
-        for task in sorted(net.tasks, key=lambda each: each.id)
-    }
+    shape = _Shape(
+        net,
+        tuple(places),
+        {task: tuple(sorted(found)) for task, found in inputs.items()},
+        {task: tuple(branch.condition for branch in found) for task, found in branches.items()},
+    )
+    nodes = {task: _node(shape, tasks[task], tuple(branches[task])) for task in sorted(tasks)}
     consumers: dict[str, list[TaskNode]] = {}
+    watchers: dict[str, list[TaskNode]] = {}
     producers: dict[str, list[TaskNode]] = {}
     for node in nodes.values():
         for condition in node.inputs:
             consumers.setdefault(condition, []).append(node)
+        for condition in dict.fromkeys((*node.inputs, *node.task.reads)):
+            watchers.setdefault(condition, []).append(node)
         for condition in node.outputs:
             producers.setdefault(condition, []).append(node)
     return CompiledNet(
         name=net.name,
         tasks=nodes,
         conditions=tuple(places),
-        consumers={condition: tuple(found) for condition, found in consumers.items()},
-        producers={condition: tuple(found) for condition, found in producers.items()},
+        consumers=_frozen(consumers),
+        watchers=_frozen(watchers),
+        producers=_frozen(producers),
         sinks=frozenset(place for place in places if place not in consumers),
         termination=net.termination,
+        or_joins=tuple(node for node in nodes.values() if node.join.kind == "or"),
+        sections=tuple(shape.sections),
+        sources=tuple(node for node in nodes.values() if not node.inputs and node.task.trigger is not None),
     )
 
 
-def _node(task: Task, inputs: tuple[str, ...], branches: tuple[Branch, ...], taken: Mapping[str, int]) -> TaskNode:
+class _Shape:
+    """The bare graph of a net, and what is found in it once for all tasks."""
+
+    def __init__(
+        self,
+        net: Net,
+        places: tuple[str, ...],
+        inputs: Mapping[str, tuple[str, ...]],
+        outputs: Mapping[str, tuple[str, ...]],
+    ) -> None:
+        self.net = net
+        self.places = places
+        self.inputs = inputs
+        self.outputs = outputs
+        edges: dict[str, list[str]] = {place: [] for place in places}
+        for task, conditions in inputs.items():
+            for condition in conditions:
+                edges[condition].append(task)
+        self.edges: dict[str, tuple[str, ...]] = {place: tuple(found) for place, found in edges.items()} | dict(outputs)
+        self.back = reverse(self.edges)
+        reads = {condition for task in net.tasks for condition in task.reads}
+        taken: dict[str, int] = {}
+        for conditions in inputs.values():
+            for condition in conditions:
+                taken[condition] = taken.get(condition, 0) + 1
+        self.contested = {condition for condition, count in taken.items() if count > 1} | reads
+        self.above = dominators(self.edges, START) if _needs_dominators(net) else {}
+        self.sections = [self._section(name, frozenset(members)) for name, members in net.sections]
+        self.false_paths = self._false_paths()
+        self.expects: dict[str, dict[str, Mapping[str, tuple[str, ...]]]] = {}
+        for task in net.tasks:
+            if task.join.kind == "structured-or":
+                split = self.matching_split(task.id)
+                if split is not None:
+                    self.expects.setdefault(split, {})[task.id] = {
+                        condition: tuple(
+                            place
+                            for place in inputs[task.id]
+                            if place in reachable(self.edges, (condition,), frozenset({task.id, split}))
+                        )
+                        for condition in outputs[split]
+                    }
+
+    def matching_split(self, task: str) -> str | None:
+        """The nearest task that dominates `task` and has several outgoing flows."""
+        node = task
+        while self.above.get(node, node) != node:
+            node = self.above[node]
+            if len(self.outputs.get(node, ())) > 1:
+                return node
+        return None
+
+    def between(self, split: str | None, join: str, ends: Iterable[str]) -> Region:
+        """What lies strictly between a split and a join on ways to `ends`."""
+        stop = frozenset({join} if split is None else {join, split})
+        after = reachable(self.edges, self.outputs[split] if split else (START,), stop)
+        found = reachable(self.back, ends, stop) & after - stop
+        return Region(
+            tuple(sorted(found & set(self.places))), tuple(sorted(found & self.inputs.keys()))
+        )
+
+    def _section(self, name: str, members: frozenset[str]) -> Section:
+        inside = frozenset(
+            place
+            for place in self.places
+            if self.edges[place]
+            and self.back.get(place)
+            and members.issuperset(self.edges[place])
+            and members.issuperset(self.back[place])
+        )
+        return Section(f"section {self.net.name}/{name}", members, inside)
+
+    def _false_paths(self) -> frozenset[str]:
+        """Conditions that false tokens may lie in: on the way to a local merge, and on no cycle."""
+        ends = [place for task in self.net.tasks if task.join.kind == "local-or" for place in self.inputs[task.id]]
+        if not ends:
+            return frozenset()
+        above = reachable(self.back, ends) & set(self.places)
+        return frozenset(above - on_cycle(self.edges, above))
+
+
+def _needs_dominators(net: Net) -> bool:
+    return any(
+        task.join.kind == "structured-or" or (task.join.kind == "partial" and task.join.mode == "cancelling")
+        for task in net.tasks
+    )
+
+
+def _node(shape: _Shape, task: Task, branches: tuple[Branch, ...]) -> TaskNode:
+    inputs = shape.inputs[task.id]
+    outputs = tuple(branch.condition for branch in branches)
+    sections = tuple(section for section in shape.sections if task.id in section.tasks)
+    region = _region(shape, task.cancels) if task.cancels else None
+    withdrawn = blocks = None
+    if task.join.kind == "partial" and task.join.mode == "cancelling":
+        withdrawn = region or shape.between(shape.matching_split(task.id), task.id, inputs)
+    if task.join.kind == "structured-or":
+        split = shape.matching_split(task.id)
+        blocks = {place: shape.between(split, task.id, (place,)) for place in inputs}
     return TaskNode(
         id=task.id,
-        carrier="net" if task.net is not None else "item" if task.required_roles else "route",
+        carrier=_carrier(task),
         join=task.join,
         split=task.split,
         inputs=inputs,
-        outputs=tuple(branch.condition for branch in branches),
+        outputs=outputs,
         branches=branches,
-        shared=any(taken[condition] > 1 for condition in inputs),
+        shared=not shape.contested.isdisjoint(inputs),
         net=task.net,
         in_=_mapping(task.in_),
         out=_mapping(task.out),
         task=task,
+        many=_many(task),
+        need=_amount(task.join.need),
+        while_=_expression(task.loop.while_) if task.loop else None,
+        until=_expression(task.loop.until) if task.loop else None,
+        region=region,
+        withdrawn=withdrawn,
+        sections=sections,
+        mutex=f"mutex {task.mutex}" if task.mutex is not None else None,
+        expects=shape.expects.get(task.id, {}),
+        blocks=blocks or {},
+        carries=shape.false_paths.intersection(outputs),
+        skips=not shape.false_paths.isdisjoint(inputs),
     )
+
+
+def _carrier(task: Task) -> Carrier:
+    if task.net is not None:
+        return "net"
+    if task.required_roles:
+        return "item"
+    return "trigger" if task.trigger is not None else "route"
+
+
+def _many(task: Task) -> Many | None:
+    spec = task.instances
+    if spec is None and task.for_each is None:
+        return None
+    spec = spec or Instances()
+    return Many(
+        least=_amount(spec.min),
+        most=_amount(spec.max) if spec.max is not None else None,
+        threshold=_amount(spec.threshold) if spec.threshold is not None else None,
+        until=_expression(spec.until),
+        dynamic=spec.create == "dynamic",
+        cancel_rest=spec.rest == "cancel",
+        sync=spec.sync,
+        sequential=spec.sequential,
+        for_each=_expression(task.for_each),
+        collect=task.collect,
+    )
+
+
+def _region(shape: _Shape, names: Iterable[str]) -> Region:
+    """What a `cancels` list names: a task brings the implicit conditions that lead to it alone."""
+    conditions: set[str] = set()
+    tasks: set[str] = set()
+    for name in names:
+        if name in shape.inputs:
+            tasks.add(name)
+            conditions.update(place for place in shape.inputs[name] if place.endswith(f"->{name}"))
+        else:
+            conditions.add(name)
+    return Region(tuple(sorted(conditions)), tuple(sorted(tasks)))
+
+
+def _expression(text: str | None) -> Expression | None:
+    return compile_expression(text) if text is not None else None
+
+
+def _amount(value: int | str) -> Amount:
+    return value if isinstance(value, int) else compile_expression(value)
 
 
 def _mapping(mapping: tuple[Mapping_, ...] | None) -> tuple[tuple[str, Expression], ...] | None:
     if mapping is None:
         return None
     return tuple((each.key, compile_expression(each.expression)) for each in mapping)
+
+
+def _frozen(found: Mapping[str, list[TaskNode]]) -> dict[str, tuple[TaskNode, ...]]:
+    return {name: tuple(nodes) for name, nodes in found.items()}

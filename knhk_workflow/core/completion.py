@@ -1,0 +1,306 @@
+"""Activations that end: instances done, the flow that goes on, nets that are complete.
+
+`advance` is asked whenever an instance has ended and decides what follows: another turn of a loop, the next sequential
+instance, the flow going on while the rest runs, or the end of the activation. The order inside one step is fixed: the
+instance's output, the data, the cancel set, then the task's own tokens. Guards read the merged data. A guard that
+cannot be evaluated, or a choice without a true branch, is an incident on the activation, which keeps its place and can
+be retried.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from knhk_workflow.core import events as e
+from knhk_workflow.core.cancel import cancel_region, empty_net, remove_net, stop_instances
+from knhk_workflow.core.case import DONE_STATES, LIVE_STATES, OPEN_ITEM_STATES, Activation, Instance, NetInstance, place_of
+from knhk_workflow.core.data import EMPTY, merge
+from knhk_workflow.core.incidents import raise_incident
+from knhk_workflow.core.starting import mapping, run_instance, start_without_work
+from knhk_workflow.core.step import Step
+from knhk_workflow.model.expression import EvaluationFailed, Expression
+from knhk_workflow.model.net import Branch, TaskNode
+from knhk_workflow.model.spec import END
+
+TOKENS_MAX = 10_000  # live tokens of a net; snapshots and explain stay small
+DATA_BYTES_MAX = 2 * 1024 * 1024  # data of one net instance; fits a gRPC message with room for the rest
+
+Produced = tuple[tuple[str, ...], tuple[str, ...]]
+"""(conditions that get a token, conditions that get a false one)"""
+
+
+def ended(step: Step, activation: Activation, node: TaskNode, run: Instance) -> None:
+    """An instance has ended well: take its output over and go on."""
+    if node.many is None or node.many.collect is None:
+        output = run.output or (EMPTY if run.state == "completed" else b"")
+        if output and not take_output(step, activation, node, output, run.number, run.data):
+            return
+    advance(step, activation, node)
+
+
+def take_output(
+    step: Step, activation: Activation, node: TaskNode, output: bytes, instance: int = 0, inputs: bytes = b""
+) -> bool:
+    """Merge an output into the net's data, through `out` when the task maps it. False: an incident stands for it."""
+    net = step.case.nets[activation.net]
+    patch = output
+    if node.out is not None:
+        result = msgspec.json.decode(merge(inputs or net.data, output))
+        mapped = mapping(step, node.out, result, activation, instance, "out")
+        if mapped is None:
+            return False
+        patch = mapped
+    return patch == EMPTY or _update(step, activation, patch, instance)
+
+
+def _update(step: Step, activation: Activation, patch: bytes, instance: int = 0) -> bool:
+    net = step.case.nets[activation.net]
+    if len(net.data) + len(patch) > DATA_BYTES_MAX and len(merge(net.data, patch)) > DATA_BYTES_MAX:
+        message = f"the output of task {activation.task!r} would make the data larger than {DATA_BYTES_MAX} bytes"
+        raise_incident(step, "data_limit", net.number, message, activation, instance)
+        return False
+    step.emit(e.DataUpdated(net.number, patch))
+    return True
+
+
+def advance(step: Step, activation: Activation, node: TaskNode, over: bool = False) -> None:
+    """What follows from the instances as they are now. `over`: a loop decided to run no further turn."""
+    if node.carrier == "route":
+        _routed(step, activation, node)
+        return
+    if node.carrier == "trigger":
+        leave(step, activation, node)
+        return
+    runs_ = activation.instances.values()
+    done = sum(1 for run in runs_ if run.state in DONE_STATES)
+    live = any(run.state in LIVE_STATES for run in runs_)
+    if node.while_ is not None or node.until is not None:
+        if over or _last_turn(step, activation, node):
+            leave(step, activation, node)
+        return
+    all_done = done >= activation.count and not live and not activation.incidents
+    many = node.many
+    if many is None:
+        if all_done:
+            leave(step, activation, node)
+        return
+    if activation.released:
+        if all_done:
+            step.emit(e.TaskCompleted(activation.net, node.id, activation.number, ()))
+            step.nets.add(activation.net)
+            step.again(activation.net, node.id)
+            return
+    elif all_done:
+        leave(step, activation, node)
+        return
+    else:
+        met = _met(step, activation, node, done)
+        if met is None:
+            return
+        if met:
+            if many.sync and many.cancel_rest:
+                stop_instances(step, activation)
+                leave(step, activation, node)
+                return
+            if not leave(step, activation, node, release=True):
+                return
+    if many.sequential and not live and len(runs_) < activation.count and activation.number in step.case.activations:
+        run_instance(step, activation, node, len(runs_) + 1)
+
+
+def _routed(step: Step, activation: Activation, node: TaskNode) -> None:
+    """A task that nobody carries out: its mappings are its work."""
+    for instance in range(1, activation.count + 1):
+        if node.out is not None and not take_output(step, activation, node, EMPTY, instance):
+            return
+    leave(step, activation, node)
+
+
+def _met(step: Step, activation: Activation, node: TaskNode, done: int) -> bool | None:
+    """Whether the flow may go on before all instances are done; None when that could not be evaluated."""
+    many = node.many
+    assert many is not None
+    if not many.sync:
+        return True
+    if activation.threshold and done >= activation.threshold:
+        return True
+    if many.until is None or not done:
+        return False
+    counts = {
+        "completed": done,
+        "active": sum(1 for run in activation.instances.values() if run.state in LIVE_STATES),
+        "total": activation.count,
+    }
+    return runs(step, activation, node, many.until, counts)
+
+
+def _last_turn(step: Step, activation: Activation, node: TaskNode) -> bool:
+    """After a turn of a structured loop (WCP-21): false when another one began or an incident stands for it."""
+    last = max(activation.instances, default=0)
+    if last and activation.instances[last].state not in DONE_STATES:
+        return False
+    again: bool | None = False
+    if node.until is not None:
+        until = runs(step, activation, node, node.until)
+        again = None if until is None else not until
+    if again is False and node.while_ is not None and node.until is None:
+        again = runs(step, activation, node, node.while_)
+    elif again and node.while_ is not None:
+        again = runs(step, activation, node, node.while_)
+    if again is None:
+        return False
+    if again:
+        run_instance(step, activation, node, last + 1)
+        return False
+    return True
+
+
+def runs(
+    step: Step, activation: Activation, node: TaskNode, condition: Expression, item: object = None
+) -> bool | None:
+    """The value of a loop or completion condition; None when it failed and an incident stands for it."""
+    try:
+        return condition.holds(step.scope(activation.net), item)
+    except EvaluationFailed as failure:
+        message = f"a condition of task {node.id!r} could not be evaluated: {failure.message}"
+        raise_incident(step, "condition_error", activation.net, message, activation)
+        return None
+
+
+def leave(
+    step: Step, activation: Activation, node: TaskNode, *, release: bool = False, via: str | None = None
+) -> bool:
+    """The flow goes on. `release`: instances run on behind it. `via`: the flow to this target alone is taken."""
+    number = activation.net
+    if node.many is not None and node.many.collect is not None and not _collect(step, activation, node.many.collect):
+        return False
+    produced = _branch(node, via) if via is not None else _take_split(step, activation, node)
+    if produced is None:
+        return False
+    net = step.case.nets[number]
+    if node.region is not None and not activation.released:
+        cancel_region(step, net, node.region, activation)
+    for task in node.task.closes:
+        for other in net.active.get(task, ()):
+            if not step.case.activations[other].closed:
+                step.emit(e.InstancesClosed(number, task, other))
+    forced = [other for task in node.task.completes for other in net.active.get(task, ()) if other != activation.number]
+    if release:
+        step.emit(e.TaskReleased(number, node.id, activation.number, *produced))
+    else:
+        step.emit(e.TaskCompleted(number, node.id, activation.number, *produced))
+        if node.many is not None:
+            step.again(number, node.id)
+    for join, inputs in node.expects.items():
+        expected = tuple(sorted({place for branch in produced[0] for place in inputs.get(branch, ())}))
+        if expected:
+            step.emit(e.BranchesExpected(number, join, expected))
+            step.again(number, join)
+    step.touch(number, produced[0] + produced[1] if produced[1] else produced[0])
+    if net.tokens > TOKENS_MAX:
+        step.rest()
+        if not net.incident:
+            message = f"the net holds more than {TOKENS_MAX} tokens: a loop produces faster than it consumes"
+            raise_incident(step, "token_limit", number, message)
+        return False
+    if END in produced[0] and step.compiled(number).termination == "explicit":
+        complete_net(step, net)
+        return True
+    for other in forced:
+        found = step.case.activations.get(other)
+        if found is not None:
+            force(step, found)
+    return True
+
+
+def force(step: Step, activation: Activation) -> None:
+    """End an activation now as if it were done: what runs counts as completed, the flow goes on (WCP-27)."""
+    node = step.node(activation)
+    start_without_work(step, activation)
+    for run in list(activation.instances.values()):
+        if run.child:
+            remove_net(step, step.case.nets[run.child])
+        elif run.state in OPEN_ITEM_STATES:
+            begun = run.state in ("started", "suspended")
+            step.emit((e.ItemForceCompleted if begun else e.ItemWithdrawn)(*place_of(activation, run)))
+            step.changed(activation, run)
+    for incident in list(activation.incidents):
+        step.emit(e.IncidentResolved(incident, "complete"))
+    if activation.released:
+        step.emit(e.TaskCompleted(activation.net, node.id, activation.number, ()))
+        step.nets.add(activation.net)
+        step.again(activation.net, node.id)
+    else:
+        leave(step, activation, node)
+
+
+def _collect(step: Step, activation: Activation, key: str) -> bool:
+    """The outputs of the instances that are done, as a list in the case's data."""
+    outputs = [
+        msgspec.Raw(run.output or b"null")
+        for _, run in sorted(activation.instances.items())
+        if run.state in DONE_STATES
+    ]
+    return _update(step, activation, msgspec.json.encode({key: outputs}))
+
+
+def _branch(node: TaskNode, target: str) -> Produced:
+    """One token for the flow to `target`, nothing for the others."""
+    condition = next(branch.condition for branch in node.branches if branch.target == target)
+    return _with_dead(node, (condition,))
+
+
+def _with_dead(node: TaskNode, produced: tuple[str, ...]) -> Produced:
+    dead = tuple(condition for condition in node.outputs if condition in node.carries and condition not in produced)
+    return produced, dead
+
+
+def _take_split(step: Step, activation: Activation, node: TaskNode) -> Produced | None:
+    """The conditions that get a token; None when the choice failed and an incident stands for it."""
+    kind = node.split.kind
+    if kind == "and":
+        return node.outputs, ()
+    if kind == "threads":
+        return tuple(condition for condition in node.outputs for _ in range(node.split.count)), ()
+    chosen: list[str] = []
+    default: Branch | None = None
+    scope = step.scope(activation.net)
+    try:
+        for branch in node.branches:
+            if branch.when is None:
+                default = branch
+            elif branch.when.holds(scope):
+                chosen.append(branch.condition)
+                if kind == "xor":
+                    break
+    except EvaluationFailed as failure:
+        message = f"a guard of task {node.id!r} could not be evaluated: {failure.message}"
+        raise_incident(step, "guard_error", activation.net, message, activation)
+        return None
+    if not chosen and default is not None:
+        chosen.append(default.condition)
+    if chosen or not node.branches:
+        return _with_dead(node, tuple(chosen))
+    guards = ", ".join(f"{branch.when.text!r}" for branch in node.branches if branch.when)
+    raise_incident(
+        step,
+        "no_branch",
+        activation.net,
+        f"no outgoing flow of task {node.id!r} can be taken: {guards} are all false and there is no default flow",
+        activation,
+    )
+    return None
+
+
+def complete_net(step: Step, net: NetInstance) -> None:
+    """A net ended properly. What is left in it (explicit termination, WCP-43) goes; then its task goes on."""
+    case = step.case
+    empty_net(step, net)
+    step.emit(e.NetCompleted(net.number, net.name))
+    if net.number == 1:
+        step.emit(e.StateChanged(case.state, "completed"))
+        step.rest()
+        return
+    activation = case.activations[net.activation]
+    node = step.compiled(activation.net).tasks[activation.task]
+    ended(step, activation, node, activation.instances[net.instance])

@@ -1,0 +1,79 @@
+"""Questions about a net's shape: who dominates whom, what lies between, what is on a cycle.
+
+Nodes are the names of conditions and tasks, as edges `source -> targets`; a name is one or the other, never both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set as AbstractSet
+
+Edges = Mapping[str, tuple[str, ...]]
+
+
+def reachable(edges: Edges, sources: Iterable[str], stop: AbstractSet[str] = frozenset()) -> set[str]:
+    """Every node reachable from `sources`, themselves included, without going through (but into) a node of `stop`."""
+    found: set[str] = set()
+    pending = list(sources)
+    while pending:
+        node = pending.pop()
+        if node in found:
+            continue
+        found.add(node)
+        if node not in stop:
+            pending.extend(edges.get(node, ()))
+    return found
+
+
+def reverse(edges: Edges) -> dict[str, tuple[str, ...]]:
+    """The edges the other way round."""
+    back: dict[str, list[str]] = {}
+    for source, targets in edges.items():
+        for target in targets:
+            back.setdefault(target, []).append(source)
+    return {target: tuple(sources) for target, sources in back.items()}
+
+
+def dominators(edges: Edges, root: str) -> dict[str, str]:
+    """The immediate dominator of every node reachable from `root` (Cooper, Harvey, Kennedy 2001); the root's is itself."""
+    order: list[str] = []
+    seen = {root}
+    stack = [(root, iter(edges.get(root, ())))]
+    while stack:
+        node, targets = stack[-1]
+        for target in targets:
+            if target not in seen:
+                seen.add(target)
+                stack.append((target, iter(edges.get(target, ()))))
+                break
+        else:
+            order.append(node)
+            stack.pop()
+    number = {node: index for index, node in enumerate(order)}
+    back = reverse(edges)
+    found = {root: root}
+    changed = True
+    while changed:
+        changed = False
+        for node in reversed(order[:-1]):
+            known = [source for source in back.get(node, ()) if source in found]
+            nearest = known[0]
+            for other in known[1:]:
+                nearest = _common(found, number, nearest, other)
+            if found.get(node) != nearest:
+                found[node] = nearest
+                changed = True
+    return found
+
+
+def _common(found: Mapping[str, str], number: Mapping[str, int], one: str, other: str) -> str:
+    while one != other:
+        while number[one] < number[other]:
+            one = found[one]
+        while number[other] < number[one]:
+            other = found[other]
+    return one
+
+
+def on_cycle(edges: Edges, nodes: Iterable[str]) -> set[str]:
+    """Those of `nodes` that can reach themselves."""
+    return {node for node in nodes if node in reachable(edges, edges.get(node, ()))}
