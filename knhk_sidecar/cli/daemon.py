@@ -160,11 +160,9 @@ def _register_samples(config: SidecarConfig) -> None:
 
     async def register() -> None:
         async with engine:
-            for sample in sorted(
-                resources.files("knhk_sidecar").joinpath("samples").iterdir(), key=lambda each: each.name
-            ):
-                if sample.name.endswith(".yaml"):
-                    await engine.register_workflow(sample.read_bytes(), format="yaml")
+            samples = resources.files("knhk_sidecar").joinpath("samples").iterdir()
+            texts = [sample.read_bytes() for sample in samples if sample.name.endswith(".yaml")]
+            await asyncio.gather(*(engine.register_workflow(text, format="yaml") for text in texts))
 
     try:
         asyncio.run(register())
