@@ -823,15 +823,19 @@ class WorkflowEngine:
             stepped = self._clock.now()
             self._levels.stepped(stepped - now)
             result, receipt = answer(step)
-            if not step.events:
-                self._cases.done(live)
-                return live, result
-            unit = self._cases.unit(live, step, meta, self._record(live, request, case.sequence, receipt))
+            unit = None
+            if step.events:
+                unit = self._cases.unit(live, step, meta, self._record(live, request, case.sequence, receipt))
         except BaseException as error:
             if not isinstance(error, WorkflowError) or case.sequence != sequence:
                 self._cases.drop(live)
             live.release()
             raise
+        if unit is None:
+            self._cases.done(live)
+            if request is not None:
+                await self._recorded(request, meta, case_id)  # raises when the id stands for another command
+            return live, result
         [outcome] = await self._cases.commit([(live, unit)])
         if isinstance(outcome, ExpectationFailed):
             raise Fenced(f"case {case_id!r} was changed by somebody else; nothing was written, try again")
