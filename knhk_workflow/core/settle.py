@@ -12,6 +12,7 @@ taken for a livelock.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Literal
 
 import msgspec
@@ -329,11 +330,10 @@ def withdraw(step: Step, activation: Activation, reason: str) -> None:
 
 
 def _empty(step: Step, net: NetInstance) -> None:
-    """Remove every activation of a net, and its own incident."""
-    for numbers in list(net.active.values()):
-        for number in list(numbers):
-            activation = step.case.activations[number]
-            withdraw(step, activation, "cancelled" if activation.started else "withdrawn")
+    """Remove every activation of a net, oldest first, and its own incident."""
+    for number in sorted(chain.from_iterable(net.active.values())):  # maps lose their order in a snapshot
+        activation = step.case.activations[number]
+        withdraw(step, activation, "cancelled" if activation.started else "withdrawn")
     if net.incident:
         step.emit(e.IncidentResolved(net.incident, "cancelled"))
     step.nets.discard(net.number)
