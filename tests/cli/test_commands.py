@@ -92,6 +92,19 @@ def test_tables_are_for_people(daemon: Daemon) -> None:
         assert "\x1b" not in text  # a pipe is no terminal
 
 
+def test_what_callers_sent_cannot_drive_a_terminal(daemon: Daemon) -> None:
+    evil = "evil\x1b[2J\x9bH"
+    made = daemon.knhk("case", "create", "cli-review", "--id", "armed", "--set", f"a={evil}")
+    ended = daemon.knhk("case", "cancel", "armed", "--reason", evil)
+    for done in (made, ended, daemon.knhk("case", "show", "armed"), daemon.knhk("case", "history", "armed")):
+        assert done.returncode == 0, done.stderr
+        assert "evil" in done.stdout
+        assert not {"\x1b", "\x9b"} & set(done.stdout)
+    refused = daemon.knhk("case", "show", "\x1b]0;title\x07")
+    assert refused.returncode != 0
+    assert not {"\x1b", "\x07"} & set(refused.stderr)
+
+
 def test_yaml_is_the_same_answer(daemon: Daemon) -> None:
     daemon.knhk("case", "create", "cli-review", "--id", "yaml", "--set", "note=a: b")
     done = daemon.knhk("case", "show", "yaml", "-o", "yaml")

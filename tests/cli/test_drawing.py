@@ -8,11 +8,13 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knhk_sidecar.cli.drawing import WIDTH_MAX, drawing_of
+from knhk_sidecar.cli.drawing import drawing_of
+
+WIDTH = 120
 
 
 def drawn(document: object) -> str:
-    return drawing_of(json.dumps(document).encode())
+    return drawing_of(json.dumps(document).encode(), WIDTH)
 
 
 def flows(*pairs: str) -> list[dict[str, str]]:
@@ -71,6 +73,6 @@ def test_every_net_is_drawn_with_all_its_tasks(pairs: list[tuple[str, str]]) -> 
     text = drawn(document)
     if "┌" in text:
         assert all(f" {name} " in text for name in NAMES)
-        assert max(map(len, text.splitlines())) <= WIDTH_MAX
+        assert max(map(len, text.splitlines())) <= WIDTH
     else:
         assert len(text.splitlines()) == len(pairs)
