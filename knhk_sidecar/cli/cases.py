@@ -16,7 +16,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from knhk_sidecar.api import pb
-from knhk_sidecar.cli.failure import Exit, Failure
+from knhk_sidecar.cli.failure import Exit, Failure, safe
 from knhk_sidecar.cli.render import (
     Timeline,
     ago,
@@ -31,6 +31,7 @@ from knhk_sidecar.cli.render import (
     show,
     stated,
     structured,
+    text_of,
 )
 from knhk_sidecar.cli.session import (
     Session,
@@ -606,8 +607,9 @@ def _data(data_json: bytes) -> str:
 
     if not data_json:
         return ""
-    text = json.dumps(json.loads(data_json), ensure_ascii=False)
-    return text if len(text) <= 100 else json.dumps(json.loads(data_json), ensure_ascii=False, indent=2)
+    data = json.loads(data_json)
+    text = json.dumps(data, ensure_ascii=False)
+    return safe(text if len(text) <= 100 else json.dumps(data, ensure_ascii=False, indent=2))
 
 
 def _explanation(answer: pb.ExplainCaseResponse, everything: bool) -> RenderableType:
@@ -642,9 +644,9 @@ def _reasons(task: pb.TaskExplanation) -> Iterator[str]:
         arrived, missing = ", ".join(task.arrived) or "nothing", ", ".join(task.missing) or "nothing"
         yield f"    its {task.join_kind or 'plain'} join has {arrived}; missing: {missing}"
     for guard in task.guards:
-        value = guard.value_json.decode("utf-8", "replace") or "?"
+        value = text_of(guard.value_json) or "?"
         result = f"cannot be read: {guard.error}" if guard.error else f"is {value}"
-        given = f" with {guard.inputs_json.decode('utf-8', 'replace')}" if guard.inputs_json else ""
+        given = f" with {text_of(guard.inputs_json)}" if guard.inputs_json else ""
         yield f"    the guard of {guard.flow}, {guard.expression}, {result}{given}"
     for path in task.or_join_paths:
         yield f"    the token at {path.token} can still reach {path.input}: {' -> '.join(path.path)}"

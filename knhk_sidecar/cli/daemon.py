@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from knhk_sidecar.cli.settings import refused
+from knhk_sidecar.cli.failure import settings_refused
 from knhk_sidecar.config import ConfigError, Loaded, Value, load
 
 if TYPE_CHECKING:
@@ -160,23 +160,19 @@ def _register_samples(config: SidecarConfig) -> None:
 
     async def register() -> None:
         async with engine:
-            for sample in sorted(
-                resources.files("knhk_sidecar").joinpath("samples").iterdir(), key=lambda each: each.name
-            ):
-                if sample.name.endswith(".yaml"):
-                    await engine.register_workflow(sample.read_bytes(), format="yaml")
+            samples = resources.files("knhk_sidecar").joinpath("samples").iterdir()
+            texts = [sample.read_bytes() for sample in samples if sample.name.endswith(".yaml")]
+            await asyncio.gather(*(engine.register_workflow(text, format="yaml") for text in texts))
 
-    try:
+    with suppress(StoreError, OSError):
         asyncio.run(register())
-    except (StoreError, OSError) as error:
-        sys.stderr.write(f"samples: not registered, because the store cannot be opened: {error}\n")
 
 
 def _loaded(flags: Mapping[str, Value | None], file: Path | None) -> Loaded:
     try:
         return load(flags, file=_text(file))
     except ConfigError as error:
-        raise refused(error) from error
+        raise settings_refused(error) from error
 
 
 def _run(loaded: Loaded, on_ready: Callable[[Addresses], None] | None) -> int:

@@ -2,8 +2,8 @@
 
 Layered drawing (Sugiyama, Tagawa, Toda 1981) in its plainest form: cycles are opened at the edges that lead back,
 every node stands one layer behind its furthest predecessor, long edges pass through empty cells, and layers are
-ordered by the mean of their neighbours. Edges that lead back, guards and defaults are listed below. A net that would
-not fit a wide terminal is listed only.
+ordered by the mean of their neighbours. Edges that lead back, guards and defaults are listed below. A net that does
+not fit is listed only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-WIDTH_MAX: Final = 180  # columns; beyond it lines wrap and the picture falls apart
 NODES_MAX: Final = 60  # beyond it nobody reads a picture made of characters
 SWEEPS: Final = 4  # orderings settle within three
 ROW: Final = 4  # lines from one box's middle to the next one's
@@ -46,15 +45,17 @@ class Net:
     flows: list[Flow] = field(default_factory=list)
 
 
-def drawing_of(document: bytes) -> str:
-    """The picture of a native workflow document (JSON), its sub-nets below it."""
+def drawing_of(document: bytes, width: int) -> str:
+    """The picture of a native workflow document (JSON), at most `width` columns wide, its sub-nets below it."""
     parsed: object = json.loads(document)
     if not isinstance(parsed, Mapping):
         return ""
-    parts = [_picture(_net_of(parsed))]
+    parts = [_picture(_net_of(parsed), width)]
     nets = parsed.get("nets")
     if isinstance(nets, Mapping):
-        parts += [f"net {name}\n{_picture(_net_of(net))}" for name, net in nets.items() if isinstance(net, Mapping)]
+        parts += [
+            f"net {name}\n{_picture(_net_of(net), width)}" for name, net in nets.items() if isinstance(net, Mapping)
+        ]
     return "\n\n".join(parts)
 
 
@@ -121,13 +122,13 @@ def _word(kind: object) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- picture
-def _picture(net: Net) -> str:
+def _picture(net: Net, width: int) -> str:
     back = _back_edges(net)
     notes = [f"  {flow.source} -> {flow.target}  {flow.note}" for flow in net.flows if flow.note]
     notes += [f"  {net.flows[index].source} -> {net.flows[index].target}  leads back" for index in sorted(back)]
     if len(net.nodes) <= NODES_MAX:
         lines = _draw(net, back)
-        if lines and max(map(len, lines)) <= WIDTH_MAX:
+        if lines and max(map(len, lines)) <= width:
             return "\n".join([*lines, *notes])
     return "\n".join(
         f"  {flow.source} -> {flow.target}" + (f"  {flow.note}" if flow.note else "") for flow in net.flows

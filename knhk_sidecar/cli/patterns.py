@@ -8,8 +8,8 @@ from rich.text import Text
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.cli.drawing import drawing_of
-from knhk_sidecar.cli.failure import Exit, Failure
-from knhk_sidecar.cli.render import Timeline, console, grid, pairs, show, stated
+from knhk_sidecar.cli.failure import Exit, Failure, safe
+from knhk_sidecar.cli.render import Timeline, console, grid, pairs, show, stated, text_of
 from knhk_sidecar.cli.session import Session, connected, data_argument, data_option, set_option
 
 
@@ -149,7 +149,7 @@ def _pattern_page(found: pb.Pattern) -> RenderableType:
     )
     if not found.net_json:
         return head
-    return Group(head, Text(""), Text(drawing_of(found.net_json), no_wrap=True))
+    return Group(head, Text(""), Text(safe(drawing_of(found.net_json, console().width)), no_wrap=True))
 
 
 def _result(answer: pb.ExecutePatternResponse) -> RenderableType:
@@ -163,7 +163,7 @@ def _result(answer: pb.ExecutePatternResponse) -> RenderableType:
                 ("state", stated(answer.next_state)),
                 ("next", ", ".join(answer.next_activities)),
                 ("withdrawn", ", ".join(answer.cancel_activities)),
-                ("changed data", answer.updates_json.decode("utf-8", "replace").replace("{}", "")),
+                ("changed data", text_of(answer.updates_json).replace("{}", "")),
                 ("case", answer.case_id),
             )
         ),

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.api.rest.canonical import dump
+from knhk_sidecar.cli.failure import safe
 
 M = TypeVar("M", bound=Message)
 
@@ -57,7 +58,7 @@ _EVENT_STYLES: Final[Sequence[tuple[str, str]]] = (  # the first part that an ev
     ("offered", "cyan"),
 )
 REFRESH_SECONDS: Final = 1.0  # how often --watch asks again
-PIPE_WIDTH: Final = 160  # columns when nobody looks: nothing of a table should be cut in a log
+PIPE_WIDTH: Final = 180  # columns when nobody looks: nothing of a table should be cut in a log
 SUMMARY_MAX: Final = 100  # characters of an event's data in a time line; -o json has all of it
 
 
@@ -72,6 +73,7 @@ def console() -> Console:
 def show(message: Message, output: str, table: Callable[[], RenderableType], member: str = "") -> None:
     """Prints an answer: the message as JSON or YAML (only `member` of it, when named), or the table made of it."""
     if output == "table":
+        disarm(message)
         console().print(table())
     else:
         structured(plain(message, member), output)
@@ -89,10 +91,12 @@ def present(
         show(answer, output, lambda: table(answer), member)
         return
     if output == "table" and console().is_terminal:
-        with Live(table(ask()), console=console(), auto_refresh=False, screen=False) as live:
+        with Live(console=console(), auto_refresh=False) as live:
             while True:
+                answer = ask()
+                disarm(answer)
+                live.update(table(answer), refresh=True)
                 time.sleep(REFRESH_SECONDS)
-                live.update(table(ask()), refresh=True)
     before: bytes | None = None
     while True:
         answer = ask()
@@ -101,6 +105,23 @@ def present(
             show(answer, output, partial(table, answer), member)
             before = now
         time.sleep(REFRESH_SECONDS)
+
+
+def disarm(message: Message) -> None:
+    """Makes the text in a message harmless for a terminal, in place; JSON is left to `text_of`."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING and not field.is_repeated:
+            setattr(message, field.name, safe(value))
+        elif field.type == field.TYPE_STRING:
+            value[:] = [safe(each) for each in value]
+        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            for each in value if field.is_repeated else (value,):
+                disarm(each)
+
+
+def text_of(json_text: bytes) -> str:
+    """JSON from a message as text for people."""
+    return safe(json_text.decode("utf-8", "replace"))
 
 
 def plain(message: Message, member: str = "") -> object:
@@ -187,6 +208,7 @@ class Timeline:
 
     def print(self, event: pb.HistoryEvent) -> None:
         """One line for one event."""
+        disarm(event)
         now = event.timestamp.seconds * 1_000_000_000 + event.timestamp.nanos
         gap = elapsed(now - self._before) if self._before else ""
         self._before = now
@@ -227,9 +249,9 @@ def summary(event_type: str, data_json: bytes) -> str:
     try:
         data = json.loads(data_json or b"{}")
     except ValueError:
-        return data_json.decode("utf-8", "replace")[:SUMMARY_MAX]
+        return text_of(data_json)[:SUMMARY_MAX]
     if not isinstance(data, dict):
-        return json.dumps(data, ensure_ascii=False)[:SUMMARY_MAX]
+        return text_of(data_json)[:SUMMARY_MAX]
     parts = []
     if event_type == "state_changed" and "before" in data:
         parts.append(f"{data.pop('before')} -> {data.pop('state', '')}")
@@ -242,7 +264,7 @@ def summary(event_type: str, data_json: bytes) -> str:
             continue
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         parts.append(text if name == "item_id" else f"{name}={text}")
-    line = "  ".join(parts)
+    line = safe("  ".join(parts))
     return line if len(line) <= SUMMARY_MAX else line[: SUMMARY_MAX - 3] + "..."
 
 

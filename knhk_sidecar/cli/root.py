@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from knhk_sidecar.cli.failure import Exit, Failure
+from knhk_sidecar.cli.failure import Exit, Failure, safe
 
 # name: (module, attribute, one line of help); the module is loaded when the command is called or its own help is asked
 # for
@@ -88,7 +88,7 @@ def run(arguments: Sequence[str]) -> int:
 def _tell(failure: Failure) -> int:
     coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     error, mend = ("\x1b[31merror:\x1b[0m", "\x1b[36mmend:\x1b[0m") if coloured else ("error:", "mend:")
-    lines = [f"{error} {failure.message}", *(f"  {line}" for line in failure.details)]
+    lines = [f"{error} {safe(failure.message)}", *(f"  {safe(line)}" for line in failure.details)]
     if failure.mend:
         lines.append(f"{mend}  {failure.mend}")
     sys.stderr.write("\n".join(lines) + "\n")

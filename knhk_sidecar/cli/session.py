@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, PreconditionFailure
 from google.rpc.status_pb2 import Status
 
-from knhk_sidecar.cli.failure import Exit, Failure
+from knhk_sidecar.cli.failure import Exit, Failure, settings_refused
 from knhk_sidecar.client import Client, Endpoint, NotReachable, named_endpoint, read_ready
 from knhk_sidecar.config import ConfigError, load
 
@@ -73,12 +73,7 @@ def ready_path(data_dir: Path | None) -> Path:
     try:
         config = load({"data_dir": str(data_dir)} if data_dir is not None else {}).config
     except ConfigError as error:
-        raise Failure(
-            Exit.USAGE,
-            "the settings cannot be used",
-            "`knhk config show` shows where they come from",
-            str(error).splitlines(),
-        ) from error
+        raise settings_refused(error) from error
     return Path(config.dev_directory) / READY_NAME
 
 
@@ -171,7 +166,10 @@ def _text(argument: str) -> str:
         return sys.stdin.read()
     if not argument.startswith("@"):
         return argument
-    return read_file(Path(argument[1:])).decode("utf-8", "replace")
+    try:
+        return read_file(Path(argument[1:])).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Failure(Exit.USAGE, f"{argument[1:]} is not UTF-8", "save it as UTF-8") from error
 
 
 def read_file(path: Path) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from knhk_sidecar.cli.failure import Exit, Failure
+from knhk_sidecar.cli.failure import settings_refused
 from knhk_sidecar.cli.render import console, grid, structured
 from knhk_sidecar.cli.session import OUTPUTS
 from knhk_sidecar.config import ConfigError, load
@@ -40,7 +40,7 @@ def show(file: Path | None, changed: bool, output: str) -> None:
     try:
         lines = load(file=str(file) if file is not None else None).describe()
     except ConfigError as error:
-        raise refused(error) from error
+        raise settings_refused(error) from error
     chosen = [line for line in lines if not changed or line.origin != "default"]
     if output != "table":
         structured(
@@ -59,13 +59,3 @@ def show(file: Path | None, changed: bool, output: str) -> None:
             each.name, value, Text(each.origin, style="dim" if each.origin == "default" else "cyan"), each.doc
         )
     console().print(table if chosen else Text("Every setting has its default.", style="dim"))
-
-
-def refused(error: Exception) -> Failure:
-    """The failure for settings that cannot be used: one line per problem."""
-    return Failure(
-        Exit.USAGE,
-        "the settings cannot be used",
-        "mend what is listed; `knhk config show` explains each setting",
-        str(error).splitlines(),
-    )

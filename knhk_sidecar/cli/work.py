@@ -10,7 +10,19 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from knhk_sidecar.api import pb
-from knhk_sidecar.cli.render import ago, case_state, grid, item_state, moment, pairs, present, short, show, stated
+from knhk_sidecar.cli.render import (
+    ago,
+    case_state,
+    grid,
+    item_state,
+    moment,
+    pairs,
+    present,
+    short,
+    show,
+    stated,
+    text_of,
+)
 from knhk_sidecar.cli.session import Session, connected, data_argument, data_option, request_id_option, set_option
 
 STATES: Final = (
@@ -230,8 +242,8 @@ def _item_table(item: pb.WorkItem, *more: tuple[str, RenderableType]) -> Rendera
             ("offered", moment(item.create_time)),
             ("started", moment(item.start_time)),
             ("ended", moment(item.end_time)),
-            ("input", item.data_json.decode("utf-8", "replace")),
-            ("output", item.output_json.decode("utf-8", "replace")),
+            ("input", text_of(item.data_json)),
+            ("output", text_of(item.output_json)),
             ("last error", item.last_error),
             *more,
         )

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.cli.drawing import drawing_of
-from knhk_sidecar.cli.failure import Exit, Failure
-from knhk_sidecar.cli.render import ago, grid, moment, pairs, short, show
+from knhk_sidecar.cli.failure import Exit, Failure, safe
+from knhk_sidecar.cli.render import ago, console, grid, moment, pairs, short, show
 from knhk_sidecar.cli.session import Session, connected, read_file, request_id_option
 
 PAGE: Final = 500  # workflows per call while listing
@@ -221,5 +221,5 @@ def _workflow_page(found: pb.Workflow) -> RenderableType:
             ("digest", found.digest),
         )
     )
-    drawn = drawing_of(found.spec_json) if found.spec_json else ""
+    drawn = safe(drawing_of(found.spec_json, console().width)) if found.spec_json else ""
     return Group(head, Text(""), Text(drawn, no_wrap=True), *_findings(found.findings))

@@ -6,6 +6,8 @@ bookkeeping of joins dropped. Locks that this frees are noticed by `locks.releas
 
 from __future__ import annotations
 
+from itertools import chain
+
 from knhk_workflow.core import events as e
 from knhk_workflow.core.case import BEGUN_ITEM_STATES, OPEN_ITEM_STATES, Activation, NetInstance, place_of
 from knhk_workflow.core.commands import ENDED
@@ -26,7 +28,7 @@ def withdraw(step: Step, activation: Activation, reason: str) -> None:
 
 def stop_instances(step: Step, activation: Activation) -> None:
     """Withdraw or terminate every instance that has not ended."""
-    for run in list(activation.instances.values()):
+    for _, run in sorted(activation.instances.items()):
         if run.child:
             remove_net(step, step.case.nets[run.child])
         elif run.state in OPEN_ITEM_STATES:
@@ -55,11 +57,10 @@ def cancel_region(step: Step, net: NetInstance, region: Region, by: Activation) 
 
 
 def empty_net(step: Step, net: NetInstance) -> None:
-    """Remove every activation of a net, and its own incident."""
-    for numbers in list(net.active.values()):
-        for number in list(numbers):
-            activation = step.case.activations[number]
-            withdraw(step, activation, "cancelled" if activation.started else "withdrawn")
+    """Remove every activation of a net, oldest first, and its own incident."""
+    for number in sorted(chain.from_iterable(net.active.values())):  # maps lose their order in a snapshot
+        activation = step.case.activations[number]
+        withdraw(step, activation, "cancelled" if activation.started else "withdrawn")
     if net.incident:
         step.emit(e.IncidentResolved(net.incident, "cancelled"))
     step.nets.discard(net.number)

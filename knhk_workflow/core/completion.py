@@ -13,7 +13,15 @@ import msgspec
 
 from knhk_workflow.core import events as e
 from knhk_workflow.core.cancel import cancel_region, empty_net, remove_net, stop_instances
-from knhk_workflow.core.case import DONE_STATES, LIVE_STATES, OPEN_ITEM_STATES, Activation, Instance, NetInstance, place_of
+from knhk_workflow.core.case import (
+    DONE_STATES,
+    LIVE_STATES,
+    OPEN_ITEM_STATES,
+    Activation,
+    Instance,
+    NetInstance,
+    place_of,
+)
 from knhk_workflow.core.data import EMPTY, merge
 from knhk_workflow.core.incidents import raise_incident
 from knhk_workflow.core.starting import mapping, run_instance, start_without_work
@@ -143,9 +151,7 @@ def _last_turn(step: Step, activation: Activation, node: TaskNode) -> bool:
     if node.until is not None:
         until = runs(step, activation, node, node.until)
         again = None if until is None else not until
-    if again is False and node.while_ is not None and node.until is None:
-        again = runs(step, activation, node, node.while_)
-    elif again and node.while_ is not None:
+    if (again is False and node.while_ is not None and node.until is None) or (again and node.while_ is not None):
         again = runs(step, activation, node, node.while_)
     if again is None:
         return False
@@ -155,9 +161,7 @@ def _last_turn(step: Step, activation: Activation, node: TaskNode) -> bool:
     return True
 
 
-def runs(
-    step: Step, activation: Activation, node: TaskNode, condition: Expression, item: object = None
-) -> bool | None:
+def runs(step: Step, activation: Activation, node: TaskNode, condition: Expression, item: object = None) -> bool | None:
     """The value of a loop or completion condition; None when it failed and an incident stands for it."""
     try:
         return condition.holds(step.scope(activation.net), item)
@@ -167,9 +171,7 @@ def runs(
         return None
 
 
-def leave(
-    step: Step, activation: Activation, node: TaskNode, *, release: bool = False, via: str | None = None
-) -> bool:
+def leave(step: Step, activation: Activation, node: TaskNode, *, release: bool = False, via: str | None = None) -> bool:
     """The flow goes on. `release`: instances run on behind it. `via`: the flow to this target alone is taken."""
     number = activation.net
     if node.many is not None and node.many.collect is not None and not _collect(step, activation, node.many.collect):
@@ -180,18 +182,23 @@ def leave(
     net = step.case.nets[number]
     if node.region is not None and not activation.released:
         cancel_region(step, net, node.region, activation)
-    for task in node.task.closes:
+    for task in sorted(node.task.closes):
         for other in net.active.get(task, ()):
             if not step.case.activations[other].closed:
                 step.emit(e.InstancesClosed(number, task, other))
-    forced = [other for task in node.task.completes for other in net.active.get(task, ()) if other != activation.number]
+    forced = [
+        other
+        for task in sorted(node.task.completes)
+        for other in net.active.get(task, ())
+        if other != activation.number
+    ]
     if release:
         step.emit(e.TaskReleased(number, node.id, activation.number, *produced))
     else:
         step.emit(e.TaskCompleted(number, node.id, activation.number, *produced))
         if node.many is not None:
             step.again(number, node.id)
-    for join, inputs in node.expects.items():
+    for join, inputs in sorted(node.expects.items()):
         expected = tuple(sorted({place for branch in produced[0] for place in inputs.get(branch, ())}))
         if expected:
             step.emit(e.BranchesExpected(number, join, expected))
@@ -217,7 +224,7 @@ def force(step: Step, activation: Activation) -> None:
     """End an activation now as if it were done: what runs counts as completed, the flow goes on (WCP-27)."""
     node = step.node(activation)
     start_without_work(step, activation)
-    for run in list(activation.instances.values()):
+    for _, run in sorted(activation.instances.items()):
         if run.child:
             remove_net(step, step.case.nets[run.child])
         elif run.state in OPEN_ITEM_STATES:

@@ -10,23 +10,27 @@ from collections.abc import Callable, Mapping
 
 from knhk_workflow.core import commands as c
 from knhk_workflow.core import events as e
+from knhk_workflow.core import locks
 from knhk_workflow.core.apply import born
-from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Instance, item_ref, place_of
+from knhk_workflow.core.cancel import end_case, withdraw
+from knhk_workflow.core.case import DONE_STATES, OPEN_ITEM_STATES, Activation, Case, Instance, item_ref, place_of
+from knhk_workflow.core.completion import DATA_BYTES_MAX, advance, ended, force, leave
 from knhk_workflow.core.data import EMPTY, merge
-from knhk_workflow.core.settle import (
-    DATA_BYTES_MAX,
-    end_case,
-    finish,
+from knhk_workflow.core.incidents import raise_incident
+from knhk_workflow.core.joins import amount, offers
+from knhk_workflow.core.settle import settle
+from knhk_workflow.core.starting import (
+    INSTANCES_MAX,
+    begin,
     offer_item,
-    output_of,
-    raise_incident,
-    settle,
+    run_instance,
     start_item,
-    start_net,
+    start_without_work,
 )
 from knhk_workflow.core.step import Step
+from knhk_workflow.core.triggers import receive, take_kept
 from knhk_workflow.errors import LimitExceeded, NotFound, Stale, WrongState
-from knhk_workflow.model.net import Model
+from knhk_workflow.model.net import SINGLE, Model
 
 CHOICE_INCIDENTS = frozenset({"guard_error", "no_branch"})
 
@@ -65,6 +69,8 @@ def _start(step: Step) -> None:
     root = step.case.root
     step.emit(e.NetStarted(1, root.name))
     step.touch(1, ("start",))
+    for source in step.compiled(1).sources:
+        take_kept(step, root, source)
 
 
 def _start_case(step: Step, command: c.StartCase) -> None:
@@ -163,7 +169,7 @@ def _skip_item(step: Step, command: c.SkipItem) -> None:
 def _item_done(step: Step, activation: Activation, run: Instance) -> None:
     step.changed(activation, run)
     if step.case.state == "running":
-        finish(step, activation, step.node(activation), output_of(run))
+        ended(step, activation, step.node(activation), run)
         settle(step)
 
 
@@ -172,9 +178,16 @@ def _fail_item(step: Step, command: c.FailItem) -> None:
     activation, run = _begin(step, command.item, "fail", command.owner)
     step.emit(e.ItemFailed(*place_of(activation, run), command.code, command.message))
     step.changed(activation, run)
-    what = f"{command.code}: {command.message}" if command.message else command.code
-    message = f"task {activation.task!r} failed: {what}"
-    raise_incident(step, "task_failed", activation.net, message, activation, run.number)
+    node = step.node(activation)
+    task = node.task
+    if task.retry is not None and run.attempt < task.retry.max_attempts and step.case.state == "running":
+        offer_item(step, node, activation, run.number, run.attempt + 1)
+    elif task.on_error is not None and node.many is None and step.case.state == "running":
+        leave(step, activation, node, via=task.on_error)
+    else:
+        what = f"{command.code}: {command.message}" if command.message else command.code
+        message = f"task {activation.task!r} failed: {what}"
+        raise_incident(step, "task_failed", activation.net, message, activation, run.number)
     settle(step)
 
 
@@ -221,21 +234,33 @@ def _resume_activation(
 ) -> None:
     """Take an activation up where its incident left it."""
     node = step.node(activation)
-    run = activation.instances.get(instance) or next(iter(activation.instances.values()), None)
-    if command.action != "retry":
-        if not activation.started:
-            step.emit(e.TaskStarted(activation.net, activation.task, activation.number, activation.inputs))
-            step.touch(activation.net, activation.inputs)
-        output = (command.data or EMPTY) if command.action == "complete" else b""
-        finish(step, activation, node, output)
-    elif kind in CHOICE_INCIDENTS:
-        finish(step, activation, node)
-    elif kind in ("output_error", "data_limit"):
-        finish(step, activation, node, output_of(run) if run else EMPTY)
-    elif node.carrier == "net":
-        start_net(step, step.case.nets[activation.net], node, activation, instance)
+    net = step.case.nets[activation.net]
+    run = activation.instances.get(instance)
+    if command.action == "retry":
+        if kind == "instances_error":
+            withdraw(step, activation, "withdrawn")  # the next look at its tokens decides anew
+            step.touch(net.number, activation.inputs)
+        elif kind in ("output_error", "data_limit") and run is not None:
+            ended(step, activation, node, run)
+        elif kind in ("input_error", "depth_limit", "open_items_limit", "task_failed"):
+            run_instance(step, activation, node, instance, run.attempt + 1 if run is not None else 1)
+        elif kind == "condition_error" and not activation.instances and node.carrier != "route":
+            begin(step, net, node, activation)
+        else:
+            advance(step, activation, node)
+        return
+    start_without_work(step, activation)
+    if kind in CHOICE_INCIDENTS or node.carrier in ("route", "trigger"):
+        if command.data:
+            step.emit(e.DataUpdated(net.number, command.data))
+        leave(step, activation, node)
+        return
+    place = (net.number, node.id, activation.number, instance or 1, run.attempt if run is not None else 1)
+    if command.action == "skip":
+        step.emit(e.ItemSkipped(*place))
     else:
-        offer_item(step, node, activation, instance, run.attempt + 1 if run else 1)
+        step.emit(e.ItemCompleted(*place, command.data or EMPTY))
+    ended(step, activation, node, activation.instances[instance or 1])
 
 
 def _continue(step: Step, command: c.Continue) -> None:
@@ -243,15 +268,109 @@ def _continue(step: Step, command: c.Continue) -> None:
 
 
 def _look_again(step: Step) -> None:
-    """Queue everything that could go on: every marked place, every activation whose work is done."""
+    """Queue everything that could go on: every marked place, every activation whose work is done, every kept signal."""
     case = step.case
-    for activation in list(case.activations.values()):
-        runs = activation.instances.values()
-        done = runs and all(run.state in ("completed", "skipped") for run in runs)
-        if activation.number in case.activations and activation.started and done and not activation.incident:
-            finish(step, activation, step.node(activation), output_of(next(iter(runs))))
-    for net in list(case.nets.values()):
+    for number, activation in sorted(case.activations.items()):
+        runs = [run for _, run in sorted(activation.instances.items())]
+        done = runs and all(run.state in DONE_STATES for run in runs)
+        if number in case.activations and activation.started and done and not activation.incidents:
+            ended(step, activation, step.node(activation), runs[-1])
+    for _, net in sorted(case.nets.items()):
         step.touch(net.number, sorted(net.marking))
+        if case.signals:
+            for node in step.compiled(net.number).tasks.values():
+                take_kept(step, net, node)
+
+
+def _signal(step: Step, command: c.Signal) -> None:
+    _need(step, "created", "running", "suspended")
+    receive(step, command.name, command.data)
+    settle(step)
+
+
+def _cancel_task(step: Step, command: c.CancelTask) -> None:
+    _need(step, "running", "suspended")
+    for activation in _activations(step, command.task, command.activation):
+        withdraw(step, activation, "cancelled" if activation.started else "withdrawn")
+        if not activation.started:
+            _take_away(step, activation)
+    settle(step)
+
+
+def _take_away(step: Step, activation: Activation) -> None:
+    """Cancelling an offered task takes its tokens too: the thread ends there (WCP-19)."""
+    net = step.case.nets[activation.net]
+    step.emit(e.TokensRemoved(net.number, activation.task, activation.inputs))
+    step.touch(net.number, activation.inputs)
+
+
+def _add_instance(step: Step, command: c.AddInstance) -> None:
+    _need(step, "running")
+    activation = _one(step, command.task, command.activation)
+    node = step.node(activation)
+    many = node.many
+    name = f"{command.task}@{step.case.case_id}"
+    if many is None or not many.dynamic:
+        raise WrongState("task", name, "a task with dynamic instances", "not one")
+    if activation.closed:
+        raise WrongState("task", name, "open to new instances", "closed to them")
+    if activation.released:
+        raise WrongState("task", name, "collecting instances", "complete, its flow has gone on")
+    most = amount(step, many.most, step.case.nets[activation.net]) if many.most is not None else INSTANCES_MAX
+    if activation.count >= min(most, INSTANCES_MAX):
+        raise LimitExceeded(f"instances of task {command.task}", min(most, INSTANCES_MAX), activation.count + 1)
+    number = activation.count + 1
+    step.emit(e.InstanceAdded(activation.net, activation.task, activation.number, number, command.element))
+    if not many.sequential:
+        run_instance(step, activation, node, number)
+    settle(step)
+
+
+def _close_instances(step: Step, command: c.CloseInstances) -> None:
+    _need(step, "running", "suspended")
+    activation = _one(step, command.task, command.activation)
+    if not activation.closed:
+        step.emit(e.InstancesClosed(activation.net, activation.task, activation.number))
+
+
+def _complete_instances(step: Step, command: c.CompleteInstances) -> None:
+    _need(step, "running")
+    force(step, _one(step, command.task, command.activation))
+    settle(step)
+
+
+def _cancel_instances(step: Step, command: c.CancelInstances) -> None:
+    _need(step, "running", "suspended")
+    activation = _one(step, command.task, command.activation)
+    offered = not activation.started
+    withdraw(step, activation, "cancelled")
+    if offered:
+        _take_away(step, activation)
+    settle(step)
+
+
+def _activations(step: Step, task: str, number: int) -> list[Activation]:
+    """The live activations of a task, or the one that is meant. Raises NotFound, WrongState."""
+    if not any(task in net.tasks for net in step.model.nets.values()):
+        raise NotFound("task", task)
+    found = [each for _, each in sorted(step.case.activations.items()) if each.task == task]
+    if number:
+        found = [each for each in found if each.number == number]
+    if not found:
+        what = f"{task}@{step.case.case_id}" + (f" (activation {number})" if number else "")
+        raise WrongState("task", what, "enabled or running", "neither")
+    return found
+
+
+def _one(step: Step, task: str, number: int) -> Activation:
+    """The live activation that is meant; with several the caller must say which."""
+    found = _activations(step, task, number)
+    if len(found) > 1:
+        which = ", ".join(str(each.number) for each in found)
+        raise WrongState(
+            "task", f"{task}@{step.case.case_id}", "one activation", f"{len(found)} of them: {which}", "name one"
+        )
+    return found[0]
 
 
 def _need(step: Step, *states: str) -> None:
@@ -274,11 +393,33 @@ def _item(step: Step, ref: c.ItemRef, verb: str, *states: str) -> tuple[Activati
     if run.state not in states:
         shown = run.state if run.state in OPEN_ITEM_STATES else f"{run.state} already"
         raise WrongState("work item", name, " or ".join(states), shown)
-    marking = case.nets[activation.net].marking
-    if not activation.started and not all(condition in marking for condition in activation.inputs):
+    if not activation.started:
+        _startable(step, activation, name, states)
+    return activation, run
+
+
+def _startable(step: Step, activation: Activation, name: str, states: tuple[str, ...]) -> None:
+    """An offer is only good while its tokens are there and its locks are free."""
+    net = step.case.nets[activation.net]
+    node = step.node(activation)
+    if node.join.kind in SINGLE:
+        gone = not offers(step, node, net)
+    else:
+        gone = not all(condition in net.marking for condition in activation.inputs)
+    if gone:
         # A paused cascade has taken the token already and will withdraw the offer when it goes on.
         raise WrongState("work item", name, " or ".join(states), "finished or withdrawn")
-    return activation, run
+    lock = locks.blocked_by(step.case, net, node, activation.inputs)
+    if lock is not None and "started" in states:
+        held = step.case.locks[lock]
+        raise WrongState(
+            "work item",
+            name,
+            "free to start",
+            f"waiting for {lock}, held by "
+            + (f"activation {held.activation}" if held.activation else f"a thread of net instance {held.net}"),
+            "it can start when that work ends",
+        )
 
 
 def _own(step: Step, activation: Activation, run: Instance, owner: str) -> None:
@@ -302,4 +443,10 @@ DECIDE: Mapping[type[c.Command], Callable[..., None]] = {  # each takes (step, i
     c.SkipItem: _skip_item,
     c.ResolveIncident: _resolve,
     c.Continue: _continue,
+    c.Signal: _signal,
+    c.CancelTask: _cancel_task,
+    c.AddInstance: _add_instance,
+    c.CloseInstances: _close_instances,
+    c.CompleteInstances: _complete_instances,
+    c.CancelInstances: _cancel_instances,
 }

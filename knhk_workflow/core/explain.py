@@ -179,8 +179,9 @@ def _work_of(live: list[Activation], case: Case) -> tuple[str, ...]:
 
 def _work(case: Case, live: list[Activation]) -> str:
     runs = [run for activation in live for run in activation.instances.values()]
-    told = [_run(run, case) for run in runs]
-    return "; ".join(told) if told else "its work is done and it goes on when the case is resumed"
+    if all(run.state in ("completed", "skipped") for run in runs):
+        return "its work is done and it goes on when the case is resumed"
+    return "; ".join(_run(run, case) for run in runs)
 
 
 def _run(run: Instance, case: Case) -> str:

@@ -44,7 +44,7 @@ def release(step: Step) -> bool:
     """Release every lock that nobody is inside of any more. True when a task may go on because of it."""
     case = step.case
     woken = False
-    for name, lock in list(case.locks.items()):
+    for name, lock in sorted(case.locks.items()):
         if (lock.net or lock.activation) and not _inside(step, name, lock):
             waiting = list(lock.waiting)
             step.emit(e.LockReleased(name))

@@ -45,7 +45,7 @@ class Step:
     def __init__(self, case: Case, model: Model, now: int) -> None:
         self.case = case
         self.model = model
-        self.now = now if now > case.now else case.now
+        self.now = max(case.now, now)
         self.events: list[Event] = []
         self.ready: deque[tuple[int, str]] = deque()  # (net instance, task) whose inputs changed, oldest first
         self.queued: set[tuple[int, str]] = set()  # the same, to ask
@@ -100,11 +100,11 @@ class Step:
 
     def touch(self, net: int, conditions: Sequence[str]) -> None:
         """Tokens moved in `conditions`: look at their consumers again, ties by element id."""
-        consumers = self.model.nets[self.case.nets[net].name].consumers
+        watchers = self.model.nets[self.case.nets[net].name].watchers
         queued, ready = self.queued, self.ready
         self.nets.add(net)
         if len(conditions) == 1:
-            for node in consumers.get(conditions[0], ()):
+            for node in watchers.get(conditions[0], ()):
                 key = (net, node.id)
                 if key not in queued:
                     queued.add(key)
@@ -112,7 +112,7 @@ class Step:
             return
         tasks: list[tuple[int, str]] = []
         for condition in conditions:
-            for node in consumers.get(condition, ()):
+            for node in watchers.get(condition, ()):
                 key = (net, node.id)
                 if key not in queued:
                     queued.add(key)

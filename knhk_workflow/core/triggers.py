@@ -53,7 +53,7 @@ def take_kept(step: Step, net: NetInstance, node: TaskNode) -> None:
 
 
 def _waiting(step: Step, name: str) -> Activation | None:
-    for activation in step.case.activations.values():
+    for _, activation in sorted(step.case.activations.items()):  # the oldest first
         node = step.node(activation)
         if node.task.trigger is not None and node.task.trigger.name == name and _waits(step, activation, node):
             return activation
@@ -69,7 +69,7 @@ def _waits(step: Step, activation: Activation, node: TaskNode) -> bool:
 
 def _sourced(step: Step, name: str) -> Activation | None:
     """A task without incoming flow that this signal starts, enabled for it."""
-    for net in step.case.nets.values():
+    for _, net in sorted(step.case.nets.items()):
         for node in step.compiled(net.number).sources:
             if node.task.trigger is not None and node.task.trigger.name == name:
                 enable(step, net, node, ())

@@ -269,9 +269,7 @@ class _Shape:
         stop = frozenset({join} if split is None else {join, split})
         after = reachable(self.edges, self.outputs[split] if split else (START,), stop)
         found = reachable(self.back, ends, stop) & after - stop
-        return Region(
-            tuple(sorted(found & set(self.places))), tuple(sorted(found & self.inputs.keys()))
-        )
+        return Region(tuple(sorted(found & set(self.places))), tuple(sorted(found & self.inputs.keys())))
 
     def _section(self, name: str, members: frozenset[str]) -> Section:
         inside = frozenset(

@@ -38,10 +38,10 @@ class Move(msgspec.Struct, frozen=True):
 class Pattern(msgspec.Struct, frozen=True):
     """One control-flow pattern.
 
-    `context` is what must hold for the pattern to be meaningful, `plus` what full support demands, `literature` what
-    the source says about it and what was chosen here where it leaves room. `net` is None while the construct that
-    carries the pattern cannot be executed. `data` is what the net's guards read when the caller says nothing else;
-    `script` runs the net to its end.
+    `context` is what must hold for the pattern to be meaningful (empty: nothing), `plus` what full support demands,
+    `literature` what the source says about it and what was chosen here where it leaves room. `net` is None while the
+    construct that carries the pattern cannot be executed. `data` is what the net's guards read when the caller says
+    nothing else; `script` runs the net to its end.
     """
 
     number: int

@@ -15,7 +15,7 @@ STATE: Final = (
         _GROUP,
         "The outside chooses: all branches are offered, and the first one that starts withdraws the others.",
         "a condition with several tasks after it",
-        "None.",
+        "",
         "All branches are offered together, the choice falls at the start and as late as possible, and the withdrawal "
         "is atomic.",
         "Russell et al. 2006: partial where only messages and timers can choose, or the choice falls at completion.",

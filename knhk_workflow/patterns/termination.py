@@ -15,7 +15,7 @@ TERMINATION: Final = (
         _GROUP,
         "A net ends when nothing is left to do, now or later, and it is not stuck.",
         "termination: implicit (the default)",
-        "None.",
+        "",
         "An objective test of success: several ends are fine, no end is needed, and stuck is told from done.",
         "Russell et al. 2006: not supported where one final node is demanded. Tokens that no task can ever take are "
         "an incident, never a completion.",

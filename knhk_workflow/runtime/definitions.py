@@ -8,7 +8,7 @@ history of those that ran on it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -80,6 +80,8 @@ class Definitions:
         self._clock = clock
         self._models: OrderedDict[tuple[str, str, int], Model] = OrderedDict()
         self._latest: dict[tuple[str, str], int] = {}
+        self._changes = 0
+        journal.on_commit(self._changed)
 
     async def register(self, document: Document, form: str, meta: CallMeta) -> WorkflowView:
         """Register a document: the version that has its content, or the next one."""
@@ -118,6 +120,15 @@ class Definitions:
 
     async def delete(self, tenant: str, spec_id: str, version: int) -> None:
         """Take a version (0 = all) out of use. The caller has made sure that no case is open on it."""
+        for _ in range(REGISTER_TRIES):
+            if await self._delete(tenant, spec_id, version):
+                return
+        raise ExpectationFailed(())
+
+    async def _delete(self, tenant: str, spec_id: str, version: int) -> bool:
+        """False: somebody registered or deleted a version of it at the same moment."""
+        latest = self._keys.definition_latest(tenant, spec_id)
+        newest = await self._reads.get(latest)
         start, end = self._keys.definitions(tenant, spec_id)
         rows = await self._reads.scan(start, end, limit=10_000)
         now = self._clock.now()
@@ -135,19 +146,30 @@ class Definitions:
                 remaining = max(remaining, definition.version)
         if not writes:
             raise NotFound("workflow", spec_id if not version else f"{spec_id}@{version}")
-        latest = self._keys.definition_latest(tenant, spec_id)
         writes.append((latest, remaining.to_bytes(_u64, "big") if remaining else None))
-        await self._journal.append(Unit(META_SHARD, tenant, "", 0, 0, b"", writes))
-        self._latest.pop((tenant, spec_id), None)
+        try:
+            await self._journal.append(Unit(META_SHARD, tenant, "", 0, 0, b"", writes, [(latest, newest)]))
+        except ExpectationFailed:
+            return False
+        return True
+
+    def _changed(self, shard: int, position: int, units: Sequence[Unit]) -> None:
+        """A definition was committed, whoever still waits for it: what was read before counts no more."""
+        if shard == META_SHARD:
+            self._latest.clear()
+            self._changes += 1
 
     async def latest(self, tenant: str, spec_id: str) -> int:
         """The newest active version's number."""
         known = self._latest.get((tenant, spec_id))
         if known is None:
+            changes = self._changes
             stored = await self._reads.get(self._keys.definition_latest(tenant, spec_id))
             if stored is None:
                 raise NotFound("workflow", spec_id, "register it first")
-            known = self._latest[tenant, spec_id] = int.from_bytes(stored, "big")
+            known = int.from_bytes(stored, "big")
+            if changes == self._changes:
+                self._latest[tenant, spec_id] = known
         return known
 
     def cached(self, tenant: str, spec_id: str, version: int) -> Model | None:
@@ -216,7 +238,6 @@ class Definitions:
             await self._journal.append(unit)
         except ExpectationFailed:
             return None
-        self._latest[tenant, spec_id] = number
         self._models[tenant, spec_id, number] = compile_spec(parsed.spec, number, parsed.digest)
         return _view(spec_id, definition)
 

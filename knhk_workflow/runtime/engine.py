@@ -70,7 +70,7 @@ from knhk_workflow.runtime.views import (
     WorkItemFilter,
     WorkItemView,
 )
-from knhk_workflow.store import ExpectationFailed, Journal, JournalLimits, Keyspace, Store, Unit
+from knhk_workflow.store import ExpectationFailed, Journal, JournalLimits, Keyspace, OutcomeUnknown, Store, Unit
 from knhk_workflow.store.keys import META_SHARD, parse_effect
 
 REQUEST_ID_BYTES_MAX: Final = 128
@@ -777,6 +777,8 @@ class WorkflowEngine:
         request = self._request(meta, (case_id, command)) if meta.request_id else None
         try:
             live, view = await self._command(case_id, command, meta, request, _case_answer)
+        except OutcomeUnknown:
+            raise  # a failing look at the request's record must not turn this into "nothing was written"
         except WorkflowError:
             if request is None or await self._recorded(request, meta, case_id) is None:
                 raise
@@ -796,6 +798,8 @@ class WorkflowEngine:
 
         try:
             _, view = await self._command(case_id, command, meta, request, answer)
+        except OutcomeUnknown:
+            raise  # as above
         except WorkflowError:
             record = await self._recorded(request, meta, case_id) if request is not None else None
             if record is None:
@@ -823,15 +827,19 @@ class WorkflowEngine:
             stepped = self._clock.now()
             self._levels.stepped(stepped - now)
             result, receipt = answer(step)
-            if not step.events:
-                self._cases.done(live)
-                return live, result
-            unit = self._cases.unit(live, step, meta, self._record(live, request, case.sequence, receipt))
+            unit = None
+            if step.events:
+                unit = self._cases.unit(live, step, meta, self._record(live, request, case.sequence, receipt))
         except BaseException as error:
             if not isinstance(error, WorkflowError) or case.sequence != sequence:
                 self._cases.drop(live)
             live.release()
             raise
+        if unit is None:
+            self._cases.done(live)
+            if request is not None:
+                await self._recorded(request, meta, case_id)  # raises when the id stands for another command
+            return live, result
         [outcome] = await self._cases.commit([(live, unit)])
         if isinstance(outcome, ExpectationFailed):
             raise Fenced(f"case {case_id!r} was changed by somebody else; nothing was written, try again")
@@ -916,7 +924,7 @@ class WorkflowEngine:
 
     async def _replayed_or(self, error: WorkflowError, birth: _Birth) -> CaseView | WorkflowError:
         """The answer of an earlier creation with the same request id; otherwise the error."""
-        if birth.request is None:
+        if birth.request is None or isinstance(error, OutcomeUnknown):
             return error
         try:
             record = await self._recorded(birth.request, birth.meta, birth.case_id)

@@ -30,8 +30,7 @@ def told(document: Document, data: bytes) -> str:
     first = completions(step)
     search = Search(model)
     orders = sorted(first + order for order in search.orders(step.case))
-    width = max(len(task) for order in orders for task in order)
-    texts = [("" if width == 1 else " ").join(order) for order in orders]
+    texts = [" ".join(order) for order in orders]
     ends = " or ".join(sorted(search.ends))
     return f"{' | '.join(texts)}; every one of the {len(search.known)} situations is sound, the end is {ends}"
 

@@ -14,7 +14,7 @@ import socket
 import ssl
 import tempfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from uvicorn import Config, Server
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -65,10 +65,10 @@ class RestServer:
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
         )
+        self._server.handshake_seconds = config.handshake_timeout_ms / 1000
         self._serving: asyncio.Task[None] | None = None
         self.address = ""
 
@@ -107,7 +107,25 @@ class RestServer:
 
 
 class _Server(Server):
-    """uvicorn's server without its hand on the process's signals."""
+    """uvicorn's server without its hand on the process's signals, and with a bound on handshakes."""
+
+    handshake_seconds = 5.0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        context = self.config.ssl
+        seconds = self.handshake_seconds if context is not None else None
+        self.servers = [
+            await loop.create_server(
+                self._connection, sock=each, ssl=context, backlog=BACKLOG, ssl_handshake_timeout=seconds
+            )
+            for each in sockets or ()
+        ]
+        self.started = True
+
+    def _connection(self) -> asyncio.Protocol:
+        protocol = cast("type[_Protocol]", self.config.http_protocol_class)
+        return protocol(self.config, self.server_state, {})
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

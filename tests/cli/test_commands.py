@@ -1,0 +1,268 @@
+"""Every command against a real daemon."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.cli.daemon import Daemon, environment, running
+
+REVIEW = """
+id: cli-review
+name: Review
+tasks:
+  write: {required_roles: [author]}
+  review: {required_roles: [editor]}
+flows:
+  - {from: start, to: write}
+  - {from: write, to: review}
+  - {from: review, to: end}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def review(daemon: Daemon) -> None:
+    """The workflow that these tests run."""
+    done = daemon.knhk("workflow", "register", "-", "--format", "yaml", given=REVIEW)
+    assert done.returncode == 0, done.stderr
+
+
+def mapping(value: object) -> Mapping[str, object]:
+    assert isinstance(value, dict)
+    return value
+
+
+def listed(value: object, name: str) -> Sequence[Mapping[str, object]]:
+    found = mapping(value)[name]
+    assert isinstance(found, list)
+    return found
+
+
+def test_dev_is_ready_with_samples_and_says_where(daemon: Daemon) -> None:
+    ids = [each["spec_id"] for each in listed(daemon.json("workflow", "list"), "workflows")]
+    assert {"order-approval", "incident-response", "nested-onboarding"} <= set(ids)
+    assert {"grpc", "grpc_plain", "http", "metrics", "ca", "cert", "key", "spiffe_id", "pid"} <= daemon.ready.keys()
+
+
+@pytest.mark.long
+def test_the_life_of_a_case(daemon: Daemon) -> None:
+    created = mapping(daemon.json("case", "create", "cli-review", "--id", "life", "--set", "pages=3"))
+    assert created["state"] == "CASE_STATE_CREATED"
+    assert created["data"] == {"pages": 3}
+    assert mapping(daemon.json("case", "execute", "life"))["open_work_items"]
+    (item,) = listed(daemon.json("work", "list", "--case", "life"), "items")
+    item_id = str(item["item_id"])
+    assert mapping(daemon.json("work", "claim", item_id))["state"] == "WORK_ITEM_STATE_ALLOCATED"
+    assert mapping(daemon.json("work", "release", item_id))["state"] == "WORK_ITEM_STATE_OFFERED"
+    assert mapping(daemon.json("work", "start", item_id))["state"] == "WORK_ITEM_STATE_STARTED"
+    daemon.json("work", "complete", item_id, "--data", '{"title": "On rain"}')
+    (review,) = listed(daemon.json("work", "list", "--role", "editor", "--case", "life"), "items")
+    assert review["task_id"] == "review"
+    assert mapping(daemon.json("case", "suspend", "life", "--reason", "lunch"))["state"] == "CASE_STATE_SUSPENDED"
+    assert mapping(daemon.json("case", "resume", "life"))["state"] == "CASE_STATE_RUNNING"
+    daemon.json("work", "complete", str(review["item_id"]))
+    done = mapping(daemon.json("case", "show", "life"))
+    assert done["state"] == "CASE_STATE_COMPLETED"
+    assert done["data"] == {"pages": 3, "title": "On rain"}
+    history = daemon.json("case", "history", "life")
+    assert isinstance(history, list)
+    assert [event["sequence"] for event in history] == list(range(1, len(history) + 1))
+    assert history[0]["event_type"] == "case_created"
+
+
+@pytest.mark.long
+def test_tables_are_for_people(daemon: Daemon) -> None:
+    run = daemon.knhk("case", "run", "cli-review", "--id", "table")
+    assert re.search(r"#1 +case_created", run.stdout)
+    assert "Waiting for:" in run.stdout
+    table = daemon.knhk("case", "list", "--workflow", "cli-review", "--state", "running")
+    assert re.search(r"^table +cli-review +1 +running", table.stdout, re.MULTILINE)
+    explained = daemon.knhk("case", "explain", "table")
+    assert "table is running." in explained.stdout
+    assert "write is enabled." in explained.stdout
+    shown = daemon.knhk("workflow", "show", "cli-review")
+    assert re.search(r"│ start │──▶│ +write +│", shown.stdout)
+    for text in (run.stdout, table.stdout, explained.stdout, shown.stdout):
+        assert "\x1b" not in text  # a pipe is no terminal
+
+
+def test_what_callers_sent_cannot_drive_a_terminal(daemon: Daemon) -> None:
+    evil = "evil\x1b[2J\x9bH"
+    made = daemon.knhk("case", "create", "cli-review", "--id", "armed", "--set", f"a={evil}")
+    ended = daemon.knhk("case", "cancel", "armed", "--reason", evil)
+    for done in (made, ended, daemon.knhk("case", "show", "armed"), daemon.knhk("case", "history", "armed")):
+        assert done.returncode == 0, done.stderr
+        assert "evil" in done.stdout
+        assert not {"\x1b", "\x9b"} & set(done.stdout)
+    refused = daemon.knhk("case", "show", "\x1b]0;title\x07")
+    assert refused.returncode != 0
+    assert not {"\x1b", "\x07"} & set(refused.stderr)
+
+
+def test_yaml_is_the_same_answer(daemon: Daemon) -> None:
+    daemon.knhk("case", "create", "cli-review", "--id", "yaml", "--set", "note=a: b")
+    done = daemon.knhk("case", "show", "yaml", "-o", "yaml")
+    assert "case_id: yaml\n" in done.stdout
+    assert "  note: 'a: b'\n" in done.stdout
+
+
+@pytest.mark.long
+def test_exit_codes(daemon: Daemon, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("id: broken\ntasks: {a: {join: sometimes}}\nflows: [{from: start, to: b}]\n")
+    daemon.knhk("case", "create", "cli-review", "--id", "taken")
+    for arguments, code, mend in (
+        (("case", "show", "nobody"), 3, "knhk case list"),
+        (("workflow", "show", "nothing"), 3, "knhk workflow list"),
+        (("case", "suspend", "taken"), 5, "knhk case explain"),
+        (("case", "create", "cli-review", "--id", "taken"), 5, ""),
+        (("workflow", "register", str(broken)), 1, "knhk workflow validate"),
+        (("workflow", "validate", str(broken)), 1, "mend the findings"),
+        (("pattern", "show", "99"), 3, "1 to 43"),
+        (("pattern", "run", "99"), 2, "1 to 43"),
+        (("case", "list", "--address", "127.0.0.1:1"), 6, "knhk doctor"),
+    ):
+        done = daemon.knhk(*arguments)
+        assert done.returncode == code, (arguments, done.stderr)
+        assert done.stderr.startswith("error: "), arguments
+        assert mend in done.stderr, (arguments, done.stderr)
+
+
+def test_without_a_certificate_the_mtls_port_answers_nothing(daemon: Daemon) -> None:
+    done = daemon.knhk("case", "list", "--address", daemon.ready["grpc"], "--timeout", "5")
+    assert done.returncode == 6
+    assert "Traceback" not in done.stderr
+
+
+def test_the_mtls_port_with_named_certificates(daemon: Daemon) -> None:
+    ready = daemon.ready
+    done = daemon.knhk(
+        *(
+            "case",
+            "list",
+            "--address",
+            ready["grpc"],
+            "--ca",
+            ready["ca"],
+            "--cert",
+            ready["cert"],
+            "--key",
+            ready["key"],
+        )
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.long
+def test_a_request_id_makes_a_repeated_command_harmless(daemon: Daemon) -> None:
+    first = mapping(daemon.json("case", "create", "cli-review", "--request-id", "cli-once"))
+    again = mapping(daemon.json("case", "create", "cli-review", "--request-id", "cli-once"))
+    assert first["case_id"] == again["case_id"]
+    other = daemon.knhk("case", "create", "cli-review", "--request-id", "cli-once", "--set", "a=1")
+    assert other.returncode == 5
+    assert "--request-id" in other.stderr
+
+
+@pytest.mark.long
+def test_watch_follows_a_case_to_its_end(daemon: Daemon) -> None:
+    daemon.knhk("case", "run", "cli-review", "--id", "watched")
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "knhk_sidecar", "case", "watch", "watched", "-o", "json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment({"KGC_SIDECAR_DATA_DIR": str(daemon.data_dir)}),
+    )
+    daemon.knhk("case", "cancel", "watched", "--reason", "enough")
+    out, _ = watching.communicate(timeout=20)
+    events = [json.loads(line) for line in out.splitlines()]
+    assert watching.returncode == 0
+    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+    assert events[-1]["event_type"] == "state_changed"
+
+
+def test_history_export_is_json_lines(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.knhk("case", "run", "cli-review", "--id", "kept")
+    file = tmp_path / "history.jsonl"
+    done = daemon.knhk("history", "export", "kept", "--file", str(file))
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {event["case_id"] for event in events} == {"kept"}
+    assert re.search(rf"^{len(events)} events of 1 cases", done.stderr)
+
+
+def test_patterns_are_listed_drawn_and_run(daemon: Daemon) -> None:
+    assert len(listed(daemon.json("pattern", "list"), "patterns")) == 43
+    shown = daemon.knhk("pattern", "show", "3")
+    assert "Synchronization" in shown.stdout
+    assert "and-join" in shown.stdout
+    done = daemon.knhk("pattern", "run", "3")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"success +yes", done.stdout)
+
+
+def test_a_pipe_that_closes_early_is_no_error(daemon: Daemon) -> None:
+    command = f"{sys.executable} -m knhk_sidecar pattern list | head -1"
+    extra = {"KGC_SIDECAR_DATA_DIR": str(daemon.data_dir)}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment(extra), check=False)
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_doctor_finds_a_healthy_daemon(daemon: Daemon) -> None:
+    done = daemon.knhk("doctor", "-o", "json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {each["check"]: each["verdict"] for each in json.loads(done.stdout)}
+    assert found["daemon"] == "ok"
+    assert found["data directory"] == "ok"
+
+
+@pytest.mark.long
+def test_doctor_finds_damage(tmp_path: Path) -> None:
+    with running(tmp_path / "data") as daemon:
+        for _ in range(3):
+            daemon.json("case", "create", "order-approval", "--data", '{"order": "1", "customer": "a", "amount": 1}')
+        daemon.process.kill()  # so that the last commits are in the log still
+        daemon.process.wait()
+    for log in (tmp_path / "data" / "workflow_db").rglob("*.log"):
+        log.write_bytes(log.read_bytes()[: log.stat().st_size // 2])
+    done = daemon.knhk("doctor", "-o", "json")
+    assert done.returncode == 1
+    (found,) = [each for each in json.loads(done.stdout) if each["check"] == "data directory"]
+    assert found["verdict"] == "error", found
+    assert "backup" in found["mend"]
+
+
+def test_two_daemons_on_one_directory_are_refused(daemon: Daemon, tmp_path: Path) -> None:
+    done = daemon.knhk("dev", "--data-dir", str(daemon.data_dir), "--ready-file", str(tmp_path / "ready.json"))
+    assert done.returncode == 5
+    assert "in use" in done.stderr
+    assert daemon.knhk("case", "list").returncode == 0
+
+
+def test_dev_stops_cleanly_and_has_printed_lines_that_work(tmp_path: Path) -> None:
+    with running(tmp_path / "data") as daemon:
+        curl = f"http://{daemon.ready['http']}/api/v1/cases:run"
+        code, out, err = daemon.stop()
+    assert code == 0, err
+    assert curl in out
+    assert f"--data-dir {tmp_path / 'data'}" in out
+    assert f"grpcurl -plaintext {daemon.ready['grpc_plain']}" in out
+    assert not (tmp_path / "data" / "dev" / "daemon.json").exists()
+
+
+@pytest.mark.long
+def test_what_was_acknowledged_is_there_after_kill_and_restart(tmp_path: Path) -> None:
+    with running(tmp_path / "data") as daemon:
+        daemon.json(
+            "case", "run", "order-approval", "--id", "kept", "--data", '{"order": "1", "customer": "a", "amount": 900}'
+        )
+        daemon.process.kill()
+        daemon.process.wait()
+    with running(tmp_path / "data") as daemon:
+        assert mapping(daemon.json("case", "show", "kept"))["open_work_item_count"] == 1

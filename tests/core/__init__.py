@@ -1,0 +1,1 @@
+"""The core: tables complete, life cycles, incidents, data, and random nets whose replay equals the live case."""

@@ -1,0 +1,227 @@
+"""The operations that the suite uses, over gRPC and over REST, with the same plain answers."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeAlias, TypeVar, cast
+
+import grpc
+import httpx2
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from knhk_sidecar.api import pb
+
+Plain: TypeAlias = Mapping[str, object]
+R = TypeVar("R", bound=Message)
+SECONDS = 20.0
+
+
+class Refused(Exception):
+    """The daemon refused; `reason` is stable and the same over every transport."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+
+
+class Transport(Protocol):
+    """What the suite asks of a daemon. Raises `Refused`."""
+
+    def register(self, document: Plain) -> Plain: ...
+    def create(self, spec_id: str, data: Plain, case_id: str = "", request_id: str = "") -> Plain: ...
+    def run(self, spec_id: str, data: Plain, case_id: str = "", request_id: str = "") -> Plain: ...
+    def execute(self, case_id: str) -> Plain: ...
+    def get(self, case_id: str) -> Plain: ...
+    def move(self, case_id: str, move: str) -> Plain: ...
+    def update(self, case_id: str, data: Plain, expected_sequence: int | None = None) -> Plain: ...
+    def history(self, case_id: str, after: int = 0, size: int = 0, reverse: bool = False) -> Plain: ...
+    def cases(self, spec_id: str, size: int = 0, token: str = "") -> Plain: ...
+    def items(self, case_id: str) -> Plain: ...
+    def complete(self, item_id: str, output: Plain, request_id: str = "") -> Plain: ...
+    def explain(self, case_id: str) -> Plain: ...
+    def pattern(self, number: int, variables: Mapping[str, str]) -> Plain: ...
+
+
+def encoded(value: Plain) -> bytes:
+    return json.dumps(value).encode()
+
+
+def plain(message: Message) -> Plain:
+    """A message as the contract says that REST has it; written without the sidecar's own code."""
+    found = json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return cast(Plain, _natural(found))
+
+
+def _natural(value: object) -> object:
+    if isinstance(value, list):
+        return [_natural(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    found: dict[str, object] = {}
+    for name, each in value.items():
+        if name.endswith("_json"):
+            text = base64.b64decode(each)
+            if text:
+                found[name.removesuffix("_json")] = json.loads(text)
+        elif name.endswith(("sequence", "activation", "completed_count")):
+            found[name] = int(each)
+        elif name == "activations":
+            found[name] = [int(number) for number in each]
+        elif name == "marking":
+            found[name] = {place: int(tokens) for place, tokens in each.items()}
+        else:
+            found[name] = _natural(each)
+    return found
+
+
+class OverGrpc:
+    """Generated stubs on a channel."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._patterns = pb.PatternServiceStub(channel)
+        self._workflows = pb.WorkflowServiceStub(channel)
+        self._cases = pb.CaseServiceStub(channel)
+        self._work = pb.WorkItemServiceStub(channel)
+
+    def register(self, document: Plain) -> Plain:
+        return plain(_told(self._workflows.RegisterWorkflow, pb.RegisterWorkflowRequest(spec_json=encoded(document))))
+
+    def create(self, spec_id: str, data: Plain, case_id: str = "", request_id: str = "") -> Plain:
+        request = pb.CreateCaseRequest(spec_id=spec_id, data_json=encoded(data), case_id=case_id, request_id=request_id)
+        return plain(_told(self._cases.CreateCase, request).case)
+
+    def run(self, spec_id: str, data: Plain, case_id: str = "", request_id: str = "") -> Plain:
+        request = pb.RunCaseRequest(spec_id=spec_id, data_json=encoded(data), case_id=case_id, request_id=request_id)
+        return plain(_told(self._cases.RunCase, request))
+
+    def execute(self, case_id: str) -> Plain:
+        return plain(_told(self._cases.ExecuteCase, pb.ExecuteCaseRequest(case_id=case_id)))
+
+    def get(self, case_id: str) -> Plain:
+        return plain(_told(self._cases.GetCase, pb.GetCaseRequest(case_id=case_id)).case)
+
+    def move(self, case_id: str, move: str) -> Plain:
+        match move:
+            case "start":
+                return plain(_told(self._cases.StartCase, pb.StartCaseRequest(case_id=case_id)).case)
+            case "suspend":
+                return plain(_told(self._cases.SuspendCase, pb.SuspendCaseRequest(case_id=case_id)).case)
+            case "resume":
+                return plain(_told(self._cases.ResumeCase, pb.ResumeCaseRequest(case_id=case_id)).case)
+            case _:
+                return plain(_told(self._cases.CancelCase, pb.CancelCaseRequest(case_id=case_id)).case)
+
+    def update(self, case_id: str, data: Plain, expected_sequence: int | None = None) -> Plain:
+        request = pb.UpdateCaseDataRequest(case_id=case_id, data_json=encoded(data))
+        if expected_sequence is not None:
+            request.expected_sequence = expected_sequence
+        return plain(_told(self._cases.UpdateCaseData, request).case)
+
+    def history(self, case_id: str, after: int = 0, size: int = 0, reverse: bool = False) -> Plain:
+        request = pb.GetCaseHistoryRequest(case_id=case_id, after_sequence=after, page_size=size, reverse=reverse)
+        return plain(_told(self._cases.GetCaseHistory, request))
+
+    def cases(self, spec_id: str, size: int = 0, token: str = "") -> Plain:
+        request = pb.ListCasesRequest(filter=pb.CaseFilter(spec_id=spec_id), page_size=size, page_token=token)
+        return plain(_told(self._cases.ListCases, request))
+
+    def items(self, case_id: str) -> Plain:
+        return plain(_told(self._work.ListWorkItems, pb.ListWorkItemsRequest(case_id=case_id)))
+
+    def complete(self, item_id: str, output: Plain, request_id: str = "") -> Plain:
+        request = pb.CompleteWorkItemRequest(item_id=item_id, output_json=encoded(output), request_id=request_id)
+        return plain(_told(self._work.CompleteWorkItem, request))
+
+    def explain(self, case_id: str) -> Plain:
+        return plain(_told(self._cases.ExplainCase, pb.ExplainCaseRequest(case_id=case_id)))
+
+    def pattern(self, number: int, variables: Mapping[str, str]) -> Plain:
+        request = pb.ExecutePatternRequest(pattern_id=number, variables=dict(variables))
+        return plain(_told(self._patterns.ExecutePattern, request))
+
+
+def _told(call: Callable[..., R], request: Message) -> R:
+    try:
+        return call(request, timeout=SECONDS)
+    except grpc.RpcError as error:
+        refused = cast(grpc.Call, error)
+        status, info = Status(), ErrorInfo()
+        for key, value in refused.trailing_metadata() or ():
+            if key == "grpc-status-details-bin":
+                status.ParseFromString(cast(bytes, value))
+        assert status.details, f"an error without details: {refused.code()} {refused.details()}"
+        assert status.details[0].Unpack(info)
+        raise Refused(info.reason, refused.details() or "") from error
+
+
+class OverRest:
+    """JSON over HTTP."""
+
+    def __init__(self, http: httpx2.Client) -> None:
+        self._http = http
+
+    def _post(self, path: str, body: Plain, request_id: str = "", verb: str = "POST") -> Plain:
+        headers = {"Idempotency-Key": request_id} if request_id else {}
+        return _read(self._http.request(verb, path, json=body, headers=headers))
+
+    def _get(self, path: str, **parameters: str | int | bool) -> Plain:
+        chosen = {name: value for name, value in parameters.items() if value}
+        return _read(self._http.get(path, params=chosen))
+
+    def register(self, document: Plain) -> Plain:
+        return self._post("/api/v1/workflows", {"spec": document})
+
+    def create(self, spec_id: str, data: Plain, case_id: str = "", request_id: str = "") -> Plain:
+        return self._post("/api/v1/cases", {"spec_id": spec_id, "data": data, "case_id": case_id}, request_id)
+
+    def run(self, spec_id: str, data: Plain, case_id: str = "", request_id: str = "") -> Plain:
+        return self._post("/api/v1/cases:run", {"spec_id": spec_id, "data": data, "case_id": case_id}, request_id)
+
+    def execute(self, case_id: str) -> Plain:
+        return self._post(f"/api/v1/cases/{case_id}/execute", {})
+
+    def get(self, case_id: str) -> Plain:
+        return self._get(f"/api/v1/cases/{case_id}")
+
+    def move(self, case_id: str, move: str) -> Plain:
+        return self._post(f"/api/v1/cases/{case_id}/{move}", {})
+
+    def update(self, case_id: str, data: Plain, expected_sequence: int | None = None) -> Plain:
+        body: dict[str, object] = {"data": data}
+        if expected_sequence is not None:
+            body["expected_sequence"] = expected_sequence
+        return self._post(f"/api/v1/cases/{case_id}/data", body, verb="PATCH")
+
+    def history(self, case_id: str, after: int = 0, size: int = 0, reverse: bool = False) -> Plain:
+        return self._get(f"/api/v1/cases/{case_id}/history", after_sequence=after, page_size=size, reverse=reverse)
+
+    def cases(self, spec_id: str, size: int = 0, token: str = "") -> Plain:
+        return self._get("/api/v1/cases", spec_id=spec_id, page_size=size, page_token=token)
+
+    def items(self, case_id: str) -> Plain:
+        return self._get("/api/v1/work-items", case_id=case_id)
+
+    def complete(self, item_id: str, output: Plain, request_id: str = "") -> Plain:
+        return self._post(f"/api/v1/work-items/{item_id}/complete", {"output": output}, request_id)
+
+    def explain(self, case_id: str) -> Plain:
+        return self._get(f"/api/v1/cases/{case_id}/explain")
+
+    def pattern(self, number: int, variables: Mapping[str, str]) -> Plain:
+        return self._post(f"/api/v1/patterns/{number}/execute", {"variables": variables})
+
+
+def _read(answer: httpx2.Response) -> Plain:
+    body = answer.json()
+    assert isinstance(body, dict), body
+    if answer.status_code != 200:
+        assert body["status"] == answer.status_code
+        raise Refused(str(body["reason"]), str(body["detail"]))
+    return body

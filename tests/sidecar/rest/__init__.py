@@ -1,0 +1,1 @@
+"""REST against a real daemon over a real port."""
