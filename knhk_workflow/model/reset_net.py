@@ -8,7 +8,7 @@ decidable approach to the OR-join in workflow using reset nets", 2005). Data is 
 - join and: all inputs. xor: one start for each input. merge k: one start for each input, weight k.
 - join or, structured-or, local-or: as xor, the optimistic reading, which can only reach more.
 - join partial, structured or blocking: a start for each choice of `need` inputs while its round is open; afterwards one
-  `absorb` for each input not yet seen, and `rearm` when all were seen.
+  `absorb` for each input not yet seen, and `rearm` when `of` (all, if not told) were seen.
 - join partial, cancelling: a start for each choice of `need` inputs; it empties its region and its other inputs.
 - split and, threads k: all outputs, weight k. xor: one end for each output.
 - split or: one end for all guarded outputs, one for the default; reset nets are monotone, so for coverability the union
@@ -344,7 +344,7 @@ class _Draft:
 
     def _partial(self, node: TaskNode) -> None:
         need = node.need if isinstance(node.need, int) else 1
-        need = max(1, min(need, len(node.inputs)))
+        need = max(1, min(need, node.join.of or len(node.inputs)))
         if not isinstance(node.need, int):
             self.approximated.add((node.id, "partial_need_computed"))
         elif comb(len(node.inputs), need) > PARTIAL_CHOICES_MAX:
@@ -370,10 +370,15 @@ class _Draft:
             self.transitions.append(
                 Transition(name, node.id, "absorb", _bag(pre), (), frozenset(), _bag(post), (condition,))
             )
-        all_seen = {round_.fired: 1} | dict.fromkeys(round_.seen.values(), 1)
-        armed = dict.fromkeys(round_.armed, 1)
-        name = _name(node.id, "rearm", (), 0)
-        self.transitions.append(Transition(name, node.id, "rearm", _bag(all_seen), (), frozenset(), _bag(armed)))
+        of = node.join.of or len(node.inputs)
+        if comb(len(node.inputs), of) > PARTIAL_CHOICES_MAX:
+            self.approximated.add((node.id, "partial_choices"))
+            of = 1
+        armed = _bag(dict.fromkeys(round_.armed, 1))
+        for came in itertools.combinations(node.inputs, of):
+            pre = {round_.fired: 1} | {round_.seen[condition]: 1 for condition in came}
+            name = _name(node.id, "rearm", came, 0)
+            self.transitions.append(Transition(name, node.id, "rearm", _bag(pre), (), round_.places, armed))
 
     def _ends(self, node: TaskNode) -> None:
         effects = list(self._cancelled(node, node.region)) if node.region is not None else [_NOTHING]
