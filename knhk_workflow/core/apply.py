@@ -337,8 +337,9 @@ def _item_gone(state: str) -> Callable[[Case, _ItemEvent], None]:
     and its firings count on."""
 
     def apply(case: Case, event: _ItemEvent) -> None:
+        firings = case.firings
         _run(case, event, state)
-        case.open_items -= 1
+        case.firings = firings
 
     return apply
 

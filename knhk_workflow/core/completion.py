@@ -40,7 +40,7 @@ Produced = tuple[tuple[str, ...], tuple[str, ...]]
 def ended(step: Step, activation: Activation, node: TaskNode, run: Instance) -> None:
     """An instance has ended well: take its output over and go on."""
     if node.many is None or node.many.collect is None:
-        output = run.output or (EMPTY if run.state == "completed" else b"")
+        output = (run.output or EMPTY) if run.state == "completed" else b""
         if output and not take_output(step, activation, node, output, run.number, run.data):
             return
     advance(step, activation, node)
@@ -244,7 +244,7 @@ def force(step: Step, activation: Activation) -> None:
 def _collect(step: Step, activation: Activation, key: str) -> bool:
     """The outputs of the instances that are done, as a list in the case's data."""
     outputs = [
-        msgspec.Raw(run.output or b"null")
+        msgspec.Raw(run.output if run.output and run.state == "completed" else b"null")
         for _, run in sorted(activation.instances.items())
         if run.state in DONE_STATES
     ]

@@ -16,17 +16,11 @@ from knhk_workflow.core.cancel import end_case, withdraw
 from knhk_workflow.core.case import DONE_STATES, OPEN_ITEM_STATES, Activation, Case, Instance, item_ref, place_of
 from knhk_workflow.core.completion import DATA_BYTES_MAX, advance, ended, force, leave
 from knhk_workflow.core.data import EMPTY, merge
+from knhk_workflow.core.enabling import INSTANCES_MAX, begin
 from knhk_workflow.core.incidents import raise_incident
 from knhk_workflow.core.joins import amount, offers
 from knhk_workflow.core.settle import settle
-from knhk_workflow.core.starting import (
-    INSTANCES_MAX,
-    begin,
-    offer_item,
-    run_instance,
-    start_item,
-    start_without_work,
-)
+from knhk_workflow.core.starting import offer_item, run_instance, start_item, start_without_work
 from knhk_workflow.core.step import Step
 from knhk_workflow.core.triggers import receive, take_kept
 from knhk_workflow.errors import LimitExceeded, NotFound, Stale, WrongState
@@ -394,11 +388,11 @@ def _item(step: Step, ref: c.ItemRef, verb: str, *states: str) -> tuple[Activati
         shown = run.state if run.state in OPEN_ITEM_STATES else f"{run.state} already"
         raise WrongState("work item", name, " or ".join(states), shown)
     if not activation.started:
-        _startable(step, activation, name, states)
+        _startable(step, activation, name, verb, states)
     return activation, run
 
 
-def _startable(step: Step, activation: Activation, name: str, states: tuple[str, ...]) -> None:
+def _startable(step: Step, activation: Activation, name: str, verb: str, states: tuple[str, ...]) -> None:
     """An offer is only good while its tokens are there and its locks are free."""
     net = step.case.nets[activation.net]
     node = step.node(activation)
@@ -410,7 +404,7 @@ def _startable(step: Step, activation: Activation, name: str, states: tuple[str,
         # A paused cascade has taken the token already and will withdraw the offer when it goes on.
         raise WrongState("work item", name, " or ".join(states), "finished or withdrawn")
     lock = locks.blocked_by(step.case, net, node, activation.inputs)
-    if lock is not None and "started" in states:
+    if lock is not None and verb in ("start", "complete", "fail", "skip"):
         held = step.case.locks[lock]
         raise WrongState(
             "work item",

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import msgspec
 
 from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Instance, NetInstance
-from knhk_workflow.core.joins import offers
 from knhk_workflow.model.expression import EvaluationFailed, shown_values
 from knhk_workflow.model.net import CompiledNet, Model, TaskNode
 
@@ -91,9 +90,9 @@ def _task(case: Case, net: NetInstance, compiled: CompiledNet, node: TaskNode) -
         for run in activation.instances.values()
         if run.state in OPEN_ITEM_STATES
     )
-    stopped = next((activation for activation in live if activation.incident), None)
+    stopped = next((activation for activation in live if activation.incidents), None)
     if stopped is not None:
-        incident = case.incidents[stopped.incident]
+        incident = case.incidents[stopped.incidents[0]]
         return TaskExplanation(
             net.number,
             net.name,
@@ -136,7 +135,7 @@ def _task(case: Case, net: NetInstance, compiled: CompiledNet, node: TaskNode) -
             _work_of(live, case),
             items=items,
         )
-    if marked and not offers(node, net):
+    if marked:
         sources = "; ".join(f"{place!r} gets its token from {_source(compiled, place)}" for place in missing)
         sentence = (
             f"{node.id} waits at its {node.join.kind}-join: {len(marked)} of {len(node.inputs)} branches arrived "
@@ -147,9 +146,7 @@ def _task(case: Case, net: NetInstance, compiled: CompiledNet, node: TaskNode) -
             net.number, net.name, node.id, "waiting", sentence, node.join.kind, marked, missing, waits
         )
     needs = "all of" if node.join.kind == "and" else "one of"
-    if marked:
-        sentence = f"{node.id} can fire and is queued."
-    elif not node.inputs:
+    if not node.inputs:
         sentence = f"{node.id} has no incoming flow: nothing ever enables it."
     else:
         sentence = f"{node.id} is not enabled: no token in {needs} {', '.join(node.inputs)}."

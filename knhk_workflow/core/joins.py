@@ -109,7 +109,7 @@ def _or(step: Step, node: TaskNode, net: NetInstance) -> Offers:
     if not marked:
         return ()
     if len(marked) < len(node.inputs):
-        verdict = or_join(step.compiled(net.number), node.id).verdict(net.marking, busy(step, net))
+        verdict = or_join(step.compiled(net.number), node.id).verdict(net.marking, busy(step, net), net.seen)
         if verdict is Verdict.WAIT:
             return ()
         if verdict is Verdict.UNDECIDED:
@@ -183,7 +183,7 @@ def consumed(step: Step, node: TaskNode, net: NetInstance, inputs: tuple[str, ..
 
 
 def absorb(step: Step, node: TaskNode, net: NetInstance) -> None:
-    """A partial join that has fired takes one token of each branch not seen in this round, without effect (WCP-9, 28)."""
+    """A partial join that has fired takes one token of each branch not yet seen, without effect (WCP-9, 28)."""
     seen = net.seen.get(node.id)
     if seen is not None:
         late = tuple(place for place in node.inputs if place not in seen and place in net.marking)

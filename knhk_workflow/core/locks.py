@@ -1,9 +1,9 @@
 """Critical sections and mutexes (WCP-17, 39, 40).
 
-A lock is taken when a task starts and never while it is only offered. A mutex is held by the activation until that ends,
-however it ends. A section is held by the thread that entered it, as long as a token of that thread is inside: in a
-condition between two tasks of the section, or in a started task of it. Automatic tasks that find a lock taken wait in
-order; offered work may be taken up when the lock is free.
+A lock is taken when a task starts and never while it is only offered. A mutex is held by the activation until that
+ends, however it ends. A section is held by the thread that entered it, as long as a token of that thread is inside: in
+a condition between two tasks of the section, or in a started task of it. Automatic tasks that find a lock taken wait
+in order; offered work may be taken up when the lock is free.
 """
 
 from __future__ import annotations

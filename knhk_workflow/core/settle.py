@@ -18,9 +18,9 @@ from knhk_workflow.core import locks
 from knhk_workflow.core.cancel import withdraw
 from knhk_workflow.core.case import NetInstance
 from knhk_workflow.core.completion import complete_net
+from knhk_workflow.core.enabling import enable
 from knhk_workflow.core.incidents import raise_incident
 from knhk_workflow.core.joins import absorb, offers, skip
-from knhk_workflow.core.starting import enable
 from knhk_workflow.core.step import Step
 from knhk_workflow.core.triggers import take_kept
 from knhk_workflow.model.net import SINGLE, CompiledNet, TaskNode

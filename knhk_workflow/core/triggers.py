@@ -1,8 +1,9 @@
 """Signals from outside (WCP-23, 24).
 
-A signal goes to the oldest activation that waits for its name. When nobody waits it starts a task without incoming flow;
-otherwise it is kept, first in, first out, when some task of the workflow waits for it persistently, and lost when not.
-For a task that only waits, the signal is the work and its data the output; for one with roles it makes the work offered.
+A signal goes to the oldest activation that waits for its name. When nobody waits it starts a task without incoming
+flow; otherwise it is kept, first in, first out, when some task of the workflow waits for it persistently, and lost when
+not. For a task that only waits, the signal is the work and its data the output; for one with roles it makes the work
+offered.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from knhk_workflow.core import locks
 from knhk_workflow.core.case import Activation, NetInstance
 from knhk_workflow.core.completion import advance, take_output
 from knhk_workflow.core.data import EMPTY
-from knhk_workflow.core.starting import begin, enable, start_without_work
+from knhk_workflow.core.enabling import begin, enable
+from knhk_workflow.core.starting import start_without_work
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.net import TaskNode
 

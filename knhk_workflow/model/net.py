@@ -9,7 +9,7 @@ that a step only looks it up.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from knhk_workflow.model.expression import Expression, compile_expression
@@ -102,8 +102,12 @@ class TaskNode:
     withdrawn: Region | None = None  # cancelled when its cancelling partial join fires
     sections: tuple[Section, ...] = ()
     mutex: str | None = None
-    expects: Mapping[str, Mapping[str, tuple[str, ...]]] = {}  # structured merge -> output condition -> its inputs
-    blocks: Mapping[str, Region] = {}  # of a structured merge: what lies between the split and each input
+    expects: Mapping[str, Mapping[str, tuple[str, ...]]] = field(
+        default_factory=dict
+    )  # structured merge -> output condition -> its inputs
+    blocks: Mapping[str, Region] = field(
+        default_factory=dict
+    )  # of a structured merge: what lies between the split and each input
     carries: frozenset[str] = frozenset()  # outputs that false tokens take
     skips: bool = False  # false tokens can arrive here
 
@@ -242,15 +246,15 @@ class _Shape:
         self.sections = [self._section(name, frozenset(members)) for name, members in net.sections]
         self.false_paths = self._false_paths()
         self.expects: dict[str, dict[str, Mapping[str, tuple[str, ...]]]] = {}
-        for task in net.tasks:
-            if task.join.kind == "structured-or":
-                split = self.matching_split(task.id)
+        for each in net.tasks:
+            if each.join.kind == "structured-or":
+                split = self.matching_split(each.id)
                 if split is not None:
-                    self.expects.setdefault(split, {})[task.id] = {
+                    self.expects.setdefault(split, {})[each.id] = {
                         condition: tuple(
                             place
-                            for place in inputs[task.id]
-                            if place in reachable(self.edges, (condition,), frozenset({task.id, split}))
+                            for place in inputs[each.id]
+                            if place in reachable(self.edges, (condition,), frozenset({each.id, split}))
                         )
                         for condition in outputs[split]
                     }

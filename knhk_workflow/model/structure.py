@@ -272,30 +272,16 @@ def _shared_outputs(net: Net, places: Places) -> Iterable[Problem]:
 # ------------------------------------------------------------------------------------------------------- unsupported
 
 _TASK_CONSTRUCTS: Final[tuple[tuple[str, Callable[[Task], bool]], ...]] = (
-    ("join", lambda task: task.join.kind not in ("and", "xor")),
-    ("split", lambda task: task.split.kind not in ("and", "xor")),
-    ("instances", lambda task: task.instances is not None),
-    ("for_each", lambda task: task.for_each is not None),
-    ("collect", lambda task: task.collect is not None),
-    ("cancels", lambda task: bool(task.cancels)),
-    ("completes", lambda task: bool(task.completes)),
-    ("closes", lambda task: bool(task.closes)),
-    ("trigger", lambda task: task.trigger is not None),
     ("timer", lambda task: task.timer is not None),
-    ("mutex", lambda task: task.mutex is not None),
-    ("reads", lambda task: bool(task.reads)),
-    ("loop", lambda task: task.loop is not None),
     ("workflow", lambda task: task.workflow is not None),
     ("connector", lambda task: task.connector is not None),
-    ("retry", lambda task: task.retry is not None),
     ("timeout", lambda task: task.timeout is not None),
     ("deadline", lambda task: task.deadline is not None),
-    ("on_error", lambda task: task.on_error is not None),
     ("on_timeout", lambda task: task.on_timeout is not None),
     ("compensate", lambda task: task.compensate is not None),
     ("allocation", lambda task: bool(task.allocation)),
 )
-_NET_CONSTRUCTS: Final[tuple[tuple[str, Callable[[Net], bool]], ...]] = (("sections", lambda net: bool(net.sections)),)
+_NET_CONSTRUCTS: Final[tuple[tuple[str, Callable[[Net], bool]], ...]] = ()
 
 
 def unsupported(spec: Spec) -> tuple[Problem, ...]:

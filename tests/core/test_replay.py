@@ -19,7 +19,7 @@ from knhk_workflow import InvalidDocument, WorkflowError
 from knhk_workflow.core import commands as c
 from knhk_workflow.core import events as e
 from knhk_workflow.core.apply import replay
-from knhk_workflow.core.case import OPEN_ITEM_STATES, Case, decode_state, encode_state, item_ref
+from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, decode_state, encode_state, item_ref
 from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.decide import create, decide
 from knhk_workflow.core.explain import explain, summary
@@ -231,8 +231,7 @@ def counters(case: Case) -> None:
         assert activation.number == number <= case.last_activation
         live[activation.net, activation.task] += 1
         assert number in case.nets[activation.net].active[activation.task]
-        if activation.incident:
-            assert case.incidents[activation.incident].activation == number
+        assert all(case.incidents[each].activation == number for each in activation.incidents)
         for run in activation.instances.values():
             if run.child:
                 child = case.nets[run.child]
@@ -254,7 +253,7 @@ def counters(case: Case) -> None:
             assert net.depth == case.nets[net.parent].depth + 1
     for number, incident in case.incidents.items():
         holder = case.activations[incident.activation] if incident.activation else case.nets[incident.net]
-        assert holder.incident == number
+        assert number in (holder.incidents if isinstance(holder, Activation) else (holder.incident,))
 
 
 def empty(case: Case) -> None:
@@ -274,7 +273,7 @@ def at_rest(case: Case, model: Model) -> None:
         return
     for net in case.nets.values():
         for node in model.nets[net.name].tasks.values():
-            possible = dict(offers(node, net))
+            possible = dict(offers(Step(case, model, 0), node, net))
             if node.automatic:
                 assert not possible, f"{node.id} could fire"
                 continue

@@ -58,6 +58,21 @@ def test_tags_are_unique_and_never_change() -> None:
         "IncidentResolved": 21,
         "SettlePaused": 22,
         "SettleResumed": 23,
+        "TokensRemoved": 24,
+        "TaskReleased": 25,
+        "InstanceAdded": 26,
+        "InstancesClosed": 27,
+        "ItemForceCompleted": 28,
+        "JoinMoved": 29,
+        "BranchesExpected": 30,
+        "ExpectationMet": 31,
+        "DeadPathMoved": 32,
+        "TriggerReceived": 33,
+        "TriggerTaken": 34,
+        "LockTaken": 35,
+        "LockReleased": 36,
+        "LockAwaited": 37,
+        "NetReset": 38,
     }
     assert len({kind.__struct_config__.tag for kind in COMMANDS}) == len(COMMANDS)
 
