@@ -1,13 +1,13 @@
 """When a general OR-join may fire: as soon as no further token can come (WCP-38).
 
-The rule is YAWL's (Wynn, Edmond, van der Aalst, ter Hofstede 2005; Wynn 2006, chapter 3). An OR-join with a token in some
-input fires unless, without firing it, a marking can be reached in which all its marked inputs are still marked and one
-more is. Other OR-joins are read as XOR-joins, the optimistic way: two that wait for each other both wait. Data is not
-looked at, work that has failed or is suspended can still complete, a task that waits for a signal can still get it; only
-what has no token to begin with (a trigger without incoming flow) is nothing to wait for.
+The rule is YAWL's (Wynn, Edmond, van der Aalst, ter Hofstede 2005; Wynn 2006, chapter 3). An OR-join with a token in
+some input fires unless, without firing it, a marking can be reached in which all its marked inputs are still marked and
+one more is. Other OR-joins are read as XOR-joins, the optimistic way: two that wait for each other both wait. Data is
+not looked at; work that has failed or is suspended can still complete; a task that waits for a signal can still get it.
+Only what has no token to begin with (a trigger without incoming flow) is nothing to wait for.
 
-Whether such a marking can be reached is a coverability question over the reset net (`model/reset_net.py`), and most nets
-never ask it:
+Whether such a marking can be reached is a coverability question over the reset net (`model/reset_net.py`), and most
+nets never ask it:
 
 1. All inputs marked: fire. None: nothing to do.
 2. No live token has any path to an empty input: fire. Some has a path on which it needs nothing but itself and
@@ -16,8 +16,8 @@ never ask it:
    from "what is marked now and one more": minimal predecessors, level by level, until the present marking covers one or
    none is new. The answer is remembered for the marking of that part.
 
-A search is given up after STEPS_MAX predecessors or MINIMAL_MAX minimal markings; the verdict is then `UNDECIDED`, never
-a guess. Places are numbered by name and levels are finished before the budget is looked at, so a verdict does not
+A search is given up after STEPS_MAX predecessors or MINIMAL_MAX minimal markings; the verdict is then `UNDECIDED`,
+never a guess. Places are numbered by name and levels are finished before the budget is looked at, so a verdict does not
 depend on the order in which anything was declared.
 
 A verdict changes only when a token of `dependencies` moves: arrives, leaves, or dies.
@@ -39,7 +39,7 @@ STEPS_MAX = 20_000  # predecessors looked at, about 100 ms; 3,000 random nets wi
 MINIMAL_MAX = 3_000  # minimal markings kept; each new one is compared with all of them
 MEMO_MAX = 1_024  # verdicts kept per join; a loop comes back to a handful of markings
 NETS_MAX = 256  # nets whose joins are kept compiled, as many as one workflow may have
-WEIGHT_MAX = 1_000  # contracting stops before one token stands for more; keeps every count far below COUNT_BITS
+WEIGHT_MAX = 10_000  # what one token may stand for after contraction: as many as a case may hold
 
 COUNT_BITS = 32  # of a place's counter in a packed marking; the top bit stays clear for comparing
 _COUNT = (1 << COUNT_BITS) - 1
@@ -227,8 +227,19 @@ _UNDECIDED: _Decision = (Verdict.UNDECIDED, None)
 class _Analysis:
     """What is known of a join before there is a marking, and what was found out about markings."""
 
-    __slots__ = ("_locks", "_memo", "_net", "_region", "_rounds", "_upstream", "all", "dependencies", "inputs")
-    __slots__ += ("places", "tasks")
+    __slots__ = (
+        "_locks",
+        "_memo",
+        "_net",
+        "_region",
+        "_rounds",
+        "_upstream",
+        "all",
+        "dependencies",
+        "inputs",
+        "places",
+        "tasks",
+    )
 
     def __init__(self, task: str, names: tuple[str, ...], net: ResetNet, producers: Producers) -> None:
         self._net = net
@@ -410,10 +421,10 @@ def _onward(goal: int, upstream: Iterable[Transition], inputs: tuple[int, ...]) 
     empties no input of the join."""
     producers: dict[int, list[Transition]] = {}
     for transition in upstream:
-        if len(transition.pre) == 1 and transition.pre[0][1] == 1 and not transition.tests:
-            if transition.resets.isdisjoint(inputs):
-                for place, _ in transition.post:
-                    producers.setdefault(place, []).append(transition)
+        alone = len(transition.pre) == 1 and transition.pre[0][1] == 1 and not transition.tests
+        if alone and transition.resets.isdisjoint(inputs):
+            for place, _ in transition.post:
+                producers.setdefault(place, []).append(transition)
     found: dict[int, tuple[Transition, int]] = {}
     pending = deque([goal])
     while pending:
@@ -438,7 +449,7 @@ def _follow(place: int, onward: Mapping[int, tuple[Transition, int]]) -> tuple[s
     return tuple(path)
 
 
-# -------------------------------------------------------------------------------------------------- backward coverability
+# ------------------------------------------------------------------------------------------------ backward coverability
 
 
 @dataclass(slots=True, eq=False)
@@ -536,7 +547,10 @@ class _Contraction:
             user = users[0]
             if user.pre != {place: 1} or user.tests or user.resets or place in user.post:
                 return
-            if not self._emptied.isdisjoint(user.post) or any(count > WEIGHT_MAX for count in user.post.values()):
+            most = (
+                max(step.post[place] for step in self._producers[place].values()) if self._producers.get(place) else 1
+            )
+            if not self._emptied.isdisjoint(user.post) or any(most * n > WEIGHT_MAX for n in user.post.values()):
                 return
             onward = user.post
             self.left[place] = user.origin
@@ -568,7 +582,7 @@ class _Contraction:
 
 
 class _Region:
-    """The contracted part of the net upstream of a join, with packed markings: a counter of COUNT_BITS for each place."""
+    """What is upstream of a join, contracted, with packed markings: a counter of COUNT_BITS for each place."""
 
     def __init__(self, net: ResetNet, inputs: frozenset[int], upstream: tuple[Transition, ...]) -> None:
         done = _Contraction(net, inputs, upstream)
@@ -610,9 +624,9 @@ class _Region:
 
     def packed(self, place: int) -> int:
         """One token in a place of the net."""
-        return sum(
-            count << self._shift[to] for to, count in self._moved.get(place, {place: 1}).items() if to in self._shift
-        )
+        shift = self._shift
+        moved = self._moved.get(place, {place: 1})
+        return sum(min(count, WEIGHT_MAX) << shift[to] for to, count in moved.items() if to in shift)
 
     def search(self, now: int, inputs: tuple[int, ...], wanted: Iterable[int]) -> _Decision:
         """Whether a marking with all marked inputs and one of `wanted` can be reached from `now`."""
@@ -724,7 +738,9 @@ class _Region:
                 break
             step = run.steps[number]
             path[:0] = self._tasks([step.origin], goal)
-            goal, before = _carriers(step.origin, self._net)[0], number
+            own = self._net.busy[step.origin.task]
+            carriers = _carriers(step.origin, self._net)
+            goal, before = own if own in carriers else carriers[0], number
         live = list(live)
         for place in live:
             if place == goal:
