@@ -13,12 +13,12 @@ nets never ask it:
 2. No live token has any path to an empty input: fire. Some has a path on which it needs nothing but itself and
    that empties no input of the join: wait. Both are bit masks, found once for each place.
 3. Otherwise the part of the net that can produce for the join, with chains of tasks contracted, is searched backwards
-   from "what is marked now and one more": minimal predecessors, level by level, until the present marking covers one or
-   none is new. The answer is remembered for the marking of that part.
+   from "what is marked now and one more": minimal predecessors, until the present marking covers one or none is new.
+   Where that takes long it is searched forwards for a while, then backwards again. The answer is remembered for the
+   marking of that part.
 
-A search is given up after STEPS_MAX predecessors or MINIMAL_MAX minimal markings; the verdict is then `UNDECIDED`,
-never a guess. Places are numbered by name and levels are finished before the budget is looked at, so a verdict does not
-depend on the order in which anything was declared.
+A search is given up after MANY predecessors; the verdict is then `UNDECIDED`, never a guess. Places and transitions are
+numbered by name, so that a verdict does not depend on the order in which anything was declared.
 
 A verdict changes only when a token of `dependencies` moves: arrives, leaves, or dies.
 """
@@ -35,8 +35,18 @@ from dataclasses import dataclass
 from knhk_workflow.model.net import CompiledNet
 from knhk_workflow.model.reset_net import ResetNet, Transition, compile_reset_net
 
-STEPS_MAX = 20_000  # predecessors looked at, about 100 ms; 3,000 random nets with cancellation needed < 1,500
-MINIMAL_MAX = 3_000  # minimal markings kept; each new one is compared with all of them
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How far a search goes back: predecessors looked at, and minimal markings kept (each is compared with all)."""
+
+    steps: int
+    minimal: int
+
+
+FEW = Budget(400, 200)  # 5 ms; 99 of 100 searches in random nets end here
+MARKINGS_MAX = 2_000  # looked at going forward, about 20 ms
+MANY = Budget(10_000, 1_000)  # 0.5 s at worst, once for a marking: it is remembered
 MEMO_MAX = 1_024  # verdicts kept per join; a loop comes back to a handful of markings
 NETS_MAX = 256  # nets whose joins are kept compiled, as many as one workflow may have
 WEIGHT_MAX = 10_000  # what one token may stand for after contraction: as many as a case may hold
@@ -462,6 +472,8 @@ class _Step:
     resets: frozenset[int]
     post: dict[int, int]
     packed_pre: int = 0
+    needed: int = 0  # what it takes or tests
+    put: int = 0
     packed_post: tuple[tuple[int, int], ...] = ()  # (shift, count) of the places that it does not empty
     packed_tests: tuple[int, ...] = ()  # shifts
     emptied: int = 0  # mask of the counts that it empties
@@ -601,6 +613,8 @@ class _Region:
             emptied = {place for place in step.resets if place in shift}
             step.packed_pre = sum(count << shift[place] for place, count in step.pre.items())
             step.packed_post = tuple((shift[p], count) for p, count in sorted(step.post.items()) if p not in emptied)
+            step.needed = sum(max(step.pre.get(p, 0), 1) << shift[p] for p in step.pre.keys() | step.tests)
+            step.put = sum(count << shift[place] for place, count in step.post.items())
             step.packed_tests = tuple(shift[place] for place in sorted(step.tests))
             step.emptied = sum(_COUNT << shift[place] for place in emptied)
             step.refilled = sum(count << shift[place] for place, count in step.post.items() if place in emptied)
@@ -616,10 +630,16 @@ class _Region:
         self._high = self._ones << (COUNT_BITS - 1)
         self._large = sum((_COUNT ^ (_LARGE - 1)) << at for at in shift.values())
         # A lock and the tokens that hold it are one token, unless a thread forks inside: more are never there at once.
+        # So it is with the round of a partial join: open or fired; an input unseen, or seen and then not open.
+        groups = [{lock.place, *lock.held_by} for lock in net.locks if not lock.forks]
+        for round_ in net.rounds.values():
+            groups.append({round_.open, round_.fired})
+            for condition, seen in round_.seen.items():
+                groups += [{round_.unseen[condition], seen}, {round_.open, seen}]
         self._alone = [
-            sum(_COUNT << shift[place] for place in {lock.place, *lock.held_by} if place in shift)
-            for lock in net.locks
-            if lock.place in shift and not lock.forks
+            sum(_COUNT << shift[place] for place in group if place in shift)
+            for group in groups
+            if not group.isdisjoint(shift)
         ]
 
     def packed(self, place: int) -> int:
@@ -629,11 +649,48 @@ class _Region:
         return sum(min(count, WEIGHT_MAX) << shift[to] for to, count in moved.items() if to in shift)
 
     def search(self, now: int, inputs: tuple[int, ...], wanted: Iterable[int]) -> _Decision:
-        """Whether a marking with all marked inputs and one of `wanted` can be reached from `now`."""
-        high = self._high
+        """Whether a marking with all marked inputs and one of `wanted` can be reached from `now`.
+
+        Mostly the first few predecessors tell. Where they do not, few markings can often be reached at all, and only
+        then the long way is gone.
+        """
         markable, usable = self._markable(now)
         held = sum(1 << self._shift[place] for place in inputs if now >> self._shift[place] & _COUNT)
         goals = [held + (1 << self._shift[place]) for place in wanted if markable >> self._shift[place] & 1]
+        if not goals:
+            return _FIRES
+        return (
+            self._backward(now, goals, usable, FEW)
+            or self._forward(now, goals, usable)
+            or self._backward(now, goals, usable, MANY)
+            or _UNDECIDED
+        )
+
+    def _forward(self, now: int, goals: list[int], usable: set[int]) -> _Decision | None:
+        """Every marking that can be reached, when they are few."""
+        high = self._high
+        steps = [step for step in self.steps if id(step) in usable]
+        came: dict[int, tuple[int, _Step] | None] = {now: None}
+        pending = deque([now])
+        while pending:
+            here = pending.popleft()
+            for step in steps:
+                if ((here | high) - step.needed) & high != high:
+                    continue
+                after = (here - step.packed_pre & ~step.emptied) + step.put
+                if after in came:
+                    continue
+                came[after] = (here, step)
+                if any(((after | high) - goal) & high == high for goal in goals):
+                    return Verdict.WAIT, _Run(_trace(after, came)[::-1])
+                if len(came) > MARKINGS_MAX:
+                    return None
+                pending.append(after)
+        return _FIRES
+
+    def _backward(self, now: int, goals: list[int], usable: set[int], most: Budget) -> _Decision | None:
+        """Coverability from the goals backwards; None when that takes more than `most`."""
+        high = self._high
         goals = [self._outstanding(goal, now) for goal in goals]
         came: dict[int, tuple[int, _Step] | None] = dict.fromkeys(goals)
         alone = [group for group in self._alone if not self._several(now & group)]
@@ -641,8 +698,6 @@ class _Region:
         minimal = list(goals)
         looked = 0
         while goals:
-            if looked > STEPS_MAX or len(minimal) > MINIMAL_MAX:
-                return _UNDECIDED
             found: list[int] = []
             for goal in goals:
                 steps: dict[int, _Step] = {}
@@ -651,6 +706,8 @@ class _Region:
                         producers[at] = [step for step in self._producers[at] if id(step) in usable]
                     steps.update((id(step), step) for step in producers[at])
                 looked += len(steps)
+                if looked > most.steps or len(minimal) > most.minimal:
+                    return None
                 for step in steps.values():
                     before = self._before(goal, step)
                     if before is None or before & self._large:
@@ -659,7 +716,7 @@ class _Region:
                     if before in came or any(self._several(before & group) for group in alone):
                         continue
                     if ((now | high) - before) & high == high:
-                        return Verdict.WAIT, _run(step, goal, came)
+                        return Verdict.WAIT, _Run((step, *_trace(goal, came)))
                     if any(((before | high) - known) & high == high for known in minimal):
                         continue
                     came[before] = (goal, step)
@@ -782,11 +839,10 @@ def _counts(packed: int) -> Iterator[int]:
         packed &= ~(_COUNT << at)
 
 
-def _run(step: _Step, goal: int, came: Mapping[int, tuple[int, _Step] | None]) -> _Run:
-    steps = [step]
-    while True:
-        reason = came[goal]
-        if reason is None:
-            return _Run(tuple(steps))
-        goal, step = reason
+def _trace(marking: int, came: Mapping[int, tuple[int, _Step] | None]) -> tuple[_Step, ...]:
+    """The steps by which the search came to `marking`, the last one first."""
+    steps = []
+    while (reason := came[marking]) is not None:
+        marking, step = reason
         steps.append(step)
+    return tuple(steps)

@@ -201,7 +201,8 @@ def compile_reset_net(net: CompiledNet, *, subsets: bool = False) -> ResetNet:
 
 
 def _rounds(node: TaskNode) -> bool:
-    return node.join.kind == "partial" and node.join.mode != "cancelling" and len(node.inputs) > 1
+    """Whether the join has rounds. One that needs every branch has not: firing, it has seen them all."""
+    return node.join.kind == "partial" and node.join.mode != "cancelling" and node.need != len(node.inputs)
 
 
 @dataclass(frozen=True, slots=True)

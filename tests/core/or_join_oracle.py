@@ -1,9 +1,9 @@
 """What an OR-join must do, found the slow way: every marking that can be reached, one by one.
 
 An interpreter of its own over the author's net (`Spec.nets`), forwards, on plain dicts. It shares nothing with the
-engine: no compiled net, no reset net, no lock places (a lock is looked up where its holders are), no contraction. Whether
-a join fires is the definition itself: no marking that can be reached without firing it has all its marked inputs still
-marked and one more.
+engine: no compiled net, no reset net, no lock places (a lock is looked up where its holders are), no contraction.
+Whether a join fires is the definition itself: no marking that can be reached without firing it has all its marked inputs
+still marked and one more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Tokens = dict[str, int]
 
 @dataclass(frozen=True)
 class State:
-    """Where a net is: tokens by condition, started activations by task, inputs seen by partial joins that have fired."""
+    """Where a net is: tokens by condition, started activations by task, inputs seen by partial joins that fired."""
 
     marking: frozenset[tuple[str, int]]
     busy: frozenset[tuple[str, int]]
@@ -153,9 +153,9 @@ class Oracle:
             return False
         for section, members in self.net.sections:
             inside = self.inside[section]
-            if task.id in members and inside.isdisjoint(way):
-                if any(name in busy for name in members) or any(place in marking for place in inside):
-                    return False
+            held = any(name in busy for name in members) or any(place in marking for place in inside)
+            if task.id in members and inside.isdisjoint(way) and held:
+                return False
         return True
 
     def _ends(self, task: Task, state: State) -> Iterator[State]:
@@ -331,16 +331,12 @@ def random_state(oracle: Oracle, seed: int) -> State:
         if rng.random() < 0.2 and oracle._admitted(oracle.tasks[task], (), State.of(marking, busy)):
             busy[task] = 1
     seen: dict[str, frozenset[str]] = {}
-    for task in oracle.tasks.values():
-        if (
-            task.join.kind == "partial"
-            and task.join.mode != "cancelling"
-            and rng.random() < 0.3
-            and len(oracle.inputs[task.id]) > 1
-        ):
-            assert isinstance(task.join.need, int)
-            if task.join.need < len(oracle.inputs[task.id]):
-                seen[task.id] = frozenset(rng.sample(oracle.inputs[task.id], task.join.need))
+    for each in oracle.net.tasks:
+        inputs = oracle.inputs[each.id]
+        if each.join.kind == "partial" and each.join.mode != "cancelling" and rng.random() < 0.3:
+            assert isinstance(each.join.need, int)
+            if each.join.need < len(inputs):
+                seen[each.id] = frozenset(rng.sample(inputs, each.join.need))
     if any(sum(marking.get(place, 0) for place in inside) > 1 for inside in oracle.inside.values()):
         return random_state(oracle, seed + 1_000_000)
     return State.of(marking, busy, seen)
@@ -355,9 +351,9 @@ def has_cycle(net: Net) -> bool:
     onward: dict[str, set[str]] = {}
     for flow in net.flows:
         onward.setdefault(flow.source, set()).add(flow.target)
-    for first in onward:
+    for first, after in onward.items():
         found: set[str] = set()
-        pending = list(onward[first])
+        pending = list(after)
         while pending:
             name = pending.pop()
             if name not in found:
