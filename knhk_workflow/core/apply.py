@@ -179,7 +179,8 @@ def _instance_added(case: Case, event: e.InstanceAdded) -> None:
     activation = case.activations[event.activation]
     activation.count += 1
     if event.element:
-        activation.elements.append(event.element)
+        bare = event.instance - 1 - len(activation.elements)  # instances before it that were made from nothing
+        activation.elements.extend([b""] * bare + [event.element])
 
 
 def _instances_closed(case: Case, event: e.InstancesClosed) -> None:

@@ -132,7 +132,7 @@ class Signal(Command, frozen=True, tag=15):
 
 
 class CancelTask(Command, frozen=True, tag=16):
-    """Withdraw or stop a task's activations (WCP-19, 26): one, or all of the task when `activation` is 0."""
+    """Withdraw or stop one activation of a task (WCP-19); 0 when there is only one. Nothing flows on."""
 
     task: str
     activation: int = 0

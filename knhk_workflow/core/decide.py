@@ -284,10 +284,10 @@ def _signal(step: Step, command: c.Signal) -> None:
 
 def _cancel_task(step: Step, command: c.CancelTask) -> None:
     _need(step, "running", "suspended")
-    for activation in _activations(step, command.task, command.activation):
-        withdraw(step, activation, "cancelled" if activation.started else "withdrawn")
-        if not activation.started:
-            _take_away(step, activation)
+    activation = _one(step, command.task, command.activation)
+    withdraw(step, activation, "cancelled" if activation.started else "withdrawn")
+    if not activation.started:
+        _take_away(step, activation)
     settle(step)
 
 
@@ -343,8 +343,8 @@ def _cancel_instances(step: Step, command: c.CancelInstances) -> None:
     settle(step)
 
 
-def _activations(step: Step, task: str, number: int) -> list[Activation]:
-    """The live activations of a task, or the one that is meant. Raises NotFound, WrongState."""
+def _one(step: Step, task: str, number: int) -> Activation:
+    """The live activation that is meant; with several the caller must say which. Raises NotFound, WrongState."""
     if not any(task in net.tasks for net in step.model.nets.values()):
         raise NotFound("task", task)
     found = [each for _, each in sorted(step.case.activations.items()) if each.task == task]
@@ -353,12 +353,6 @@ def _activations(step: Step, task: str, number: int) -> list[Activation]:
     if not found:
         what = f"{task}@{step.case.case_id}" + (f" (activation {number})" if number else "")
         raise WrongState("task", what, "enabled or running", "neither")
-    return found
-
-
-def _one(step: Step, task: str, number: int) -> Activation:
-    """The live activation that is meant; with several the caller must say which."""
-    found = _activations(step, task, number)
     if len(found) > 1:
         which = ", ".join(str(each.number) for each in found)
         raise WrongState(
@@ -386,6 +380,7 @@ def _item(step: Step, ref: c.ItemRef, verb: str, *states: str) -> tuple[Activati
         raise Stale("work item", name, f"attempt {run.attempt}", f"attempt {ref.attempt}", "list the work again")
     if run.state not in states:
         shown = run.state if run.state in OPEN_ITEM_STATES else f"{run.state} already"
+    step.about = found[0]
         raise WrongState("work item", name, " or ".join(states), shown)
     if not activation.started:
         _startable(step, activation, name, verb, states)

@@ -16,10 +16,10 @@ from knhk_workflow.core.cancel import cancel_region
 from knhk_workflow.core.case import Activation, Instance, NetInstance, place_of
 from knhk_workflow.core.data import merge
 from knhk_workflow.core.incidents import raise_incident
-from knhk_workflow.core.joins import consumed, offers
+from knhk_workflow.core.joins import binding, consumed
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.expression import EvaluationFailed, Expression
-from knhk_workflow.model.net import SINGLE, TaskNode
+from knhk_workflow.model.net import SINGLE, Region, TaskNode
 from knhk_workflow.model.spec import START
 
 DEPTH_MAX = 256  # nested sub-nets; recursion in practice stays below 50
@@ -63,7 +63,7 @@ def start_item(step: Step, activation: Activation, run: Instance, owner: str) ->
     """Begin outside work. The first start of an activation consumes its tokens and ends the choice (WCP-16)."""
     node = step.node(activation)
     net = step.case.nets[activation.net]
-    inputs = () if activation.started else binding(step, net, node, activation)
+    inputs = () if activation.started else _taken(step, net, node, activation)
     first = not activation.started
     step.emit(e.ItemStarted(*place_of(activation, run), owner or run.owner, inputs))
     step.changed(activation, run)
@@ -77,18 +77,15 @@ def start_without_work(step: Step, activation: Activation) -> None:
         return
     node = step.node(activation)
     net = step.case.nets[activation.net]
-    inputs = binding(step, net, node, activation)
+    inputs = _taken(step, net, node, activation)
     step.emit(e.TaskStarted(net.number, activation.task, activation.number, inputs))
     has_consumed(step, net, node, activation, inputs)
 
 
-def binding(step: Step, net: NetInstance, node: TaskNode, activation: Activation) -> tuple[str, ...]:
+def _taken(step: Step, net: NetInstance, node: TaskNode, activation: Activation) -> tuple[str, ...]:
     """The conditions that an activation consumes when it starts now."""
-    if node.join.kind in SINGLE:
-        possible = offers(step, node, net)
-        if possible:
-            return possible[0][0]
-    return activation.inputs
+    found = binding(step, node, net, activation.inputs) if node.join.kind in SINGLE else None
+    return activation.inputs if found is None else found
 
 
 def start_net(step: Step, net: NetInstance, node: TaskNode, activation: Activation, instance: int) -> None:
@@ -122,7 +119,7 @@ def start_net(step: Step, net: NetInstance, node: TaskNode, activation: Activati
 
 def element_of(activation: Activation, instance: int) -> bytes | None:
     """The JSON value that an instance was made from, if it was made from one."""
-    return activation.elements[instance - 1] if instance <= len(activation.elements) else None
+    return (activation.elements[instance - 1] or None) if instance <= len(activation.elements) else None
 
 
 def mapping(
@@ -147,13 +144,12 @@ def mapping(
 
 def has_consumed(step: Step, net: NetInstance, node: TaskNode, activation: Activation, inputs: tuple[str, ...]) -> None:
     """What follows from an activation having taken its tokens: books, locks, a cancelled rest, rivals."""
-    if node.join.kind in SINGLE:
+    if node.join.kind in SINGLE or node.tallies:
         consumed(step, node, net, inputs)
     if node.withdrawn is not None:
-        rest = tuple(place for place in node.inputs if place in net.marking)
-        if rest:
-            step.emit(e.TokensRemoved(net.number, node.id, rest))
-        cancel_region(step, net, node.withdrawn, activation)
+        rest = (place for place in node.inputs if place not in inputs and place not in node.withdrawn.conditions)
+        everything = Region((*node.withdrawn.conditions, *rest), node.withdrawn.tasks)
+        cancel_region(step, net, everything, activation)
     if node.sections or node.mutex is not None:
         locks.take(step, net, node, activation)
     if node.shared and inputs:

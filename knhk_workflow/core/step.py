@@ -30,6 +30,7 @@ class Step:
 
     __slots__ = (
         "_scopes",
+        "about",
         "case",
         "events",
         "incidents",
@@ -53,6 +54,7 @@ class Step:
         self.items: dict[tuple[int, int], ItemInNet] = {}  # work items that changed, by activation and instance
         self.incidents: tuple[int, ...] = ()  # incidents that were raised or resolved
         self.paused = bool(case.ready)  # an earlier step left a cascade; this one may take it up, or end it
+        self.about: Activation | None = None  # the one activation that an instance command is about
         self._scopes: dict[int, object] = {}
 
     def emit(self, event: Event) -> None:

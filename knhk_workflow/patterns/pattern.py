@@ -105,10 +105,15 @@ def completed(*tasks: str) -> tuple[Move, ...]:
 
 
 def moves(*steps: str) -> tuple[Move, ...]:
-    """Moves written as `start A`, or `complete A {"q": true}`."""
+    """Moves written as `start A`, `complete A(2) {"q": true}`, or `trigger name`."""
     return tuple(_move(step) for step in steps)
 
 
 def _move(step: str) -> Move:
     words: Sequence[str] = step.split(" ", 2)
-    return Move(words[0], words[1] if len(words) > 1 else "", data=words[2].encode() if len(words) > 2 else b"")
+    target = words[1] if len(words) > 1 else ""
+    data = words[2].encode() if len(words) > 2 else b""
+    if words[0] == "trigger":
+        return Move(words[0], name=target, data=data)
+    task, _, nth = target.removesuffix(")").partition("(")
+    return Move(words[0], task, nth, data)

@@ -61,10 +61,12 @@ from knhk_workflow.runtime.views import (
     Explanation,
     HistoryEvent,
     IncidentView,
+    InstancesView,
     Page,
     PatternExecutionContext,
     PatternResult,
     PatternView,
+    TriggerDelivery,
     Validation,
     WorkflowView,
     WorkItemFilter,
@@ -86,6 +88,8 @@ NO_CONTEXT: Final = PatternExecutionContext()
 RUN_EVENTS: Final = 50  # of a pattern's run in memory, before others get a turn; about 1 ms
 
 T = TypeVar("T")
+
+_Instances = c.AddInstance | c.CloseInstances | c.CompleteInstances | c.CancelInstances
 
 
 class EngineLimits(msgspec.Struct, frozen=True):
@@ -420,6 +424,79 @@ class WorkflowEngine:
         command = c.UpdateCaseData(json_object(patch, "data"), expected_sequence)
         return await self._on_case(case_id, command, meta)
 
+    async def cancel_task(self, case_id: str, task_id: str, *, activation: int = 0, meta: CallMeta = LOCAL) -> CaseView:
+        """Withdraw or stop one activation of a task; nothing flows on. 0: the only one that there is."""
+        checked_id(task_id, "task_id")
+        return await self._on_case(case_id, c.CancelTask(task_id, activation), meta, rest=True)
+
+    async def trigger_case(
+        self, name: str, data: JsonObject = None, *, case_id: str = "", key: str = "", meta: CallMeta = LOCAL
+    ) -> list[TriggerDelivery]:
+        """Deliver a signal to one case, or to every open case with a business key: one command for each case, in the
+        order of the list of cases. With a request id each case takes the message once, however often it is sent.
+
+        Raises NotFound for an unknown case; a business key that no case has gives an empty answer.
+        """
+        checked_id(name, "name")
+        checked_id(case_id, "case_id", empty=True)
+        checked_id(key, "key", empty=True)
+        if not case_id and not key:
+            raise InvalidInput.field("case_id", "a case or a business key is needed", "give case_id, or key")
+        command = c.Signal(name, json_object(data, "data") if data is not None else b"")
+        if case_id:
+            return [await self._deliver(case_id, command, meta)]
+        found: list[TriggerDelivery] = []
+        token = ""
+        while True:
+            page = await self.list_cases(CaseFilter(business_key=key), page_token=token, meta=meta)
+            for case in page.items:
+                try:
+                    if case.state not in c.ENDED or meta.request_id:
+                        found.append(await self._deliver(case.case_id, command, meta))
+                except WrongState:
+                    continue  # it has ended, without having taken this message before
+                if len(found) > BATCH_MAX:
+                    raise LimitExceeded("cases that one message reaches", BATCH_MAX, len(found), "use narrower keys")
+            token = page.next_token
+            if not token:
+                return found
+
+    async def _deliver(self, case_id: str, signal: c.Signal, meta: CallMeta) -> TriggerDelivery:
+        return await self._answered(case_id, signal, meta, query.delivery_after, _decode_delivery)
+
+    async def add_instance(
+        self, case_id: str, task_id: str, data: JsonObject = None, *, activation: int = 0, meta: CallMeta = LOCAL
+    ) -> InstancesView:
+        """One more instance of a task with dynamic instances; `data` is what it is made from (`item`).
+
+        Raises WrongState when the task is closed to new ones, its flow has gone on, or several activations are live and
+        none is named; LimitExceeded at its maximum.
+        """
+        element = json_object(data, "data") if data is not None else b""
+        return await self._on_instances(case_id, c.AddInstance(task_id, activation, element), meta)
+
+    async def close_instances(
+        self, case_id: str, task_id: str, *, activation: int = 0, meta: CallMeta = LOCAL
+    ) -> InstancesView:
+        """No further instances."""
+        return await self._on_instances(case_id, c.CloseInstances(task_id, activation), meta)
+
+    async def complete_instances(
+        self, case_id: str, task_id: str, *, activation: int = 0, meta: CallMeta = LOCAL
+    ) -> InstancesView:
+        """End the task now: what runs counts as done, what was not started is withdrawn, the flow goes on."""
+        return await self._on_instances(case_id, c.CompleteInstances(task_id, activation), meta)
+
+    async def cancel_instances(
+        self, case_id: str, task_id: str, *, activation: int = 0, meta: CallMeta = LOCAL
+    ) -> InstancesView:
+        """Stop the task: the flow does not go on, finished instances keep their effect."""
+        return await self._on_instances(case_id, c.CancelInstances(task_id, activation), meta)
+
+    async def _on_instances(self, case_id: str, command: _Instances, meta: CallMeta) -> InstancesView:
+        checked_id(command.task, "task_id")
+        return await self._answered(case_id, command, meta, query.instances_after, _decode_instances)
+
     async def resolve_incident(
         self, incident_id: str, action: str, data: JsonObject = None, *, meta: CallMeta = LOCAL
     ) -> CaseView:
@@ -685,7 +762,7 @@ class WorkflowEngine:
             except sandbox.Refusal as refusal:
                 message = str(refusal)
                 break
-            except WrongState as error:
+            except (WrongState, LimitExceeded) as error:
                 message = sandbox.refused(error, move, index, case)
                 break
         case = await self.get_case(case_id, meta=meta)
@@ -786,26 +863,38 @@ class WorkflowEngine:
         return await self._rest(meta, case_id, view) if rest and live.continuing is not None else view
 
     async def _on_item(self, item_id: str, make: Callable[[c.ItemRef], c.Command], meta: CallMeta) -> WorkItemView:
+        ref, case_id = parse_item_id(item_id)
+        return await self._answered(
+            case_id, make(ref), meta, lambda step: query.work_item_after(step, ref), _decode_item
+        )
+
+    async def _answered(
+        self,
+        case_id: str,
+        command: c.Command,
+        meta: CallMeta,
+        view: Callable[[Step], T],
+        stored: Callable[[bytes], T],
+    ) -> T:
+        """Carry a command out whose answer is a view of its step; repeated, the answer is the one that was stored."""
         if self._store is None:
             await self.open()
-        ref, case_id = parse_item_id(item_id)
-        command = make(ref)
         request = self._request(meta, (case_id, command)) if meta.request_id else None
 
-        def answer(step: Step) -> tuple[WorkItemView, bytes]:
-            view = query.work_item_after(step, ref)
-            return view, _encode(view) if request is not None else b""
+        def answer(step: Step) -> tuple[T, bytes]:
+            found = view(step)
+            return found, _encode(found) if request is not None else b""
 
         try:
-            _, view = await self._command(case_id, command, meta, request, answer)
+            _, result = await self._command(case_id, command, meta, request, answer)
         except OutcomeUnknown:
-            raise  # as above
+            raise  # a failing look at the request's record must not turn this into "nothing was written"
         except WorkflowError:
             record = await self._recorded(request, meta, case_id) if request is not None else None
             if record is None:
                 raise
-            return _decode_item(record.receipt)
-        return view
+            return stored(record.receipt)
+        return result
 
     async def _command(
         self,
@@ -1009,6 +1098,8 @@ class WorkflowEngine:
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_item = msgspec.msgpack.Decoder(WorkItemView).decode
+_decode_instances = msgspec.msgpack.Decoder(InstancesView).decode
+_decode_delivery = msgspec.msgpack.Decoder(TriggerDelivery).decode
 
 
 def _batch_size(what: str, count: int) -> None:

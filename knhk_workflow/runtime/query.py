@@ -10,7 +10,16 @@ from typing import Final, TypeVar
 import msgspec
 
 from knhk_workflow.core import commands as c
-from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Incident, Instance
+from knhk_workflow.core.case import (
+    DONE_STATES,
+    LIVE_STATES,
+    OPEN_ITEM_STATES,
+    Activation,
+    Case,
+    Incident,
+    Instance,
+)
+from knhk_workflow.core.events import InstanceAdded, TriggerReceived
 from knhk_workflow.core.explain import explain, summary
 from knhk_workflow.core.step import ItemInNet, Step
 from knhk_workflow.errors import InvalidInput, NotFound
@@ -24,7 +33,9 @@ from knhk_workflow.runtime.views import (
     Explanation,
     HistoryEvent,
     IncidentView,
+    InstancesView,
     Page,
+    TriggerDelivery,
     WorkItemFilter,
     WorkItemView,
 )
@@ -94,6 +105,34 @@ def work_item_after(step: Step, ref: c.ItemRef) -> WorkItemView:
     about = step.items[ref.activation, ref.instance]
     opened = [_item_id(case, item) for item in step.items.values() if item is not about and item[3].state == "offered"]
     return _shown(case, about, b"", case.state, case.sequence, tuple(opened))
+
+
+def instances_after(step: Step) -> InstancesView:
+    """The multiple-instance task that a step was about, as the step left it; by now it may be gone from the case."""
+    case, activation = step.case, step.about
+    assert activation is not None
+    runs = activation.instances.values()
+    added = next((event.instance for event in step.events if isinstance(event, InstanceAdded)), 0)
+    item = step.items.get((activation.number, added))
+    return InstancesView(
+        case.case_id,
+        activation.task,
+        activation.number,
+        activation.count,
+        sum(1 for run in runs if run.state in DONE_STATES),
+        sum(1 for run in runs if run.state in LIVE_STATES),
+        activation.number in case.activations and not activation.closed and not activation.released,
+        case.state,
+        case.sequence,
+        added,
+        _item_id(case, item) if item is not None else "",
+    )
+
+
+def delivery_after(step: Step) -> TriggerDelivery:
+    """What became of the signal that a step brought."""
+    received = next(event for event in step.events if isinstance(event, TriggerReceived))
+    return TriggerDelivery(step.case.case_id, received.outcome, received.task, received.activation)
 
 
 def _item_view(case: Case, model: Model, activation: Activation, run: Instance) -> WorkItemView:

@@ -10,7 +10,7 @@ case that rests with offered work is a success that has not ended.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Final
 
@@ -55,17 +55,17 @@ CASE_MOVES: Final[Mapping[str, c.Command]] = {
     "resume": c.ResumeCase(),
     "cancel_case": c.CancelCase(),
 }
-LATER_MOVES: Final = frozenset(
-    {
-        "trigger",
-        "add_instance",
-        "close_instances",
-        "cancel_task",
-        "cancel_instances",
-        "complete_instances",
-        "advance_clock",
-    }
-)
+TASK_MOVES: Final[Mapping[str, Callable[[str, bytes], c.Command]]] = {
+    "add_instance": lambda task, data: c.AddInstance(task, element=data),
+    "close_instances": lambda task, _: c.CloseInstances(task),
+    "complete_instances": lambda task, _: c.CompleteInstances(task),
+    "cancel_instances": lambda task, _: c.CancelInstances(task),
+    "cancel_task": lambda task, _: c.CancelTask(task),
+}
+"""Moves on a task as a whole, rather than on one of its work items."""
+TRIGGER: Final = "trigger"
+WITH_DATA: Final = frozenset({"complete", "fail", "add_instance", TRIGGER})
+LATER_MOVES: Final = frozenset({"advance_clock"})
 """Moves of the contract whose constructs are not executed by this version."""
 
 
@@ -109,9 +109,8 @@ def script(pattern: Pattern, context: PatternExecutionContext) -> Script:
     if len(context.script) > SCRIPT_MOVES_MAX:
         raise LimitExceeded("moves of a script", SCRIPT_MOVES_MAX, len(context.script), "run a case instead")
     given = msgspec.json.decode(json_object(context.data, "data"), type=dict[str, msgspec.Raw])
-    tasks = _tasks(pattern.number)
     merged = {**pattern.data, **context.variables, **given}
-    moves = tuple(_checked(move, index, tasks) for index, move in enumerate(context.script))
+    moves = tuple(_checked(move, index, pattern.number) for index, move in enumerate(context.script))
     return Script(
         pattern,
         checked_id(context.case_id, "case_id", empty=True),
@@ -122,9 +121,14 @@ def script(pattern: Pattern, context: PatternExecutionContext) -> Script:
 
 
 @cache
-def _tasks(number: int) -> frozenset[str]:
-    """The tasks of a pattern, in all its nets, that the outside carries out."""
-    return frozenset(task.id for net in _model(number).spec.nets for task in net.tasks if task.required_roles)
+def _targets(number: int, move: str) -> frozenset[str]:
+    """The tasks of a pattern, in all its nets, that a move can be about."""
+    tasks = [task for net in _model(number).spec.nets for task in net.tasks]
+    if move in ITEM_MOVES:
+        return frozenset(task.id for task in tasks if task.required_roles)
+    if move == "cancel_task":
+        return frozenset(task.id for task in tasks)
+    return frozenset(task.id for task in tasks if task.instances is not None or task.for_each is not None)
 
 
 @cache
@@ -133,31 +137,41 @@ def _model(number: int) -> Model:
     return compile_spec(parse_spec(msgspec.json.decode(text)), 1, spec_digest(text))
 
 
-def _checked(move: Stimulus, index: int, tasks: frozenset[str]) -> Stimulus:
+def _checked(move: Stimulus, index: int, pattern: int) -> Stimulus:
     where = f"script[{index}]"
     name = move.move.strip().lower()
     if name in LATER_MOVES:
         raise Unsupported(f"the move {name!r} in {where}", "no pattern that this version executes needs it")
-    if name in CASE_MOVES:
+    if name in CASE_MOVES or name == TRIGGER:
         if move.task:
             raise InvalidInput.field(f"{where}.task", f"{name} concerns the whole case", "leave the task out")
-    elif name not in ITEM_MOVES:
-        known = ", ".join((*ITEM_MOVES, *CASE_MOVES))
+        if name == TRIGGER:
+            checked_id(move.name, f"{where}.name")
+    elif name not in ITEM_MOVES and name not in TASK_MOVES:
+        known = ", ".join((*ITEM_MOVES, *TASK_MOVES, TRIGGER, *CASE_MOVES))
         raise InvalidInput.field(f"{where}.move", f"{move.move[:100]!r} is not a move", f"use one of {known}")
-    elif move.task not in tasks:
-        hint = f"tasks that the outside carries out are {', '.join(sorted(tasks))}"
-        raise InvalidInput.field(f"{where}.task", f"there is no such task as {move.task[:100]!r}", hint)
-    elif move.name and not (move.name.isascii() and move.name.isdigit() and int(move.name[:9]) > 0):
-        hint = "1 is the oldest one that is open; leave it out to mean that"
-        raise InvalidInput.field(f"{where}.name", f"{move.name[:100]!r} is not the number of a work item", hint)
+    else:
+        _checked_target(move, where, _targets(pattern, name), name in ITEM_MOVES)
     data = b""
     if move.data:
-        if name not in ("complete", "fail"):
+        if name not in WITH_DATA:
             raise InvalidInput.field(f"{where}.data_json", f"{name} takes no data", "leave it out")
         data = json_object(move.data, f"{where}.data_json")
     if name == "fail":
         _failure(data, where)
     return Stimulus(name, move.task, move.name, data)
+
+
+def _checked_target(move: Stimulus, where: str, tasks: frozenset[str], numbered: bool) -> None:
+    """The task of a move, and the number of the work item where a move can have one."""
+    if move.task not in tasks:
+        hint = f"this move can be about {', '.join(sorted(tasks)) or 'no task of this pattern'}"
+        raise InvalidInput.field(f"{where}.task", f"there is no such task as {move.task[:100]!r}", hint)
+    if move.name and not numbered:
+        raise InvalidInput.field(f"{where}.name", "this move is about the task as a whole", "leave the name out")
+    if move.name and not (move.name.isascii() and move.name.isdigit() and int(move.name[:9]) > 0):
+        hint = "1 is the oldest one that is open; leave it out to mean that"
+        raise InvalidInput.field(f"{where}.name", f"{move.name[:100]!r} is not the number of a work item", hint)
 
 
 class _Failure(msgspec.Struct, frozen=True):
@@ -184,6 +198,10 @@ def command(move: Stimulus, index: int, case: CaseView) -> c.Command:
     """What a checked move means for the case as it is. Raises Refusal with the reason in one sentence."""
     if move.move in CASE_MOVES:
         return CASE_MOVES[move.move]
+    if move.move == TRIGGER:
+        return c.Signal(move.name, move.data)
+    if move.move in TASK_MOVES:
+        return TASK_MOVES[move.move](move.task, move.data)
     ref, _ = parse_item_id(item_of(move, index, case).item_id)
     if move.move == "start":
         return c.StartItem(ref)
@@ -227,7 +245,7 @@ def _open(case: CaseView) -> str:
 
 def refused(error: WorkflowError, move: Stimulus, index: int, case: CaseView) -> str:
     """The message of a run whose move the case refused."""
-    target = f" {move.task}" if move.task else ""
+    target = f" {move.task or move.name}" if move.task or move.name else ""
     return f"script[{index}]: cannot {move.move}{target}: {error.message}; open are {_open(case)}"
 
 

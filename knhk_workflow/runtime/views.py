@@ -70,6 +70,38 @@ class WorkItemView(msgspec.Struct, frozen=True):
     opened: tuple[str, ...] = ()  # ids of work items that it offered
 
 
+class InstancesView(msgspec.Struct, frozen=True):
+    """A multiple-instance task after a command about its instances.
+
+    `created` counts those begun with and those added, `done` those that ended well, `open` those at work. `instance` is
+    the number of the one that the command added (0: none), `item_id` its work item when it is work of the outside.
+    """
+
+    case_id: str
+    task_id: str
+    activation: int
+    created: int
+    done: int
+    open: int
+    accepts: bool  # false once it takes no further instances
+    case_state: str
+    case_sequence: int
+    instance: int = 0
+    item_id: str = ""
+
+
+class TriggerDelivery(msgspec.Struct, frozen=True):
+    """What became of a signal in one case.
+
+    `outcome`: taken (by the task's activation), kept (until somebody waits for it), lost (nobody waits or keeps it).
+    """
+
+    case_id: str
+    outcome: str
+    task_id: str = ""
+    activation: int = 0
+
+
 class CaseView(msgspec.Struct, frozen=True):
     """A case at one sequence. Lists leave `data`, `work` and `incidents` empty."""
 

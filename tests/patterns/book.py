@@ -1,8 +1,17 @@
 """What a reader of a story sees: names for the work, and sentences for what happened.
 
-The first enabling of task B is called `B`, the second `B(2)`; inside a sub-net that task R carries out, `R.B`. The
-outcome of a step is what changed for somebody outside; what goes without saying (tokens, sub-nets, merged data) is left
-out.
+The first enabling of task B is called `B`, the second `B(2)`; its instances, when there are several, `B#1`, `B#2`;
+inside a sub-net that task R carries out, `R.B`. The outcome of a step is what changed for somebody outside; what goes
+without saying (tokens that move on, sub-nets, merged data) is left out:
+
+    B waits                     enabled, and waits for its signal
+    t taken by B, t kept, t lost
+    B#3 offered, B#3 done       an instance; B completed, when all that are needed are done
+    B instance 3 added, B closed, B released (the flow goes on, instances still run)
+    section s taken by B, section s free, mutex m taken by B, C waits for mutex m
+    D absorbs C->D, D re-armed  a partial join swallows a late token; its next round begins
+    B passed over               a false token went past B
+    C->F emptied                a cancel region took the tokens there
 """
 
 from __future__ import annotations
@@ -32,6 +41,15 @@ class Told(msgspec.Struct, frozen=True):
     incident: int = 0
     before: str = ""
     state: str = ""
+    name: str = ""
+    outcome: str = ""
+    lock: str = ""
+    reason: str = ""
+    count: int = 1
+    seen: tuple[str, ...] = ()
+    absorbed: tuple[str, ...] = ()
+    produced: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
 
 
 class Known(msgspec.Struct):
@@ -44,7 +62,11 @@ class Known(msgspec.Struct):
 
 
 Event = tuple[str, Told]
-_NTH = re.compile(r"\(\d+\)")
+Seen = dict[str, set[tuple[int, int]]]
+"""What happened in a step: per kind of event the activations, and their instances."""
+
+ENDS = ("item_completed", "item_failed", "item_skipped", "item_withdrawn", "item_terminated", "item_force_completed")
+_NTH = re.compile(r"\(\d+\)|#\d+")
 _PATH = re.compile(r"\b(?:\w+(?:\(\d+\))?\.)+")
 
 
@@ -65,6 +87,7 @@ class Book:
         self.incidents: dict[int, tuple[str, int]] = {}  # number -> (label, activation)
         self.state = ""
         self._labels: dict[int, str] = {}
+        self._many: set[int] = set()  # activations with several instances from the start
         self._prefix: dict[int, str] = {root: ""}
         self._given: Counter[tuple[int, str]] = Counter()
 
@@ -75,9 +98,9 @@ class Book:
             assert event.sequence == self.sequence + 1, "the history has a gap"
             self.sequence = event.sequence
             step.append((event.event_type, msgspec.json.decode(event.data, type=Told)))
-        seen: dict[str, set[int]] = {}
+        seen: Seen = {}
         for kind, told in step:
-            seen.setdefault(kind, set()).add(told.activation)
+            seen.setdefault(kind, set()).update(((told.activation, 0), (told.activation, told.instance)))
         sentences: list[str] = []
         for kind, told in step:
             self._note(kind, told)
@@ -88,12 +111,20 @@ class Book:
 
     def item(self, name: str) -> Known | None:
         """The work that a story names: exactly that label, else the oldest open one of the task, else the last."""
-        label = name.removesuffix("(1)")
-        exact = [item for item in self.items if item.label == label]
-        if "(" in name or "." in name:
+        label = name.replace("(1)", "")
+        exact = [item for item in self.items if item.label in (label, label.removesuffix("#1"))]
+        if any(mark in name for mark in "(.#"):
             return exact[-1] if exact else None
         same = [item for item in self.items if item.task == name]
         return next((item for item in same if item.open), same[-1] if same else None)
+
+    def activation(self, name: str) -> tuple[str, int]:
+        """The task that a story names, and its activation where the name says which one; 0 where it does not."""
+        task = _plain(name)
+        if task == name:
+            return task, 0
+        label = name.replace("(1)", "")
+        return task, max(number for number, known in self._labels.items() if known == label)
 
     def incident(self, name: str) -> int:
         """The open incident on a task, or on `net`."""
@@ -109,14 +140,16 @@ class Book:
             nth = self._given[told.net, told.task]
             label = self._prefix.get(told.net, "") + told.task + (f"({nth})" if nth > 1 else "")
             self._labels[told.activation] = label
+            if told.count > 1:
+                self._many.add(told.activation)
         elif kind == "net_started" and told.net != self.root and told.activation:
-            self._prefix[told.net] = self._labels[told.activation] + "."
+            self._prefix[told.net] = self._label(told) + "."
         elif kind == "item_offered":
             ref = ItemRef(told.activation, told.instance, told.attempt)
-            self.items.append(Known(self._labels[told.activation], told.task, ref))
-        elif kind in ("item_completed", "item_failed", "item_skipped", "item_withdrawn", "item_terminated"):
+            self.items.append(Known(self._label(told), told.task, ref))
+        elif kind in ENDS:
             for item in self.items:
-                if item.ref.activation == told.activation:
+                if (item.ref.activation, item.ref.instance) == (told.activation, told.instance):
                     item.open = False
         elif kind == "incident_raised":
             self.incidents[told.incident] = (self._labels.get(told.activation, ""), told.activation)
@@ -128,7 +161,13 @@ class Book:
             self.round += 1
             self._given.clear()
 
-    def _sentence(self, kind: str, told: Told, seen: dict[str, set[int]]) -> str:
+    def _label(self, told: Told) -> str:
+        """The name of what an event is about: an activation, or one instance of it."""
+        label = self._labels.get(told.activation, "the net")
+        several = told.instance > 1 or (told.instance == 1 and told.activation in self._many)
+        return f"{label}#{told.instance}" if several else label
+
+    def _sentence(self, kind: str, told: Told, seen: Seen) -> str:
         if kind == "net_completed":
             return "case completed" if told.net == self.root != 1 else ""
         if kind == "state_changed":
@@ -137,28 +176,33 @@ class Book:
             return "" if told.before == "created" else f"case {told.state}"
         if kind == "incident_resolved":
             return f"incident closed: {told.action}"
+        if kind in ("trigger_received", "trigger_taken"):
+            by = f"taken by {self._labels[told.activation]}"
+            return f"{told.name} {by if told.outcome in ('', 'taken') else told.outcome}"
+        if kind == "lock_released":
+            return f"{_lock(told.lock)} free"
         if told.task in self.hidden or (told.net < self.root and not told.activation and kind != "incident_raised"):
             return ""
         if told.net < self.root:
             return ""
-        label = self._labels.get(told.activation, "the net")
-        now = told.activation
+        if kind.startswith("item_"):
+            return self._item_sentence(kind, told, seen)
+        if kind.startswith("task_"):
+            return self._task_sentence(kind, told, seen)
         if kind == "incident_raised":
-            return f"incident {told.kind} at {label}"
-        if kind == "task_enabled":
-            return f"{label} started" if now in seen.get("net_started", ()) else ""
-        if kind == "task_completed":
-            return "" if now in seen.get("item_skipped", ()) else f"{label} completed"
-        if kind == "task_cancelled":
-            shown = now in seen.get("item_withdrawn", ()) or now in seen.get("item_terminated", ())
-            return "" if shown else f"{label} cancelled"
+            return f"incident {told.kind} at {self._label(told)}"
+        return self._quiet_sentence(kind, told)
+
+    def _item_sentence(self, kind: str, told: Told, seen: Seen) -> str:
+        """About one work item. That the item of a plain task is done shows in the task's completion."""
+        label, now = self._label(told), (told.activation, told.instance)
         if kind == "item_offered":
             return f"{label} offered" if told.attempt == 1 else f"{label} offered again"
         if kind == "item_started":
-            ended = ("item_completed", "item_failed", "item_skipped")
-            return "" if any(now in seen.get(end, ()) for end in ended) else f"{label} started"
+            return "" if any(now in seen.get(end, ()) for end in ENDS[:3]) else f"{label} started"
         if kind == "item_completed":
-            return "" if now in seen.get("task_completed", ()) else f"{label} done"
+            plain = label == self._labels[told.activation]
+            return "" if plain and (told.activation, 0) in seen.get("task_completed", ()) else f"{label} done"
         if kind == "item_allocated":
             return f"{label} allocated to {told.owner}"
         words = {
@@ -167,8 +211,48 @@ class Book:
             "item_skipped": "skipped",
             "item_withdrawn": "withdrawn",
             "item_terminated": "terminated",
+            "item_force_completed": "forced",
         }
-        return f"{label} {words[kind]}" if kind in words else ""
+        return f"{label} {words[kind]}"
+
+    def _task_sentence(self, kind: str, told: Told, seen: Seen) -> str:
+        """About an activation. What its one work item says already is not said again."""
+        label, now = self._labels[told.activation], (told.activation, 0)
+        if kind == "task_enabled":
+            if now in seen.get("net_started", ()):
+                return f"{label} started"
+            shown = ("item_offered", "incident_raised", "task_completed", "task_cancelled")
+            return "" if any(now in seen.get(each, ()) for each in shown) else f"{label} waits"
+        if kind == "task_completed":
+            return "" if now in seen.get("item_skipped", ()) else f"{label} completed"
+        if kind == "task_cancelled":
+            ended = any(now in seen.get(end, ()) for end in ("item_withdrawn", "item_terminated"))
+            return "" if ended and told.activation not in self._many else f"{label} {told.reason}"
+        return f"{label} released" if kind == "task_released" else ""
+
+    def _quiet_sentence(self, kind: str, told: Told) -> str:
+        """About joins, locks, regions and instances."""
+        label = self._prefix.get(told.net, "") + told.task
+        if kind == "instance_added":
+            return f"{self._labels[told.activation]} instance {told.instance} added"
+        if kind == "instances_closed":
+            return f"{self._labels[told.activation]} closed"
+        if kind == "lock_taken":
+            return f"{_lock(told.lock)} taken by {label}"
+        if kind == "lock_awaited":
+            return f"{label} waits for {_lock(told.lock)}"
+        if kind == "join_moved":
+            absorbs = f"{label} absorbs {' and '.join(told.absorbed)}" if told.absorbed else ""
+            return ", ".join(part for part in (absorbs, "" if told.seen else f"{label} re-armed") if part)
+        if kind == "tokens_removed":
+            return f"{' and '.join(dict.fromkeys(told.conditions))} emptied"
+        return f"{label} passed over" if kind == "dead_path_moved" and told.produced else ""
+
+
+def _lock(name: str) -> str:
+    """`section inner/s` as stories call it, whichever net it lies in."""
+    kind, _, rest = name.partition(" ")
+    return f"{kind} {rest.rpartition('/')[2]}"
 
 
 def counted(sentences: Iterable[str]) -> list[str]:

@@ -14,8 +14,10 @@
     # prose between steps
 
 Commands: start [json] | start, claim, release, complete, fail, skip <work> [json] [by somebody] | suspend, resume,
-cancel | update <json> | resolve <task or net> retry, skip, complete or fail_case [json]. Questions: explain <task>,
-data, holds, every order [json].
+cancel | update <json> | resolve <task or net> retry, skip, complete or fail_case [json] | trigger <name> [json] |
+add_instance <task> [json], close_instances, complete_instances, cancel_instances, cancel_task <task>. A task is B, or
+B(2) for its second enabling; work is B, B(2), or B#3 for an instance. Questions: explain <task>, data, holds,
+every order [json].
 """
 
 from __future__ import annotations
@@ -181,6 +183,10 @@ class Telling:
         if verb == "resolve":
             action, _, data = data.partition(" ")
             return c.ResolveIncident(self.book.incident(target), action, data.encode())  # type: ignore[arg-type]  # stories are trusted
+        if verb == "trigger":
+            return c.Signal(target, data.encode())
+        if verb in TASK_COMMANDS:
+            return TASK_COMMANDS[verb](*self.book.activation(target), data.encode())
         known = self.book.item(target)
         # Work that does not exist yet: the id that it is going to have.
         ref = known.ref if known else c.ItemRef(self.book.activations + 1, 1, 1)
@@ -204,6 +210,13 @@ CASE_COMMANDS: dict[str, Callable[[str], c.Command]] = {
     "resume": lambda _: c.ResumeCase(),
     "cancel": c.CancelCase,
     "update": lambda data: c.UpdateCaseData(data.encode()),
+}
+TASK_COMMANDS: dict[str, Callable[[str, int, bytes], c.Command]] = {
+    "add_instance": c.AddInstance,
+    "close_instances": lambda task, activation, _: c.CloseInstances(task, activation),
+    "complete_instances": lambda task, activation, _: c.CompleteInstances(task, activation),
+    "cancel_instances": lambda task, activation, _: c.CancelInstances(task, activation),
+    "cancel_task": lambda task, activation, _: c.CancelTask(task, activation),
 }
 QUESTIONS = ("explain", "data", "holds", "every")
 

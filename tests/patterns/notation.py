@@ -7,6 +7,8 @@
     M sets n = data.n + 1                                    an `out` mapping (`sets nothing`: an empty one)
     R runs Level with d = int(data.d) - 1                    a sub-net and its `in` mapping
     explicit                                                 the end ends the net
+    B is {instances: {min: 3, sync: false}, mutex: m}        anything else of a task, as in a document (flow style YAML)
+    net is {sections: {s: [B1, B2]}}                         anything else of the net
 
 A lone word after `when` means that the data key of that name is true.
 """
@@ -15,6 +17,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+
+import yaml
 
 from knhk_workflow.patterns.pattern import OUTSIDE, true
 
@@ -31,10 +35,14 @@ class Sketch:
         self.conditions: list[str] = []
         self.flows: list[dict[str, object]] = []
         self.explicit = False
+        self.more: dict[str, object] = {}
 
     def read(self, statement: str) -> None:
         """Add what one statement says."""
-        if statement == "explicit":
+        if " is {" in statement:
+            name, _, body = statement.partition(" is ")
+            (self.more if name == "net" else self.task(name)).update(yaml.safe_load(body))
+        elif statement == "explicit":
             self.explicit = True
         elif statement.startswith("routing:"):
             for name in names(statement.partition(":")[2]):
@@ -60,7 +68,7 @@ class Sketch:
             made["conditions"] = self.conditions
         if self.explicit:
             made["termination"] = "explicit"
-        return made
+        return made | self.more
 
     def _flows(self, left: str, right: str) -> None:
         left, split = _kind(left, "-split")

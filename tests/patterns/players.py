@@ -191,6 +191,18 @@ class EnginePlayer:
                 await engine.update_case_data(CASE, patch, expected_sequence=expected, meta=META)
             case c.ResolveIncident(incident, action, data):
                 await engine.resolve_incident(f"{incident}@{CASE}", action, data or None, meta=META)
+            case c.Signal(name, data):
+                await engine.trigger_case(name, data or None, case_id=CASE, meta=META)
+            case c.AddInstance(task, activation, element):
+                await engine.add_instance(CASE, task, element or None, activation=activation, meta=META)
+            case c.CloseInstances(task, activation):
+                await engine.close_instances(CASE, task, activation=activation, meta=META)
+            case c.CompleteInstances(task, activation):
+                await engine.complete_instances(CASE, task, activation=activation, meta=META)
+            case c.CancelInstances(task, activation):
+                await engine.cancel_instances(CASE, task, activation=activation, meta=META)
+            case c.CancelTask(task, activation):
+                await engine.cancel_task(CASE, task, activation=activation, meta=META)
             case _:
                 raise AssertionError(f"a story has no {type(command).__name__}")
         if (await engine.get_case(CASE, meta=META)).state == "running":

@@ -181,15 +181,21 @@ async def test_every_move_is_checked_before_anything_runs(engine: WorkflowEngine
         "script[1].task": Stimulus("complete", "X"),
         "script[1].data_json": Stimulus("complete", "A", data=b"[1]"),
         "script[1].name": Stimulus("complete", "A", "first"),
+        "script[2].task": Stimulus("trigger", "A", "go"),
+        "script[3].name": Stimulus("trigger"),
+        "script[4].task": Stimulus("add_instance", "A"),
+        "script[5].name": Stimulus("cancel_task", "A", "1"),
+        "script[6].data_json": Stimulus("cancel_task", "A", data=b"{}"),
     }
     for path, move in wrong.items():
-        context = PatternExecutionContext(case_id="kept", script=(Stimulus("start", "A"), move), durable=True)
+        before = (Stimulus("start", "A"),) * int(path[len("script[")])
+        context = PatternExecutionContext(case_id="kept", script=(*before, move), durable=True)
         with pytest.raises(InvalidInput) as refused:
             await engine.execute_pattern(1, context)
         assert refused.value.problems[0].path.startswith(path)
     assert (await engine.list_cases()).items == ()
-    with pytest.raises(Unsupported, match="trigger"):
-        await engine.execute_pattern(1, PatternExecutionContext(script=(Stimulus("trigger", name="go"),)))
+    with pytest.raises(Unsupported, match="advance_clock"):
+        await engine.execute_pattern(1, PatternExecutionContext(script=(Stimulus("advance_clock", name="90s"),)))
     with pytest.raises(LimitExceeded):
         await engine.execute_pattern(1, PatternExecutionContext(script=(Stimulus("start", "A"),) * 1_001))
     with pytest.raises(InvalidInput):
