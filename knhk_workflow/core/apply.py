@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from knhk_workflow.core import events as e
-from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Incident, Instance, Kept, Lock, NetInstance
+from knhk_workflow.core.case import (
+    DONE_STATES,
+    OPEN_ITEM_STATES,
+    Activation,
+    Case,
+    Incident,
+    Instance,
+    Kept,
+    Lock,
+    NetInstance,
+)
 from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.data import merge
 from knhk_workflow.model.spec import ROOT, START
@@ -65,6 +75,12 @@ def _state_changed(case: Case, event: e.StateChanged) -> None:
     case.reason = event.reason
     if event.state in ENDED:
         case.ready = ()
+        case.signals.clear()
+        case.locks.clear()
+    if event.before == "suspended":
+        for activation in case.activations.values():
+            for run in activation.instances.values():
+                run.held = False
 
 
 def _net_started(case: Case, event: e.NetStarted) -> None:
@@ -177,7 +193,7 @@ def _tokens_removed(case: Case, event: e.TokensRemoved) -> None:
 
 def _instance_added(case: Case, event: e.InstanceAdded) -> None:
     activation = case.activations[event.activation]
-    activation.count += 1
+    activation.count = event.instance
     if event.element:
         bare = event.instance - 1 - len(activation.elements)  # instances before it that were made from nothing
         activation.elements.extend([b""] * bare + [event.element])
@@ -298,6 +314,7 @@ def _run(case: Case, event: _ItemEvent, state: str) -> Instance:
         case.firings = 0  # the outside has moved: automatic firings count from zero again
     run.state = state
     run.changed_at = case.now
+    run.held = case.state == "suspended" and state in DONE_STATES
     return run
 
 

@@ -54,6 +54,8 @@ def cancel_region(step: Step, net: NetInstance, region: Region, by: Activation) 
     if books:
         step.emit(e.NetReset(net.number, books))
     step.touch(net.number, region.conditions)
+    for task in region.tasks:
+        step.again(net.number, task)  # a token in a place that the region does not cover enables it anew
 
 
 def empty_net(step: Step, net: NetInstance) -> None:

@@ -16,6 +16,7 @@ from knhk_workflow.core.commands import ItemRef
 OPEN_ITEM_STATES = frozenset({"offered", "allocated", "started", "suspended"})
 BEGUN_ITEM_STATES = frozenset({"started", "suspended"})
 DONE_STATES = frozenset({"completed", "skipped", "forced"})
+STOPPED_STATES = frozenset({"withdrawn", "terminated"})
 LIVE_STATES = OPEN_ITEM_STATES | {"running"}
 
 
@@ -31,6 +32,7 @@ class Instance(msgspec.Struct, array_like=True):
     child: int = 0  # net instance of a sub-net
     changed_at: int = 0
     offered_at: int = 0
+    held: bool = False  # it ended while the case was suspended: what follows from that is still to come
 
 
 class Activation(msgspec.Struct, array_like=True):

@@ -17,6 +17,7 @@ from knhk_workflow.core.case import (
     DONE_STATES,
     LIVE_STATES,
     OPEN_ITEM_STATES,
+    STOPPED_STATES,
     Activation,
     Instance,
     NetInstance,
@@ -32,6 +33,9 @@ from knhk_workflow.model.spec import END
 
 TOKENS_MAX = 10_000  # live tokens of a net; snapshots and explain stay small
 DATA_BYTES_MAX = 2 * 1024 * 1024  # data of one net instance; fits a gRPC message with room for the rest
+TURNS_MAX = 1_000  # of a loop around a task that nobody carries out: its turns are one step, about 10 ms
+
+CHOICE_INCIDENTS = frozenset({"guard_error", "no_branch"})
 
 Produced = tuple[tuple[str, ...], tuple[str, ...]]
 """(conditions that get a token, conditions that get a false one)"""
@@ -74,7 +78,7 @@ def _update(step: Step, activation: Activation, patch: bytes, instance: int = 0)
 def advance(step: Step, activation: Activation, node: TaskNode, over: bool = False) -> None:
     """What follows from the instances as they are now. `over`: a loop decided to run no further turn."""
     if node.carrier == "route":
-        _routed(step, activation, node)
+        _routed(step, activation, node, over)
         return
     if node.carrier == "trigger":
         leave(step, activation, node)
@@ -86,7 +90,8 @@ def advance(step: Step, activation: Activation, node: TaskNode, over: bool = Fal
         if over or _last_turn(step, activation, node):
             leave(step, activation, node)
         return
-    all_done = done >= activation.count and not live and not activation.incidents
+    stopped = any(run.state in STOPPED_STATES for run in runs_)  # what did not run to its end is not waited for
+    all_done = (done >= activation.count or stopped) and not live and not activation.incidents
     many = node.many
     if many is None:
         if all_done:
@@ -94,13 +99,15 @@ def advance(step: Step, activation: Activation, node: TaskNode, over: bool = Fal
         return
     if activation.released:
         if all_done:
-            step.emit(e.TaskCompleted(activation.net, node.id, activation.number, ()))
-            step.nets.add(activation.net)
-            step.again(activation.net, node.id)
+            _close(step, activation, node, True if many.sync and many.until is not None else None)
             return
     elif all_done:
-        leave(step, activation, node)
+        verdict = _met(step, activation, node, done) if many.until is not None else False
+        if verdict is not None:
+            leave(step, activation, node, met=verdict if many.until is not None else None)
         return
+    elif any(step.case.incidents[number].kind in CHOICE_INCIDENTS for number in activation.incidents):
+        pass  # the flow could not go on and a person is asked: once is enough
     else:
         met = _met(step, activation, node, done)
         if met is None:
@@ -108,7 +115,9 @@ def advance(step: Step, activation: Activation, node: TaskNode, over: bool = Fal
         if met:
             if many.sync and many.cancel_rest:
                 stop_instances(step, activation)
-                leave(step, activation, node)
+                for incident in list(activation.incidents):
+                    step.emit(e.IncidentResolved(incident, "cancelled"))
+                leave(step, activation, node, met=True if many.until is not None else None)
                 return
             if not leave(step, activation, node, release=True):
                 return
@@ -116,11 +125,29 @@ def advance(step: Step, activation: Activation, node: TaskNode, over: bool = Fal
         run_instance(step, activation, node, len(runs_) + 1)
 
 
-def _routed(step: Step, activation: Activation, node: TaskNode) -> None:
-    """A task that nobody carries out: its mappings are its work."""
-    for instance in range(1, activation.count + 1):
-        if node.out is not None and not take_output(step, activation, node, EMPTY, instance):
+def _close(step: Step, activation: Activation, node: TaskNode, met: bool | None) -> None:
+    """The last instance behind a flow that has gone on is done: the task can be entered again."""
+    step.emit(e.TaskCompleted(activation.net, node.id, activation.number, (), condition_met=met))
+    step.nets.add(activation.net)
+    step.again(activation.net, node.id)
+
+
+def _routed(step: Step, activation: Activation, node: TaskNode, over: bool) -> None:
+    """A task that nobody carries out: its mappings are its work, in a loop if it has one."""
+    turns = 0
+    while not over:
+        for instance in range(1, activation.count + 1):
+            if node.out is not None and not take_output(step, activation, node, EMPTY, instance):
+                return
+        again = _again(step, activation, node)
+        if again is None:
             return
+        turns += 1
+        if again and turns == TURNS_MAX:
+            message = f"the loop of task {node.id!r} does not end: {turns} turns were made"
+            raise_incident(step, "loop_limit", activation.net, message, activation)
+            return
+        over = not again
     leave(step, activation, node)
 
 
@@ -147,18 +174,21 @@ def _last_turn(step: Step, activation: Activation, node: TaskNode) -> bool:
     last = max(activation.instances, default=0)
     if last and activation.instances[last].state not in DONE_STATES:
         return False
-    again: bool | None = False
-    if node.until is not None:
-        until = runs(step, activation, node, node.until)
-        again = None if until is None else not until
-    if (again is False and node.while_ is not None and node.until is None) or (again and node.while_ is not None):
-        again = runs(step, activation, node, node.while_)
-    if again is None:
-        return False
+    again = _again(step, activation, node)
     if again:
         run_instance(step, activation, node, last + 1)
+    return again is False
+
+
+def _again(step: Step, activation: Activation, node: TaskNode) -> bool | None:
+    """Whether a loop has another turn; None when that could not be evaluated."""
+    if node.until is not None:
+        until = runs(step, activation, node, node.until)
+        if until is None or until:
+            return None if until is None else False
+    elif node.while_ is None:
         return False
-    return True
+    return True if node.while_ is None else runs(step, activation, node, node.while_)
 
 
 def runs(step: Step, activation: Activation, node: TaskNode, condition: Expression, item: object = None) -> bool | None:
@@ -171,8 +201,17 @@ def runs(step: Step, activation: Activation, node: TaskNode, condition: Expressi
         return None
 
 
-def leave(step: Step, activation: Activation, node: TaskNode, *, release: bool = False, via: str | None = None) -> bool:
-    """The flow goes on. `release`: instances run on behind it. `via`: the flow to this target alone is taken."""
+def leave(
+    step: Step,
+    activation: Activation,
+    node: TaskNode,
+    *,
+    release: bool = False,
+    via: str | None = None,
+    met: bool | None = None,
+) -> bool:
+    """The flow goes on. `release`: instances run on behind it. `via`: the flow to this target alone is taken.
+    `met`: whether a completion condition held. False: an incident stands for it."""
     number = activation.net
     if node.many is not None and node.many.collect is not None and not _collect(step, activation, node.many.collect):
         return False
@@ -195,9 +234,9 @@ def leave(step: Step, activation: Activation, node: TaskNode, *, release: bool =
     if release:
         step.emit(e.TaskReleased(number, node.id, activation.number, *produced))
     else:
-        step.emit(e.TaskCompleted(number, node.id, activation.number, *produced))
-        if node.many is not None:
-            step.again(number, node.id)
+        step.emit(e.TaskCompleted(number, node.id, activation.number, *produced, met))
+    if node.many is not None:
+        step.again(number, node.id)  # whether it can be entered has changed
     for join, inputs in sorted(node.expects.items()):
         expected = tuple(sorted({place for branch in produced[0] for place in inputs.get(branch, ())}))
         if expected:
@@ -227,6 +266,7 @@ def force(step: Step, activation: Activation) -> None:
     for _, run in sorted(activation.instances.items()):
         if run.child:
             remove_net(step, step.case.nets[run.child])
+            step.emit(e.ItemForceCompleted(*place_of(activation, run)))
         elif run.state in OPEN_ITEM_STATES:
             begun = run.state in ("started", "suspended")
             step.emit((e.ItemForceCompleted if begun else e.ItemWithdrawn)(*place_of(activation, run)))
@@ -234,9 +274,7 @@ def force(step: Step, activation: Activation) -> None:
     for incident in list(activation.incidents):
         step.emit(e.IncidentResolved(incident, "complete"))
     if activation.released:
-        step.emit(e.TaskCompleted(activation.net, node.id, activation.number, ()))
-        step.nets.add(activation.net)
-        step.again(activation.net, node.id)
+        _close(step, activation, node, None)
     else:
         leave(step, activation, node)
 

@@ -95,6 +95,7 @@ class TaskCompleted(Event, frozen=True, tag=8):
     """An activation ended and put one token into each condition of `produced` (repetition = several tokens).
 
     `dead`: conditions of branches that were not taken and lead to a local synchronizing merge (WCP-37).
+    `condition_met`: of a task whose instances are collected until a condition holds, whether it ever did (WCP-36).
     """
 
     net: int
@@ -102,6 +103,7 @@ class TaskCompleted(Event, frozen=True, tag=8):
     activation: int
     produced: tuple[str, ...]
     dead: tuple[str, ...] = ()
+    condition_met: bool | None = None
 
 
 class TaskCancelled(Event, frozen=True, tag=9):
