@@ -5,7 +5,7 @@ Nodes are the names of conditions and tasks, as edges `source -> targets`; a nam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set as AbstractSet
+from collections.abc import Collection, Iterable, Mapping, Set as AbstractSet
 
 Edges = Mapping[str, tuple[str, ...]]
 
@@ -72,6 +72,36 @@ def _common(found: Mapping[str, str], number: Mapping[str, int], one: str, other
         while number[other] < number[one]:
             other = found[other]
     return one
+
+
+def natural_loops(edges: Edges, above: Mapping[str, str]) -> dict[tuple[str, str], set[str]]:
+    """The edges that lead back to a dominator of their source, each with the body of its loop, both ends included.
+
+    `above` are the immediate dominators. What is on a cycle without such an edge lies in no structured loop.
+    """
+    back = reverse(edges)
+    return {
+        (source, target): reachable(back, (source,), frozenset({target}))
+        for source in above
+        for target in edges.get(source, ())
+        if _dominates(above, target, source)
+    }
+
+
+def _dominates(above: Mapping[str, str], one: str, other: str) -> bool:
+    while other != one:
+        if above[other] == other:
+            return False
+        other = above[other]
+    return True
+
+
+def without(edges: Edges, left_out: Collection[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """The edges without some of them."""
+    return {
+        source: tuple(target for target in targets if (source, target) not in left_out)
+        for source, targets in edges.items()
+    }
 
 
 def on_cycle(edges: Edges, nodes: Iterable[str]) -> set[str]:

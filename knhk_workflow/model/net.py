@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from knhk_workflow.model.expression import Expression, compile_expression
-from knhk_workflow.model.graph import dominators, on_cycle, reachable, reverse
-from knhk_workflow.model.spec import END, ROOT, START, Instances, Join, Mapping_, Net, Spec, Split, Task, Termination
+from knhk_workflow.model.graph import dominators, natural_loops, reachable, reverse, without
+from knhk_workflow.model.spec import END, ROOT, START, Instances, Join, Assignment, Net, Spec, Split, Task, Termination
 
 Carrier = Literal["route", "item", "net", "trigger"]
 """What carries a task out: nothing (it completes at once), somebody outside, a sub-net, or the signal it waits for."""
@@ -108,13 +108,18 @@ class TaskNode:
     blocks: Mapping[str, Region] = field(
         default_factory=dict
     )  # of a structured merge: what lies between the split and each input
-    carries: frozenset[str] = frozenset()  # outputs that false tokens take
-    skips: bool = False  # false tokens can arrive here
+    carries: tuple[str, ...] = ()  # outputs that false tokens take
+    skips: tuple[str, ...] = ()  # inputs in which false tokens can arrive
 
     @property
     def automatic(self) -> bool:
         """It starts when enabled, because nobody outside has to take it."""
         return self.carrier in ("route", "net")
+
+    @property
+    def tallies(self) -> bool:
+        """It must remember which inputs it ran for, to know what the false tokens in the others mean."""
+        return len(self.skips) > 1 and self.join.kind in ("xor", "merge", "or", "structured-or")
 
     @property
     def plain(self) -> bool:
@@ -136,6 +141,7 @@ class CompiledNet:
     sinks: frozenset[str]  # conditions that nobody consumes: tokens there are done
     termination: Termination
     or_joins: tuple[TaskNode, ...]
+    asked: tuple[TaskNode, ...]  # joins that may fire because a token died elsewhere: asked when nothing else moves
     sections: tuple[Section, ...]
     sources: tuple[TaskNode, ...]  # tasks without incoming flow that a trigger starts
 
@@ -211,6 +217,7 @@ def compile_net(net: Net) -> CompiledNet:
         sinks=frozenset(place for place in places if place not in consumers),
         termination=net.termination,
         or_joins=tuple(node for node in nodes.values() if node.join.kind == "or"),
+        asked=tuple(node for node in nodes.values() if node.join.kind in ("or", "structured-or")),
         sections=tuple(shape.sections),
         sources=tuple(node for node in nodes.values() if not node.inputs and node.task.trigger is not None),
     )
@@ -242,8 +249,9 @@ class _Shape:
             for condition in conditions:
                 taken[condition] = taken.get(condition, 0) + 1
         self.contested = {condition for condition, count in taken.items() if count > 1} | reads
-        self.above = dominators(self.edges, START) if _needs_dominators(net) else {}
+        self.above = _above(self.edges, inputs) if _needs_dominators(net) else {}
         self.sections = [self._section(name, frozenset(members)) for name, members in net.sections]
+        self.forward = without(self.edges, natural_loops(self.edges, self.above)) if self.above else self.edges
         self.false_paths = self._false_paths()
         self.expects: dict[str, dict[str, Mapping[str, tuple[str, ...]]]] = {}
         for each in net.tasks:
@@ -287,19 +295,24 @@ class _Shape:
         return Section(f"section {self.net.name}/{name}", members, inside)
 
     def _false_paths(self) -> frozenset[str]:
-        """Conditions that false tokens may lie in: on the way to a local merge, and on no cycle."""
-        ends = [place for task in self.net.tasks if task.join.kind == "local-or" for place in self.inputs[task.id]]
-        if not ends:
-            return frozenset()
-        above = reachable(self.back, ends) & set(self.places)
-        return frozenset(above - on_cycle(self.edges, above))
+        """Conditions that false tokens may lie in: on the way to a local merge, within one turn of every loop."""
+        ends = [task.id for task in self.net.tasks if task.join.kind == "local-or"]
+        return frozenset(reachable(reverse(self.forward), ends) & set(self.places)) if ends else frozenset()
 
 
 def _needs_dominators(net: Net) -> bool:
     return any(
-        task.join.kind == "structured-or" or (task.join.kind == "partial" and task.join.mode == "cancelling")
+        task.join.kind in ("structured-or", "local-or")
+        or (task.join.kind == "partial" and task.join.mode == "cancelling")
         for task in net.tasks
     )
+
+
+def _above(edges: Mapping[str, tuple[str, ...]], inputs: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Immediate dominators, seen from wherever a token can come from: the start, and tasks that a signal starts."""
+    outside = ""  # no element has this name
+    sources = (task for task, conditions in inputs.items() if not conditions)
+    return dominators({**edges, outside: (START, *sources)}, outside)
 
 
 def _node(shape: _Shape, task: Task, branches: tuple[Branch, ...]) -> TaskNode:
@@ -310,6 +323,7 @@ def _node(shape: _Shape, task: Task, branches: tuple[Branch, ...]) -> TaskNode:
     withdrawn = blocks = None
     if task.join.kind == "partial" and task.join.mode == "cancelling":
         withdrawn = region or shape.between(shape.matching_split(task.id), task.id, inputs)
+        region = None  # it is for the branches that come too late, not for those of the next round
     if task.join.kind == "structured-or":
         split = shape.matching_split(task.id)
         blocks = {place: shape.between(split, task.id, (place,)) for place in inputs}
@@ -336,8 +350,8 @@ def _node(shape: _Shape, task: Task, branches: tuple[Branch, ...]) -> TaskNode:
         mutex=f"mutex {task.mutex}" if task.mutex is not None else None,
         expects=shape.expects.get(task.id, {}),
         blocks=blocks or {},
-        carries=shape.false_paths.intersection(outputs),
-        skips=not shape.false_paths.isdisjoint(inputs),
+        carries=tuple(place for place in shape.forward[task.id] if place in shape.false_paths),
+        skips=tuple(place for place in inputs if place in shape.false_paths and task.id in shape.forward[place]),
     )
 
 
@@ -389,7 +403,7 @@ def _amount(value: int | str) -> Amount:
     return value if isinstance(value, int) else compile_expression(value)
 
 
-def _mapping(mapping: tuple[Mapping_, ...] | None) -> tuple[tuple[str, Expression], ...] | None:
+def _mapping(mapping: tuple[Assignment, ...] | None) -> tuple[tuple[str, Expression], ...] | None:
     if mapping is None:
         return None
     return tuple((each.key, compile_expression(each.expression)) for each in mapping)
