@@ -6,18 +6,23 @@ from __future__ import annotations
 import msgspec
 
 MARKINGS_MAX = 100_000  # kept in memory at about 300 bytes each
+FIRST_MARKINGS = 3_000  # a net of people's size has fewer; everything is known of it then
 STEPS_MAX = 400_000  # firings and backward steps; about two seconds of pure Python
 
 
 class VerifyBudget(msgspec.Struct, frozen=True):
-    """What one call of `verify` may spend on all nets of a workflow together."""
+    """What one call of `verify` may spend on all nets of a workflow together.
+
+    `first`: markings of each net that are looked at as it is, before it is made smaller.
+    """
 
     markings: int = MARKINGS_MAX
     steps: int = STEPS_MAX
+    first: int = FIRST_MARKINGS
 
 
-class Spent(Exception):  # noqa: N818 - a signal inside this package, never seen outside
-    """The budget is used up. `what` names the part that ran out."""
+class Spent(Exception):
+    """The budget is used up. `what` says which part. Seen in this package only."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what)
@@ -36,13 +41,13 @@ class Meter:
         """One more marking is kept. Raises Spent."""
         self.markings -= 1
         if self.markings < 0:
-            raise Spent(f"the budget of {self._budget.markings:,} markings")
+            raise Spent(f"its {self._budget.markings:,} markings did not suffice")
 
     def step(self, count: int = 1) -> None:
         """So many more units of work. Raises Spent."""
         self.steps -= count
         if self.steps < 0:
-            raise Spent(f"the budget of {self._budget.steps:,} steps")
+            raise Spent(f"its {self._budget.steps:,} steps did not suffice")
 
     def part(self, markings: int, steps: int) -> Meter:
         """A smaller meter for a first try; what it spends counts here when `settle` is called."""

@@ -2,8 +2,8 @@
 
 Four rules, applied until none fits. A *plain* rule only consumes and produces.
 
-- A place whose consumers are all plain and need nothing else is skipped: whoever produces a token there is combined with
-  each consumer (post-agglomeration, Berthelot 1986). The consumer could have fired right then, and nothing can stop it.
+- A place whose consumers are all plain and need nothing else is skipped: whoever produces a token there is combined
+  with each consumer (post-agglomeration, Berthelot 1986). It could have fired right then, and nothing can stop it.
 - Two places with the same producers and consumers always hold the same number of tokens: one of them goes.
 - Two rules that do the same: the one that stands for fewer tasks stays.
 - A plain rule that puts back what it took goes; that it can happen is remembered in `echoes`.
@@ -16,7 +16,6 @@ Desel and Esparza's rules for free-choice nets go further; what they would still
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Final
@@ -67,7 +66,8 @@ class _Reduction:
 
     def run(self) -> Reduced:
         for rule in self._possible():
-            self._add(rule)
+            ending = self.system.end in rule.post
+            self._add(replace(rule, post={self.system.end: 1}) if ending else rule)  # nothing else is left then
         while self.changed:
             for place in sorted(self.changed):
                 self._enqueue(place)
@@ -85,27 +85,34 @@ class _Reduction:
 
     def _possible(self) -> list[Rule]:
         """The rules without those that need a token which nothing ever puts."""
-        marked = set(self.system.initial)
-        waiting = list(self.system.rules)
-        found: list[Rule] = []
-        grown = True
-        while grown:
-            grown = False
-            later: list[Rule] = []
-            for rule in waiting:
-                self.meter.step()
-                if (
-                    marked.issuperset(rule.pre)
-                    and marked.issuperset(rule.reads)
-                    and (not rule.join or not marked.isdisjoint(rule.join))
-                ):
-                    marked.update(rule.post)
-                    found.append(rule)
-                    grown = True
-                else:
-                    later.append(rule)
-            waiting = later
-        return sorted(found, key=_number)
+        missing: list[int] = []
+        wanting: dict[int, list[int]] = {}
+        marked: set[int] = set()
+        ready: list[int] = []
+        found: list[int] = []
+        for number, rule in enumerate(self.system.rules):
+            self.meter.step()
+            needed = set(rule.join) or (set(rule.pre) | rule.reads)
+            missing.append(1 if rule.join else len(needed))
+            for place in needed:
+                wanting.setdefault(place, []).append(number)
+            if not needed:
+                ready.append(number)
+        came = list(self.system.initial)
+        while came or ready:
+            while ready:
+                number = ready.pop()
+                found.append(number)
+                came.extend(self.system.rules[number].post)
+            while came:
+                place = came.pop()
+                if place not in marked:
+                    marked.add(place)
+                    for number in wanting.get(place, ()):
+                        missing[number] -= 1
+                        if missing[number] == 0:
+                            ready.append(number)
+        return [self.system.rules[number] for number in sorted(found)]
 
     def _enqueue(self, place: int) -> None:
         if place not in self.queued:
@@ -251,16 +258,3 @@ class _Reduction:
         return all(
             self.rules[number].pre[one] == self.rules[number].pre[other] for number in self.consumers[one]
         ) and all(self.rules[number].post[one] == self.rules[number].post[other] for number in self.producers[one])
-
-
-def _number(rule: Rule) -> int:
-    assert isinstance(rule.path, int)
-    return rule.path
-
-
-def places_of(rules: Iterable[Rule]) -> set[int]:
-    """The places that rules touch."""
-    found: set[int] = set()
-    for rule in rules:
-        found.update(rule.pre, rule.post, rule.reads, rule.empty, rule.resets, rule.join)
-    return found

@@ -6,7 +6,8 @@ puts `post`. An OR-join is the one rule whose consumption depends on the marking
 
 A task is one rule where nothing can tell its start from its completion; otherwise it starts into a place of its own
 (`busy`) and ends from there. Bookkeeping of joins lies in places too; they do not count as tokens (`live`). Rules that
-the engine performs at once (a structured join absorbs a late branch) are `urgent`: while one can fire, nothing else does.
+the engine performs at once (a structured join absorbs a late branch) are `urgent`: while one can fire, nothing else
+does.
 
 What is abstracted: guards are ignored (every outcome of a split can happen), outside work always ends some day, any
 signal can come, multiple instances and loops of one task count as one piece of work, and a called net as one task.
@@ -28,11 +29,11 @@ _PAIRS_MAX: Final = 16  # ways in times ways out of a task that is kept as one r
 Step = Literal["fire", "start", "end", "move"]
 
 Path = int | tuple[Literal["then", "or"], "Path", "Path"]
-"""Which rules of the original system a rule stands for: a number, a sequence, or two alternatives (the first shorter)."""
+"""Which rules of the original system a rule stands for: one, a sequence, or two alternatives, the shorter first."""
 
 
-class TooManyWays(Exception):  # noqa: N818 - a signal inside this package, never seen outside
-    """A split or join has more outcomes than can be enumerated."""
+class TooManyWays(Exception):
+    """A split or join has more outcomes than can be enumerated. Seen in this package only."""
 
     def __init__(self, task: str) -> None:
         super().__init__(task)
@@ -71,6 +72,8 @@ class System:
     conditions: dict[str, int] = field(default_factory=dict)
     initial: dict[int, int] = field(default_factory=dict)
     rules: list[Rule] = field(default_factory=list)
+    signals: set[int] = field(default_factory=set)  # one signal for each task that nothing leads to
+    queues: list[tuple[int, ...]] = field(default_factory=list)  # what structured merges expect: a place for each set
     end: int = -1  # the place that ends the net at once, if it ends explicitly
     doubtful: str = ""  # why the rules do not say exactly what the engine does
 
@@ -108,6 +111,7 @@ class _Builder:
         self.groups = 0
         self.forced = {name for node in net.tasks.values() for name in node.task.completes if name in net.tasks}
         self.force: dict[str, int] = {}
+        self.blocked = {task for node in net.tasks.values() for block in node.blocks.values() for task in block.tasks}
 
     def build(self) -> System:
         net, system = self.net, self.system
@@ -155,7 +159,7 @@ class _Builder:
             return True
         if node.join.kind in ("or", "structured-or"):
             return True
-        if any(node.id in region.tasks for other in self.net.tasks.values() for region in other.blocks.values()):
+        if node.id in self.blocked:
             return True
         if self.net.or_joins:
             shared = any(len(self.net.consumers[condition]) > 1 for condition in node.inputs)
@@ -176,9 +180,12 @@ class _Builder:
                         sets[inputs] = system.place(f"{join} expects {sorted(inputs)}")
         for join, found in self.expecting.items():
             self.books.setdefault(join, []).extend(found.values())
+            system.queues.append(tuple(found.values()))
         for node in self.net.tasks.values():
             if node.task.trigger is not None and not node.inputs:
-                system.initial[system.place(f"signal {node.id}")] = 1
+                signal = system.place(f"signal {node.id}")
+                system.signals.add(signal)
+                system.initial[signal] = 1
 
     # ------------------------------------------------------------------------------------------------------- tasks
 
