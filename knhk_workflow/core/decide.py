@@ -13,8 +13,8 @@ from knhk_workflow.core import events as e
 from knhk_workflow.core import locks
 from knhk_workflow.core.apply import born
 from knhk_workflow.core.cancel import end_case, withdraw
-from knhk_workflow.core.case import DONE_STATES, OPEN_ITEM_STATES, Activation, Case, Instance, item_ref, place_of
-from knhk_workflow.core.completion import DATA_BYTES_MAX, advance, ended, force, leave
+from knhk_workflow.core.case import DONE_STATES, LIVE_STATES, OPEN_ITEM_STATES, Activation, Case, Instance, item_ref, place_of
+from knhk_workflow.core.completion import CHOICE_INCIDENTS, DATA_BYTES_MAX, advance, ended, force, leave
 from knhk_workflow.core.data import EMPTY, merge
 from knhk_workflow.core.enabling import INSTANCES_MAX, begin
 from knhk_workflow.core.incidents import raise_incident
@@ -25,8 +25,6 @@ from knhk_workflow.core.step import Step
 from knhk_workflow.core.triggers import receive, take_kept
 from knhk_workflow.errors import LimitExceeded, NotFound, Stale, WrongState
 from knhk_workflow.model.net import SINGLE, Model
-
-CHOICE_INCIDENTS = frozenset({"guard_error", "no_branch"})
 
 
 def create(model: Model, command: c.CreateCase, now: int) -> Step:
@@ -84,7 +82,17 @@ def _suspend(step: Step, command: c.SuspendCase) -> None:
 
 def _resume(step: Step, command: c.ResumeCase) -> None:
     _need(step, "suspended")
+    held = [
+        (number, instance)
+        for number, activation in sorted(step.case.activations.items())
+        for instance, run in sorted(activation.instances.items())
+        if run.held and step.node(activation).many is not None
+    ]
     step.emit(e.StateChanged("suspended", "running"))
+    for number, instance in held:
+        found = step.case.activations.get(number)
+        if found is not None:
+            ended(step, found, step.node(found), found.instances[instance])
     _look_again(step)
     settle(step)
 
@@ -238,7 +246,7 @@ def _resume_activation(
             ended(step, activation, node, run)
         elif kind in ("input_error", "depth_limit", "open_items_limit", "task_failed"):
             run_instance(step, activation, node, instance, run.attempt + 1 if run is not None else 1)
-        elif kind == "condition_error" and not activation.instances and node.carrier != "route":
+        elif kind == "condition_error" and not activation.instances:
             begin(step, net, node, activation)
         else:
             advance(step, activation, node)
@@ -247,7 +255,8 @@ def _resume_activation(
     if kind in CHOICE_INCIDENTS or node.carrier in ("route", "trigger"):
         if command.data:
             step.emit(e.DataUpdated(net.number, command.data))
-        leave(step, activation, node)
+        live = any(each.state in LIVE_STATES for each in activation.instances.values())
+        leave(step, activation, node, release=live)
         return
     place = (net.number, node.id, activation.number, instance or 1, run.attempt if run is not None else 1)
     if command.action == "skip":
@@ -267,7 +276,9 @@ def _look_again(step: Step) -> None:
     for number, activation in sorted(case.activations.items()):
         runs = [run for _, run in sorted(activation.instances.items())]
         done = runs and all(run.state in DONE_STATES for run in runs)
-        if number in case.activations and activation.started and done and not activation.incidents:
+        if number not in case.activations or step.node(activation).many is not None:
+            continue
+        if activation.started and done and not activation.incidents:
             ended(step, activation, step.node(activation), runs[-1])
     for _, net in sorted(case.nets.items()):
         step.touch(net.number, sorted(net.marking))
@@ -308,8 +319,10 @@ def _add_instance(step: Step, command: c.AddInstance) -> None:
         raise WrongState("task", name, "a task with dynamic instances", "not one")
     if activation.closed:
         raise WrongState("task", name, "open to new instances", "closed to them")
-    if activation.released:
+    if activation.released and many.sync:
         raise WrongState("task", name, "collecting instances", "complete, its flow has gone on")
+    if sum(1 for run in activation.instances.values() if run.state in DONE_STATES) >= activation.count:
+        raise WrongState("task", name, "at work on some instance", "done with all of them")
     most = amount(step, many.most, step.case.nets[activation.net]) if many.most is not None else INSTANCES_MAX
     if activation.count >= min(most, INSTANCES_MAX):
         raise LimitExceeded(f"instances of task {command.task}", min(most, INSTANCES_MAX), activation.count + 1)
