@@ -187,16 +187,22 @@ def encode_state(case: Case) -> bytes:
             nets={number: _ordered(net) for number, net in sorted(case.nets.items())},
             activations=dict(sorted(case.activations.items())),
             incidents=dict(sorted(case.incidents.items())),
+            locks=dict(sorted(case.locks.items())),
         )
     )
 
 
 def _ordered(net: NetInstance) -> NetInstance:
     """The net with its maps in the order of their keys. (msgspec orders only maps whose keys are all text.)"""
-    if len(net.marking) < 2 and len(net.active) < 2:
+    if len(net.marking) < 2 and len(net.active) < 2 and not (net.seen or net.expected or net.dead):
         return net
     return msgspec.structs.replace(
-        net, marking=dict(sorted(net.marking.items())), active=dict(sorted(net.active.items()))
+        net,
+        marking=dict(sorted(net.marking.items())),
+        active=dict(sorted(net.active.items())),
+        seen=dict(sorted(net.seen.items())),
+        expected=dict(sorted(net.expected.items())),
+        dead=dict(sorted(net.dead.items())),
     )
 
 

@@ -13,18 +13,27 @@ from knhk_workflow.core import events as e
 from knhk_workflow.core import locks
 from knhk_workflow.core.apply import born
 from knhk_workflow.core.cancel import end_case, withdraw
-from knhk_workflow.core.case import DONE_STATES, LIVE_STATES, OPEN_ITEM_STATES, Activation, Case, Instance, item_ref, place_of
+from knhk_workflow.core.case import (
+    DONE_STATES,
+    LIVE_STATES,
+    OPEN_ITEM_STATES,
+    Activation,
+    Case,
+    Instance,
+    item_ref,
+    place_of,
+)
 from knhk_workflow.core.completion import CHOICE_INCIDENTS, DATA_BYTES_MAX, advance, ended, force, leave
 from knhk_workflow.core.data import EMPTY, merge
 from knhk_workflow.core.enabling import INSTANCES_MAX, begin
 from knhk_workflow.core.incidents import raise_incident
-from knhk_workflow.core.joins import amount, offers
+from knhk_workflow.core.joins import amount, binding
 from knhk_workflow.core.settle import settle
 from knhk_workflow.core.starting import offer_item, run_instance, start_item, start_without_work
 from knhk_workflow.core.step import Step
 from knhk_workflow.core.triggers import receive, take_kept
 from knhk_workflow.errors import LimitExceeded, NotFound, Stale, WrongState
-from knhk_workflow.model.net import SINGLE, Model
+from knhk_workflow.model.net import Model
 
 
 def create(model: Model, command: c.CreateCase, now: int) -> Step:
@@ -324,8 +333,10 @@ def _add_instance(step: Step, command: c.AddInstance) -> None:
     if sum(1 for run in activation.instances.values() if run.state in DONE_STATES) >= activation.count:
         raise WrongState("task", name, "at work on some instance", "done with all of them")
     most = amount(step, many.most, step.case.nets[activation.net]) if many.most is not None else INSTANCES_MAX
-    if activation.count >= min(most, INSTANCES_MAX):
-        raise LimitExceeded(f"instances of task {command.task}", min(most, INSTANCES_MAX), activation.count + 1)
+    if many.most is not None and activation.count >= most:
+        raise WrongState("task", name, f"below its maximum of {most} instances", f"at {activation.count}")
+    if activation.count >= INSTANCES_MAX:
+        raise LimitExceeded(f"instances of task {command.task}", INSTANCES_MAX, activation.count + 1)
     number = activation.count + 1
     step.emit(e.InstanceAdded(activation.net, activation.task, activation.number, number, command.element))
     if not many.sequential:
@@ -371,6 +382,7 @@ def _one(step: Step, task: str, number: int) -> Activation:
         raise WrongState(
             "task", f"{task}@{step.case.case_id}", "one activation", f"{len(found)} of them: {which}", "name one"
         )
+    step.about = found[0]
     return found[0]
 
 
@@ -393,7 +405,6 @@ def _item(step: Step, ref: c.ItemRef, verb: str, *states: str) -> tuple[Activati
         raise Stale("work item", name, f"attempt {run.attempt}", f"attempt {ref.attempt}", "list the work again")
     if run.state not in states:
         shown = run.state if run.state in OPEN_ITEM_STATES else f"{run.state} already"
-    step.about = found[0]
         raise WrongState("work item", name, " or ".join(states), shown)
     if not activation.started:
         _startable(step, activation, name, verb, states)
@@ -404,11 +415,7 @@ def _startable(step: Step, activation: Activation, name: str, verb: str, states:
     """An offer is only good while its tokens are there and its locks are free."""
     net = step.case.nets[activation.net]
     node = step.node(activation)
-    if node.join.kind in SINGLE:
-        gone = not offers(step, node, net)
-    else:
-        gone = not all(condition in net.marking for condition in activation.inputs)
-    if gone:
+    if binding(step, node, net, activation.inputs) is None:
         # A paused cascade has taken the token already and will withdraw the offer when it goes on.
         raise WrongState("work item", name, " or ".join(states), "finished or withdrawn")
     lock = locks.blocked_by(step.case, net, node, activation.inputs)

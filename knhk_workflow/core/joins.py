@@ -16,6 +16,11 @@ times). Settling compares this with the activations that exist, and adds or with
 
 The last four have one firing at a time and choose their tokens when the task starts. `consumed` does the bookkeeping of
 a firing: rounds of partial joins, announcements, false tokens.
+
+False tokens (WCP-37) reach a task where a local merge lies behind it. Each of its inputs then delivers once a round,
+true or false. The task passes one false token on, on every branch towards the merge, when it is sure that it does not
+run in this round: an and-join with the first false one once every input has delivered, any other join when all are
+false. Where it ran, the false ones that came beside are dropped.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ from knhk_workflow.core.incidents import raise_incident
 from knhk_workflow.core.or_join import Verdict, or_join
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.expression import EvaluationFailed
-from knhk_workflow.model.net import Amount, Region, TaskNode
+from knhk_workflow.model.net import SINGLE, Amount, Region, TaskNode
 
 Offers = tuple[tuple[tuple[str, ...], int], ...]
 
@@ -72,11 +77,15 @@ def _merge(step: Step, node: TaskNode, net: NetInstance) -> Offers:
 def _partial(step: Step, node: TaskNode, net: NetInstance) -> Offers:
     if node.id in net.seen:
         return ()  # the round is over only when every branch has been seen
-    marked = tuple(condition for condition in node.inputs if condition in net.marking)
+    marked = _marked(node, net)
     if not marked:
         return ()
     need = _need(step, node, net)
     return ((marked[:need], 1),) if need is not None and len(marked) >= need else ()
+
+
+def _marked(node: TaskNode, net: NetInstance) -> tuple[str, ...]:
+    return tuple(condition for condition in node.inputs if condition in net.marking)
 
 
 def _need(step: Step, node: TaskNode, net: NetInstance) -> int | None:
@@ -105,29 +114,35 @@ def amount(step: Step, found: Amount, net: NetInstance, item: object = None) -> 
 
 
 def _or(step: Step, node: TaskNode, net: NetInstance) -> Offers:
-    marked = tuple(condition for condition in node.inputs if condition in net.marking)
+    marked = _marked(node, net)
     if not marked:
         return ()
-    if len(marked) < len(node.inputs):
-        verdict = or_join(step.compiled(net.number), node.id).verdict(net.marking, busy(step, net), net.seen)
-        if verdict is Verdict.WAIT:
-            return ()
-        if verdict is Verdict.UNDECIDED:
-            if not net.incident:
-                message = f"whether the or-join of task {node.id!r} must wait could not be decided within its budget"
-                raise_incident(step, "or_join_undecided", net.number, message)
-            return ()
-    return ((marked, 1),)
+    verdict = _verdict(step, node, net, marked)
+    if verdict is Verdict.UNDECIDED and not net.incident:
+        message = f"whether the or-join of task {node.id!r} must wait could not be decided within its budget"
+        raise_incident(step, "or_join_undecided", net.number, message)
+    return ((marked, 1),) if verdict is Verdict.FIRE else ()
+
+
+def _verdict(step: Step, node: TaskNode, net: NetInstance, marked: tuple[str, ...]) -> Verdict:
+    if len(marked) == len(node.inputs):
+        return Verdict.FIRE
+    return or_join(step.compiled(net.number), node.id).verdict(net.marking, busy(step, net), net.seen)
 
 
 def busy(step: Step, net: NetInstance) -> dict[str, int]:
-    """Tasks at work in a net: how many of their activations have consumed tokens and not yet ended."""
+    """Tasks at work in a net: how many of their activations have consumed tokens and not yet let the flow go on."""
     found: dict[str, int] = {}
-    for task, numbers in net.active.items():
-        started = sum(1 for number in numbers if step.case.activations[number].started)
-        if started:
-            found[task] = started
+    for task in net.active:
+        working = _working(step, net, task)
+        if working:
+            found[task] = working
     return found
+
+
+def _working(step: Step, net: NetInstance, task: str) -> int:
+    live = (step.case.activations[number] for number in net.active.get(task, ()))
+    return sum(1 for activation in live if activation.started and not activation.released)
 
 
 def _structured_or(step: Step, node: TaskNode, net: NetInstance) -> Offers:
@@ -135,25 +150,35 @@ def _structured_or(step: Step, node: TaskNode, net: NetInstance) -> Offers:
     if not expected:
         return ()
     marked = tuple(condition for condition in expected[0] if condition in net.marking)
-    if not marked:
-        return ()
-    for condition in expected[0]:
-        if condition not in net.marking and alive(step, net, node.blocks[condition]):
-            return ()
-    return ((marked, 1),)
+    return ((marked, 1),) if marked and not _awaited(step, node, net, expected[0]) else ()
 
 
-def alive(step: Step, net: NetInstance, block: Region) -> bool:
-    """Whether a token or an activation is left in a part of the net."""
+def _awaited(step: Step, node: TaskNode, net: NetInstance, expected: tuple[str, ...]) -> bool:
+    """Whether a branch that the split took has not delivered and still can."""
+    return any(place not in net.marking and _alive(step, net, node.blocks[place]) for place in expected)
+
+
+def _alive(step: Step, net: NetInstance, block: Region) -> bool:
+    """Whether a token or work is left in a part of the net."""
     return any(place in net.marking for place in block.conditions) or any(
-        step.case.activations[number].started for task in block.tasks for number in net.active.get(task, ())
+        _working(step, net, task) for task in block.tasks
     )
+
+
+def give_up(step: Step, node: TaskNode, net: NetInstance) -> None:
+    """Drop what a structured merge was told to expect when every branch of it is gone without delivering."""
+    expected = net.expected.get(node.id)
+    while expected:
+        if any(place in net.marking for place in expected[0]) or _awaited(step, node, net, expected[0]):
+            return
+        step.emit(e.ExpectationMet(net.number, node.id))
+        expected = net.expected.get(node.id)
 
 
 def _local_or(step: Step, node: TaskNode, net: NetInstance) -> Offers:
     if not all(condition in net.marking or condition in net.dead for condition in node.inputs):
         return ()
-    marked = tuple(condition for condition in node.inputs if condition in net.marking)
+    marked = _marked(node, net)
     return ((marked, 1),) if marked else ()
 
 
@@ -168,27 +193,57 @@ JOINS: Mapping[str, Callable[[Step, TaskNode, NetInstance], Offers]] = {
 }
 
 
+def binding(step: Step, node: TaskNode, net: NetInstance, offered: tuple[str, ...]) -> tuple[str, ...] | None:
+    """What a task offered over the tokens in `offered` takes when it starts now; None when it can start no more."""
+    if not all(condition in net.marking for condition in node.task.reads):
+        return None
+    kind = node.join.kind
+    if kind not in SINGLE:
+        there = all(net.marking.get(condition, 0) >= offered.count(condition) for condition in offered)
+        return offered if there else None
+    if kind in ("structured-or", "local-or"):
+        possible = offers(step, node, net)
+        return possible[0][0] if possible else None
+    marked = _marked(node, net)
+    if kind == "partial":  # how many branches it needs was decided when it was offered
+        return marked[: len(offered)] if len(marked) >= len(offered) and node.id not in net.seen else None
+    return marked if marked and _verdict(step, node, net, marked) is Verdict.FIRE else None
+
+
 def consumed(step: Step, node: TaskNode, net: NetInstance, inputs: tuple[str, ...]) -> None:
     """A firing has consumed `inputs`: keep the books of its join."""
     kind = node.join.kind
     if kind == "partial":
         if node.join.mode != "cancelling":
             _seen(step, node, net, inputs, ())
-    elif kind == "structured-or":
+        return
+    if kind == "structured-or":
         step.emit(e.ExpectationMet(net.number, node.id))
     elif kind == "local-or":
         dead = tuple(condition for condition in node.inputs if condition not in inputs and condition in net.dead)
         if dead:
             step.emit(e.DeadPathMoved(net.number, node.id, dead))
+    if node.tallies:
+        ran = net.seen.get(node.id, ()) + tuple(place for place in node.skips if place in inputs)
+        over = all(place in ran for place in node.skips)
+        step.emit(e.JoinMoved(net.number, node.id, _without(ran, node.skips) if over else ran))
+        step.again(net.number, node.id)
 
 
 def absorb(step: Step, node: TaskNode, net: NetInstance) -> None:
     """A partial join that has fired takes one token of each branch not yet seen, without effect (WCP-9, 28)."""
     seen = net.seen.get(node.id)
-    if seen is not None:
-        late = tuple(place for place in node.inputs if place not in seen and place in net.marking)
-        if late:
-            _seen(step, node, net, seen + late, late)
+    if seen is None:
+        return
+    left = (node.join.of or len(node.inputs)) - len(seen)
+    late = tuple(place for place in node.inputs if place not in seen and (place in net.marking or place in net.dead))
+    if late:
+        late = late[:left]
+        true = tuple(place for place in late if place in net.marking)
+        if len(true) < len(late):
+            false = tuple(place for place in late if place not in net.marking)
+            step.emit(e.DeadPathMoved(net.number, node.id, false))
+        _seen(step, node, net, seen + late, true)
 
 
 def _seen(step: Step, node: TaskNode, net: NetInstance, seen: tuple[str, ...], absorbed: tuple[str, ...]) -> None:
@@ -199,21 +254,44 @@ def _seen(step: Step, node: TaskNode, net: NetInstance, seen: tuple[str, ...], a
 
 def skip(step: Step, node: TaskNode, net: NetInstance) -> bool:
     """Let false tokens go past a task (dead path elimination, WCP-37). True when some moved."""
-    if not any(condition in net.dead for condition in node.inputs):
+    if not any(condition in net.dead for condition in node.skips):
         return False
-    if node.join.kind in ("xor", "merge"):
-        dead: tuple[str, ...] = (next(condition for condition in node.inputs if condition in net.dead),)
-        taken: tuple[str, ...] = ()
+    ran: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
+    if node.join.kind in ("and", "local-or", "partial"):
+        marked = _marked(node, net)
+        dead = tuple(condition for condition in node.inputs if condition not in marked and condition in net.dead)
+        if len(marked) + len(dead) < len(node.inputs) or not dead or _enough(step, node, net, marked):
+            return False  # not every input has delivered, or it fires with those that are true
+        taken = marked
     else:
-        if not all(condition in net.marking or condition in net.dead for condition in node.inputs):
+        ran = net.seen.get(node.id, ())
+        dead = tuple(condition for condition in node.skips if condition not in ran)
+        if not all(condition in net.dead for condition in dead):
             return False
-        if node.join.kind != "and" and any(condition in net.marking for condition in node.inputs):
-            return False  # a true branch fires it
-        dead = tuple(condition for condition in node.inputs if condition in net.dead)
-        taken = tuple(condition for condition in node.inputs if condition not in net.dead)
-    produced = tuple(condition for condition in node.outputs if condition in node.carries)
+    produced = () if ran else node.carries
     step.emit(e.DeadPathMoved(net.number, node.id, dead, taken, produced))
+    if ran:
+        step.emit(e.JoinMoved(net.number, node.id, _without(ran, node.skips)))
     step.again(net.number, node.id)
-    if produced:
-        step.touch(net.number, produced)
+    step.touch(net.number, produced)
     return True
+
+
+def _enough(step: Step, node: TaskNode, net: NetInstance, marked: tuple[str, ...]) -> bool:
+    """Whether the true tokens fire a join of which some inputs are false."""
+    if node.join.kind == "and":
+        return False
+    if node.join.kind == "local-or" or node.id in net.seen or not marked:
+        return bool(marked)
+    need = _need(step, node, net)
+    return need is None or len(marked) >= need
+
+
+def _without(ran: tuple[str, ...], over: tuple[str, ...]) -> tuple[str, ...]:
+    """`ran` with one of each of `over` less: what is left belongs to the next round."""
+    left = list(ran)
+    for place in over:
+        if place in left:
+            left.remove(place)
+    return tuple(left)

@@ -20,7 +20,7 @@ from knhk_workflow.core.case import NetInstance
 from knhk_workflow.core.completion import complete_net
 from knhk_workflow.core.enabling import enable
 from knhk_workflow.core.incidents import raise_incident
-from knhk_workflow.core.joins import absorb, offers, skip
+from knhk_workflow.core.joins import absorb, give_up, offers, skip
 from knhk_workflow.core.step import Step
 from knhk_workflow.core.triggers import take_kept
 from knhk_workflow.model.net import SINGLE, CompiledNet, TaskNode
@@ -79,12 +79,13 @@ def _pause(step: Step, total: int) -> None:
 def _visit(step: Step, net: NetInstance, node: TaskNode) -> int:
     """Bring one task in line with the marking; the number of activations that made."""
     kind = node.join.kind
-    if kind == "or":
-        return 0  # asked when nothing else can fire
     if kind == "partial":
         absorb(step, node, net)
     if node.skips and skip(step, node, net):
         return 1
+    if kind == "or":
+        step.nets.add(net.number)
+        return 0  # asked when nothing else can fire
     return _match(step, net, node, kind in SINGLE)
 
 
@@ -142,14 +143,16 @@ def _free(step: Step, net: NetInstance, node: TaskNode, inputs: tuple[str, ...])
 
 
 def _or_joins(step: Step) -> bool:
-    """Ask the or-joins of every net in which something moved. True when one fired, was offered or withdrawn."""
+    """Ask the or-joins of every net in which something moved or died. True when that set something in motion."""
     before = len(step.events)
     for number in sorted(step.nets):
         net = step.case.nets.get(number)
         if net is None:
             continue
-        for node in step.compiled(number).or_joins:
+        for node in step.compiled(number).asked:
             if step.case.state == "running" and number in step.case.nets:
+                if node.join.kind == "structured-or":
+                    give_up(step, node, net)
                 _match(step, net, node, True)
                 if step.ready:
                     return True  # what it set in motion comes before the next or-join

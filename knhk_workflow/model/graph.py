@@ -34,7 +34,7 @@ def reverse(edges: Edges) -> dict[str, tuple[str, ...]]:
 
 
 def dominators(edges: Edges, root: str) -> dict[str, str]:
-    """The immediate dominator of every node reachable from `root` (Cooper, Harvey, Kennedy 2001); the root's is itself."""
+    """Immediate dominators of all that `root` reaches (Cooper, Harvey, Kennedy 2001); the root's is itself."""
     order: list[str] = []
     seen = {root}
     stack = [(root, iter(edges.get(root, ())))]

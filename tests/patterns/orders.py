@@ -12,7 +12,7 @@ import msgspec
 from knhk_workflow.core import commands as c
 from knhk_workflow.core import events as e
 from knhk_workflow.core.apply import replay
-from knhk_workflow.core.case import Case, decode_state, encode_state, item_ref
+from knhk_workflow.core.case import Case, NetInstance, decode_state, encode_state, item_ref
 from knhk_workflow.core.decide import create, decide
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.net import Model
@@ -80,13 +80,13 @@ class Search:
             assert not case.activations
             assert not case.incidents
             assert not case.tokens()
+            assert not case.locks
+            assert not case.signals
 
 
 def situation(case: Case) -> bytes:
     """What decides the future of a case: markings, live work and data, not how it got there."""
-    nets = sorted(
-        (net.name, net.depth, sorted(net.marking.items()), net.data, net.incident > 0) for net in case.nets.values()
-    )
+    nets = sorted((net.name, net.depth, _held(net), net.data, net.incident > 0) for net in case.nets.values())
     work = sorted(
         (
             case.nets[activation.net].name,
@@ -98,4 +98,11 @@ def situation(case: Case) -> bytes:
         )
         for activation in case.activations.values()
     )
-    return msgspec.msgpack.encode((case.state, nets, work))
+    locks = sorted((name, lock.waiting) for name, lock in case.locks.items())
+    signals = [(kept.name, kept.data) for kept in case.signals]
+    return msgspec.msgpack.encode((case.state, nets, work, locks, signals))
+
+
+def _held(net: NetInstance) -> list[object]:
+    """The marking of a net and the books of its joins."""
+    return [sorted(held.items()) for held in (net.marking, net.seen, net.expected, net.dead)]
