@@ -31,6 +31,7 @@ from knhk_workflow import (
     GuardReading,
     HistoryEvent,
     IncidentView,
+    InstancesView,
     InvalidInput,
     LimitExceeded,
     PatternExecutionContext,
@@ -40,6 +41,7 @@ from knhk_workflow import (
     RunRequest,
     Stimulus,
     TaskExplanation,
+    TriggerDelivery,
     Unsupported,
     Validation,
     WorkflowView,
@@ -97,6 +99,11 @@ _ITEM_STATES: Final[Mapping[str, pb.WorkItemState.ValueType]] = {
 }
 _ITEM_STATE_NAMES: Final = {number: name for name, number in _ITEM_STATES.items()}
 _OPEN_ITEM_STATES: Final = frozenset({"offered", "allocated", "started", "suspended"})
+_OUTCOMES: Final[Mapping[str, pb.TriggerOutcome.ValueType]] = {
+    "taken": pb.TRIGGER_OUTCOME_CONSUMED,
+    "kept": pb.TRIGGER_OUTCOME_KEPT,
+    "lost": pb.TRIGGER_OUTCOME_DROPPED,
+}
 _CHANGED: Final = {"offered": "", "allocated": "allocate_time", "started": "start_time", "suspended": ""}
 _SEVERITIES: Final[Mapping[str, pb.Severity.ValueType]] = {
     "error": pb.SEVERITY_ERROR,
@@ -256,6 +263,7 @@ def registered(view: WorkflowView) -> pb.RegisterWorkflowResponse:
         spec_id=view.spec_id,
         version=view.version,
         findings=findings(view.findings),
+        soundness=_SOUNDNESS.get(view.verdict, pb.SOUNDNESS_UNSPECIFIED),
         created=view.created,
         digest=view.digest,
     )
@@ -287,6 +295,7 @@ def workflow(view: WorkflowView, latest: bool) -> pb.Workflow:
         spec_json=view.document,
         digest=view.digest,
         findings=findings(view.findings),
+        soundness=_SOUNDNESS.get(view.verdict, pb.SOUNDNESS_UNSPECIFIED),
         register_time=time(view.registered_at),
         registered_by=view.registered_by,
         task_count=_tasks(view.document) if view.document else 0,
@@ -510,6 +519,22 @@ def resolution(request: pb.ResolveIncidentRequest) -> str:
     return name
 
 
+def triggered(message_id: str, deliveries: Iterable[TriggerDelivery]) -> pb.TriggerCaseResponse:
+    """What became of a signal, case by case."""
+    return pb.TriggerCaseResponse(
+        message_id=message_id,
+        deliveries=[
+            pb.TriggerDelivery(
+                case_id=one.case_id,
+                outcome=_OUTCOMES[one.outcome],
+                task_id=one.task_id,
+                activation=one.activation,
+            )
+            for one in deliveries
+        ],
+    )
+
+
 def history_event(event: HistoryEvent) -> pb.HistoryEvent:
     """One entry of a history."""
     return pb.HistoryEvent(
@@ -644,6 +669,25 @@ def item_filter(request: pb.ListWorkItemsRequest) -> WorkItemFilter:
         not_yet(name not in _OPEN_ITEM_STATES, "WorkItemService.ListWorkItems of ended items")
         state = name
     return WorkItemFilter(request.role, request.user, state, request.case_id, request.task_id)
+
+
+def task_id(value: str) -> str:
+    """The id of a task."""
+    return required(value, "task_id", "check-stock")
+
+
+def instance_group(view: InstancesView) -> pb.InstanceGroup:
+    """A multiple-instance task after a command about its instances."""
+    return pb.InstanceGroup(
+        case_id=view.case_id,
+        task_id=view.task_id,
+        activation=view.activation,
+        created_count=view.created,
+        completed_count=view.done,
+        open_count=view.open,
+        accepts_instances=view.accepts,
+        sequence=view.case_sequence,
+    )
 
 
 def completion(request: pb.CompleteWorkItemRequest, user: str) -> CompleteRequest:

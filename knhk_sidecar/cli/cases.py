@@ -46,6 +46,12 @@ from knhk_sidecar.client import Client
 
 STATES: Final = ("created", "running", "completed", "cancelled", "failed", "suspended")
 ENDED: Final = frozenset({"completed", "cancelled", "failed"})
+OUTCOMES: Final = {
+    pb.TRIGGER_OUTCOME_UNSPECIFIED: "",
+    pb.TRIGGER_OUTCOME_CONSUMED: "taken",
+    pb.TRIGGER_OUTCOME_KEPT: "kept until somebody waits",
+    pb.TRIGGER_OUTCOME_DROPPED: "lost, nobody waits",
+}
 PAGE: Final = 500  # cases per call while listing
 RECONNECT_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 2.0, 2.0)  # a daemon that restarts is back within these
 
@@ -333,6 +339,59 @@ def cancel(session: Session, case_id: str, reason: str, request_id: str) -> None
         _show_case(session, client.cases.CancelCase(request, timeout=session.timeout).case)
 
 
+@case.command("cancel-task")
+@click.argument("case_id")
+@click.argument("task_id")
+@click.option("--activation", type=click.IntRange(min=1), default=None, help="Which one, when several are live.")
+@request_id_option
+@connected
+def cancel_task(session: Session, case_id: str, task_id: str, activation: int | None, request_id: str) -> None:
+    """End a task of a case: its work goes, and nothing flows on from it.
+
+    \b
+    Example:
+      knhk case cancel-task order-1 check-stock
+    """
+    with session.client() as client:
+        request = pb.CancelTaskRequest(
+            case_id=case_id, task_id=task_id, activation=activation or 0, request_id=request_id
+        )
+        _show_case(session, client.cases.CancelTask(request, timeout=session.timeout).case)
+
+
+@case.command("trigger")
+@click.argument("name")
+@click.option("--case", "case_id", default="", help="The case to deliver to.")
+@click.option("--key", default="", help="The business key of the cases to deliver to.")
+@data_option
+@set_option
+@request_id_option
+@connected
+def trigger(
+    session: Session,
+    name: str,
+    case_id: str,
+    key: str,
+    data: str | None,
+    assignments: tuple[str, ...],
+    request_id: str,
+) -> None:
+    """Deliver a signal: to one case, or to every open case with a business key.
+
+    \b
+    Example:
+      knhk case trigger payment-received --key order-1 --set amount=250
+    """
+    if not case_id and not key:
+        raise Failure(Exit.USAGE, "a signal needs --case or --key", "for example --key order-1")
+    request = pb.TriggerCaseRequest(
+        name=name, case_id=case_id, key=key, data_json=data_argument(data, assignments), request_id=request_id
+    )
+    with session.client() as client:
+        answer = client.cases.TriggerCase(request, timeout=session.timeout)
+    show(answer, session.output, lambda: _deliveries(answer))
+
+
 @case.command("suspend")
 @click.argument("case_id")
 @click.option("--reason", default="", help="Why, for the history.")
@@ -575,6 +634,14 @@ def _cases_table(answer: pb.ListCasesResponse) -> RenderableType:
     if answer.next_page_token:
         return Group(table, Text("There are more; raise --limit.", style="dim"))
     return table
+
+
+def _deliveries(answer: pb.TriggerCaseResponse) -> RenderableType:
+    table = grid("case", "signal", "task", ">activation")
+    for one in answer.deliveries:
+        activation = str(one.activation) if one.activation else ""
+        table.add_row(one.case_id, OUTCOMES[one.outcome], one.task_id, activation)
+    return table if table.row_count else Text("No open case has this key.", style="dim")
 
 
 def _case_table(found: pb.Case) -> RenderableType:

@@ -213,6 +213,118 @@ def release(session: Session, item_id: str, user: str, request_id: str) -> None:
         _show(session, client.work.ReleaseWorkItem(request, timeout=session.timeout).item)
 
 
+def _group(command: Callable[..., None]) -> Callable[..., None]:
+    activation = click.option(
+        "--activation", type=click.IntRange(min=1), default=None, help="Which one, when several are live."
+    )
+    return click.argument("case_id")(click.argument("task_id")(activation(request_id_option(command))))
+
+
+@work.command("add-instance")
+@_group
+@data_option
+@set_option
+@connected
+def add_instance(
+    session: Session,
+    case_id: str,
+    task_id: str,
+    activation: int | None,
+    request_id: str,
+    data: str | None,
+    assignments: tuple[str, ...],
+) -> None:
+    """Add an instance to a running task with dynamic instances; the data is what it is made from.
+
+    \b
+    Example:
+      knhk work add-instance order-1 ask-supplier --set supplier=acme
+    """
+    request = pb.AddInstanceRequest(
+        case_id=case_id,
+        task_id=task_id,
+        activation=activation or 0,
+        request_id=request_id,
+        data_json=data_argument(data, assignments),
+    )
+    with session.client() as client:
+        answer = client.work.AddInstance(request, timeout=session.timeout)
+    show(
+        answer,
+        session.output,
+        lambda: _group_table(answer.group, ("new instance", str(answer.instance)), ("its work item", answer.item_id)),
+    )
+
+
+@work.command("close-instances")
+@_group
+@connected
+def close_instances(session: Session, case_id: str, task_id: str, activation: int | None, request_id: str) -> None:
+    """Let a running task take no further instances.
+
+    \b
+    Example:
+      knhk work close-instances order-1 ask-supplier
+    """
+    request = pb.CloseInstancesRequest(
+        case_id=case_id, task_id=task_id, activation=activation or 0, request_id=request_id
+    )
+    with session.client() as client:
+        answer = client.work.CloseInstances(request, timeout=session.timeout)
+    show(answer, session.output, lambda: _group_table(answer.group))
+
+
+@work.command("complete-instances")
+@_group
+@connected
+def complete_instances(session: Session, case_id: str, task_id: str, activation: int | None, request_id: str) -> None:
+    """Declare a task with several instances done: open ones count as completed, the flow goes on.
+
+    \b
+    Example:
+      knhk work complete-instances order-1 ask-supplier
+    """
+    request = pb.CompleteInstancesRequest(
+        case_id=case_id, task_id=task_id, activation=activation or 0, request_id=request_id
+    )
+    with session.client() as client:
+        answer = client.work.CompleteInstances(request, timeout=session.timeout)
+    show(answer, session.output, lambda: _group_table(answer.group))
+
+
+@work.command("cancel-instances")
+@_group
+@connected
+def cancel_instances(session: Session, case_id: str, task_id: str, activation: int | None, request_id: str) -> None:
+    """Stop a task with several instances: open ones go, nothing flows on.
+
+    \b
+    Example:
+      knhk work cancel-instances order-1 ask-supplier
+    """
+    request = pb.CancelInstancesRequest(
+        case_id=case_id, task_id=task_id, activation=activation or 0, request_id=request_id
+    )
+    with session.client() as client:
+        answer = client.work.CancelInstances(request, timeout=session.timeout)
+    show(answer, session.output, lambda: _group_table(answer.group))
+
+
+def _group_table(group: pb.InstanceGroup, *more: tuple[str, RenderableType]) -> RenderableType:
+    return pairs(
+        (
+            ("task", group.task_id),
+            ("case", group.case_id),
+            ("activation", str(group.activation)),
+            ("instances", str(group.created_count)),
+            ("completed", str(group.completed_count)),
+            ("open", str(group.open_count)),
+            ("takes more", "yes" if group.accepts_instances else "no"),
+            *more,
+        )
+    )
+
+
 def items_table(items: Iterable[pb.WorkItem]) -> RenderableType:
     """Work items, one per line."""
     table = grid("item", "task", "workflow", "state", "roles", "owner", ">attempt", ">since")

@@ -463,6 +463,8 @@ class WorkflowEngine:
 
     async def _deliver(self, case_id: str, signal: c.Signal, meta: CallMeta) -> TriggerDelivery:
         return await self._answered(case_id, signal, meta, query.delivery_after, _decode_delivery)
+        """One case's delivery. A message is known to each case by itself, whichever way it was addressed."""
+        meta = _element(meta, case_id)
 
     async def add_instance(
         self, case_id: str, task_id: str, data: JsonObject = None, *, activation: int = 0, meta: CallMeta = LOCAL
@@ -1107,8 +1109,8 @@ def _batch_size(what: str, count: int) -> None:
         raise LimitExceeded(f"{what} in one call", BATCH_MAX, count, "split the list")
 
 
-def _element(meta: CallMeta, index: int) -> CallMeta:
-    """The caller of one element of a batch: the batch's request id and the element's index."""
+def _element(meta: CallMeta, index: int | str) -> CallMeta:
+    """The caller of one element of a batch: the batch's request id and the element's index or name."""
     return msgspec.structs.replace(meta, request_id=f"{meta.request_id}#{index}") if meta.request_id else meta
 
 

@@ -266,3 +266,38 @@ def test_what_was_acknowledged_is_there_after_kill_and_restart(tmp_path: Path) -
         daemon.process.wait()
     with running(tmp_path / "data") as daemon:
         assert mapping(daemon.json("case", "show", "kept"))["open_work_item_count"] == 1
+
+
+CONSTRUCTS = """
+id: cli-constructs
+tasks:
+  ask: {required_roles: [buyer], instances: {min: 2, max: 3, create: dynamic}}
+  pay: {trigger: {name: paid, mode: transient}}
+  open: {}
+flows:
+  - {from: start, to: open}
+  - {from: open, to: ask}
+  - {from: open, to: pay}
+"""
+
+
+@pytest.mark.long
+def test_signals_instances_and_tasks_are_commanded(daemon: Daemon) -> None:
+    daemon.knhk("workflow", "register", "-", "--format", "yaml", given=CONSTRUCTS)
+    daemon.json("case", "run", "cli-constructs", "--id", "constructs", "--business-key", "k-1")
+    added = mapping(daemon.json("work", "add-instance", "constructs", "ask", "--set", "supplier=acme"))
+    assert (added["instance"], added["item_id"]) == (3, "2.3.1@constructs")
+    closed = mapping(mapping(daemon.json("work", "close-instances", "constructs", "ask"))["group"])
+    assert closed["accepts_instances"] is False
+    (delivery,) = listed(daemon.json("case", "trigger", "paid", "--key", "k-1", "--set", "amount=7"), "deliveries")
+    assert (delivery["outcome"], delivery["task_id"]) == ("TRIGGER_OUTCOME_CONSUMED", "pay")
+    shown = daemon.knhk("case", "trigger", "paid", "--case", "constructs")
+    assert "lost, nobody waits" in shown.stdout
+    shown = daemon.knhk("work", "complete-instances", "constructs", "ask")
+    assert re.search(r"open\s+0", shown.stdout)
+    done = mapping(daemon.json("case", "show", "constructs"))
+    assert (done["state"], done["data"]) == ("CASE_STATE_COMPLETED", {"amount": 7})
+    daemon.json("case", "run", "cli-constructs", "--id", "cancelled")
+    daemon.json("work", "cancel-instances", "cancelled", "ask")
+    assert mapping(daemon.json("case", "cancel-task", "cancelled", "pay"))["state"] == "CASE_STATE_COMPLETED"
+    assert daemon.knhk("case", "trigger", "paid").returncode == 2

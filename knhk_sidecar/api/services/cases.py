@@ -221,6 +221,24 @@ class CaseService:
         view = await self._engine.cancel_case(wire.case_id(request.case_id), request.reason, meta=meta)
         return pb.CancelCaseResponse(case=wire.case(view))
 
+    async def cancel_task(self, request: pb.CancelTaskRequest, meta: CallMeta) -> pb.CancelTaskResponse:
+        """End one activation of a task; nothing flows on."""
+        wire.not_yet(bool(request.reason), "CaseService.CancelTask.reason")
+        view = await self._engine.cancel_task(
+            wire.case_id(request.case_id), wire.task_id(request.task_id), activation=request.activation, meta=meta
+        )
+        return pb.CancelTaskResponse(case=wire.case(view))
+
+    async def trigger_case(self, request: pb.TriggerCaseRequest, meta: CallMeta) -> pb.TriggerCaseResponse:
+        """Deliver a signal to a case, or to the open cases with a business key."""
+        name = wire.required(request.name, "name", "payment-received")
+        wire.not_yet(request.HasField("time_to_live"), "CaseService.TriggerCase.time_to_live")
+        wire.not_yet(not request.case_id and not request.key, "CaseService.TriggerCase without case_id and key")
+        deliveries = await self._engine.trigger_case(
+            name, request.data_json or None, case_id=request.case_id, key=request.key, meta=meta
+        )
+        return wire.triggered(meta.request_id, deliveries)
+
     async def update_case_data(self, request: pb.UpdateCaseDataRequest, meta: CallMeta) -> pb.UpdateCaseDataResponse:
         """Replace top-level keys of the root net's data."""
         wire.not_yet(request.mode == pb.DATA_UPDATE_MODE_REPLACE, "CaseService.UpdateCaseData with mode REPLACE")

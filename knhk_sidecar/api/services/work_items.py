@@ -131,6 +131,40 @@ class WorkItemService:
         item = await self._engine.release_work_item(name, meta=meta)
         return pb.ReleaseWorkItemResponse(item=wire.work_item(item))
 
+    async def add_instance(self, request: pb.AddInstanceRequest, meta: CallMeta) -> pb.AddInstanceResponse:
+        """One more instance of a task with dynamic instances."""
+        found = await self._engine.add_instance(
+            wire.case_id(request.case_id),
+            wire.task_id(request.task_id),
+            request.data_json or None,
+            activation=request.activation,
+            meta=meta,
+        )
+        return pb.AddInstanceResponse(group=wire.instance_group(found), instance=found.instance, item_id=found.item_id)
+
+    async def close_instances(self, request: pb.CloseInstancesRequest, meta: CallMeta) -> pb.CloseInstancesResponse:
+        """No further instances."""
+        found = await self._engine.close_instances(
+            wire.case_id(request.case_id), wire.task_id(request.task_id), activation=request.activation, meta=meta
+        )
+        return pb.CloseInstancesResponse(group=wire.instance_group(found))
+
+    async def complete_instances(
+        self, request: pb.CompleteInstancesRequest, meta: CallMeta
+    ) -> pb.CompleteInstancesResponse:
+        """End the task now; the flow goes on."""
+        found = await self._engine.complete_instances(
+            wire.case_id(request.case_id), wire.task_id(request.task_id), activation=request.activation, meta=meta
+        )
+        return pb.CompleteInstancesResponse(group=wire.instance_group(found))
+
+    async def cancel_instances(self, request: pb.CancelInstancesRequest, meta: CallMeta) -> pb.CancelInstancesResponse:
+        """Stop the task; nothing flows on."""
+        found = await self._engine.cancel_instances(
+            wire.case_id(request.case_id), wire.task_id(request.task_id), activation=request.activation, meta=meta
+        )
+        return pb.CancelInstancesResponse(group=wire.instance_group(found))
+
     async def _case(self, item: WorkItemView, meta: CallMeta) -> CaseView:
         """The item's case. The change is durable already: a deadline that has passed meanwhile must not hide that."""
         return await self._engine.get_case(item.case_id, meta=wire.without_deadline(meta))

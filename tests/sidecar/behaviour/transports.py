@@ -43,6 +43,9 @@ class Transport(Protocol):
     def cases(self, spec_id: str, size: int = 0, token: str = "") -> Plain: ...
     def items(self, case_id: str) -> Plain: ...
     def complete(self, item_id: str, output: Plain, request_id: str = "") -> Plain: ...
+    def trigger(self, name: str, data: Plain, case_id: str = "", key: str = "") -> Plain: ...
+    def instances(self, case_id: str, task_id: str, verb: str) -> Plain: ...
+    def cancel_task(self, case_id: str, task_id: str) -> Plain: ...
     def explain(self, case_id: str) -> Plain: ...
     def pattern(self, number: int, variables: Mapping[str, str]) -> Plain: ...
 
@@ -139,6 +142,29 @@ class OverGrpc:
         request = pb.CompleteWorkItemRequest(item_id=item_id, output_json=encoded(output), request_id=request_id)
         return plain(_told(self._work.CompleteWorkItem, request))
 
+    def trigger(self, name: str, data: Plain, case_id: str = "", key: str = "") -> Plain:
+        request = pb.TriggerCaseRequest(name=name, data_json=encoded(data), case_id=case_id, key=key)
+        return plain(_told(self._cases.TriggerCase, request))
+
+    def instances(self, case_id: str, task_id: str, verb: str) -> Plain:
+        match verb:
+            case "add":
+                request = pb.AddInstanceRequest(case_id=case_id, task_id=task_id)
+                return plain(_told(self._work.AddInstance, request).group)
+            case "close":
+                closing = pb.CloseInstancesRequest(case_id=case_id, task_id=task_id)
+                return plain(_told(self._work.CloseInstances, closing).group)
+            case "complete":
+                completing = pb.CompleteInstancesRequest(case_id=case_id, task_id=task_id)
+                return plain(_told(self._work.CompleteInstances, completing).group)
+            case _:
+                cancelling = pb.CancelInstancesRequest(case_id=case_id, task_id=task_id)
+                return plain(_told(self._work.CancelInstances, cancelling).group)
+
+    def cancel_task(self, case_id: str, task_id: str) -> Plain:
+        request = pb.CancelTaskRequest(case_id=case_id, task_id=task_id)
+        return plain(_told(self._cases.CancelTask, request).case)
+
     def explain(self, case_id: str) -> Plain:
         return plain(_told(self._cases.ExplainCase, pb.ExplainCaseRequest(case_id=case_id)))
 
@@ -210,6 +236,17 @@ class OverRest:
 
     def complete(self, item_id: str, output: Plain, request_id: str = "") -> Plain:
         return self._post(f"/api/v1/work-items/{item_id}/complete", {"output": output}, request_id)
+
+    def trigger(self, name: str, data: Plain, case_id: str = "", key: str = "") -> Plain:
+        return self._post("/api/v1/cases:trigger", {"name": name, "data": data, "case_id": case_id, "key": key})
+
+    def instances(self, case_id: str, task_id: str, verb: str) -> Plain:
+        path = f"/api/v1/cases/{case_id}/tasks/{task_id}/instances"
+        answer = self._post(path if verb == "add" else f"{path}:{verb}", {})
+        return cast(Plain, answer["group"])
+
+    def cancel_task(self, case_id: str, task_id: str) -> Plain:
+        return self._post(f"/api/v1/cases/{case_id}/tasks/{task_id}/cancel", {})
 
     def explain(self, case_id: str) -> Plain:
         return self._get(f"/api/v1/cases/{case_id}/explain")

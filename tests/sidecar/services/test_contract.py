@@ -17,7 +17,7 @@ from tests.sidecar.services.server import Refusal, Sidecar, refused, snake
 METHODS = [method for service in pb.SERVICES for method in service.methods]
 LATER = {
     "PatternService": {"DecideRoutes"},
-    "CaseService": {"CancelTask", "TriggerCase", "ExportCase", "PurgeCases", "PreviewMigration", "MigrateCases"},
+    "CaseService": {"ExportCase", "PurgeCases", "PreviewMigration", "MigrateCases"},
     "WorkItemService": {
         "OfferWorkItem",
         "AllocateWorkItem",
@@ -25,10 +25,6 @@ LATER = {
         "DelegateWorkItem",
         "SuspendWorkItem",
         "ResumeWorkItem",
-        "AddInstance",
-        "CloseInstances",
-        "CompleteInstances",
-        "CancelInstances",
         "StreamWorkItems",
     },
 }

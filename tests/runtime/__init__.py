@@ -1,0 +1,1 @@
+"""The engine's own operations, beside what stories tell."""
