@@ -12,8 +12,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-STATES_MAX = 1_500
-TOKENS_MAX = 6  # of one place; more is taken for a net without bound
+STATES_MAX = 400
+TOKENS_MAX = 4  # of one place; more is taken for a net without bound
 
 Bag = tuple[tuple[str, int], ...]
 
@@ -45,7 +45,7 @@ class ToyNet:
         """The net as a workflow document."""
         flows: list[dict[str, object]] = []
         kinds = {task.name: task.split for task in self.tasks}
-        last = {source: target for source, target in self.flows}
+        last = dict(self.flows)
         several = {s for s, _ in self.flows if sum(1 for other, _ in self.flows if other == s) > 1}
         for source, target in self.flows:
             flow: dict[str, object] = {"from": source, "to": target}
@@ -60,9 +60,8 @@ class ToyNet:
             body: dict[str, object] = {"join": task.join, "split": task.split}
             if task.join == "partial":
                 body["join"] = {"partial": {"need": task.need, "mode": task.mode}}
-            for key, value in (("cancels", list(task.cancels)), ("reads", list(task.reads)), ("mutex", task.mutex)):
-                if value:
-                    body[key] = value
+            extras = {"cancels": list(task.cancels), "reads": list(task.reads), "mutex": task.mutex}
+            body.update({key: value for key, value in extras.items() if value})
             tasks[task.name] = body
         return {
             "id": "toy",

@@ -16,7 +16,6 @@ from knhk_workflow.model.verify.budget import Meter, Spent
 from knhk_workflow.model.verify.coverability import Coverability
 from knhk_workflow.model.verify.marking import Packed, Space, fired, possible
 
-
 _Buckets = dict[int, deque[tuple[int, Sequence[int]]]]
 """By cost: markings that are still to be looked at, with the rules that can fire there."""
 

@@ -108,6 +108,7 @@ class _Builder:
         self.expecting: dict[str, dict[frozenset[str], int]] = {}
         self.books: dict[str, list[int]] = {}  # task -> places of its join's bookkeeping
         self.fresh: dict[str, dict[int, int]] = {}  # task -> how that bookkeeping looks in the beginning
+        self.asks: dict[str, tuple[dict[int, int], dict[int, int]]] = {}  # where `need` is computed: (asked, answers)
         self.groups = 0
         self.forced = {name for node in net.tasks.values() for name in node.task.completes if name in net.tasks}
         self.force: dict[str, int] = {}
@@ -182,6 +183,21 @@ class _Builder:
             self.books.setdefault(join, []).extend(found.values())
             system.queues.append(tuple(found.values()))
         for node in self.net.tasks.values():
+            if node.join.kind == "partial" and node.join.mode != "cancelling":
+                idle, fired = system.place(f"{node.id} idle"), system.place(f"{node.id} fired")
+                unseen = [system.place(f"{node.id} waits for {name}") for name in node.inputs]
+                seen = [system.place(f"{node.id} has seen {name}") for name in node.inputs]
+                self.books[node.id] = [idle, fired, *unseen, *seen]
+                self.fresh[node.id] = dict.fromkeys((idle, *unseen), 1)
+                system.initial.update(self.fresh[node.id])
+            if node.join.kind == "partial" and not isinstance(node.join.need, int):
+                most = min(node.join.of or len(node.inputs), len(node.inputs))
+                ask = {system.place(f"{node.id} asks"): 1}
+                answers = {need: system.place(f"{node.id} needs {need}") for need in range(1, most + 1)}
+                self.asks[node.id] = (ask, answers)
+                self.books.setdefault(node.id, []).extend((*ask, *answers.values()))
+                self.fresh[node.id] = self.fresh.get(node.id, {}) | ask
+                system.initial.update(ask)
             if node.task.trigger is not None and not node.inputs:
                 signal = system.place(f"signal {node.id}")
                 system.signals.add(signal)
@@ -280,37 +296,26 @@ class _Builder:
         """n of m. A round: idle, then fired with the branches that were seen; late ones are absorbed, then idle."""
         system = self.system
         branches = min(node.join.of or len(inputs), len(inputs))
-        needs: list[int] = [node.join.need] if isinstance(node.join.need, int) else list(range(1, branches + 1))
-        chosen: dict[int, dict[int, int]] = {need: {} for need in needs}
-        if len(needs) > 1:
-            chosen = {need: {system.place(f"{node.id} needs {need}"): 1} for need in needs}
-            open_ = system.place(f"{node.id} asks")
-            system.initial[open_] = 1
-            for need in needs:
-                for place in inputs:
-                    reads = frozenset({place})
-                    system.rules.append(Rule(node.id, "move", {open_: 1}, chosen[need], reads=reads, cost=0))
+        ask, answers = self.asks.get(node.id, ({}, {}))
+        needs: list[int] = [node.join.need] if isinstance(node.join.need, int) else sorted(answers)
+        chosen: dict[int, dict[int, int]] = {need: {answers[need]: 1} if answers else {} for need in needs}
+        for need in answers:
+            for place in inputs:
+                reads = frozenset({place})
+                system.rules.append(Rule(node.id, "move", ask, chosen[need], reads=reads, cost=0))
         if node.join.mode == "cancelling":
             for need in needs:
                 for places in _subsets(node, inputs, need):
-                    asked = {open_: 1} if len(needs) > 1 else {}
-                    yield _Way(_sum(dict.fromkeys(places, 1), chosen[need]), asked)
+                    yield _Way(_sum(dict.fromkeys(places, 1), chosen[need]), ask)
             return
-        idle, fired = system.place(f"{node.id} idle"), system.place(f"{node.id} fired")
-        system.initial[idle] = 1
-        unseen = {place: system.place(f"{node.id} unseen {place}") for place in inputs}
-        seen = {place: system.place(f"{node.id} seen {place}") for place in inputs}
-        system.initial.update(dict.fromkeys(unseen.values(), 1))
-        self.books.setdefault(node.id, []).extend((idle, fired, *unseen.values(), *seen.values()))
-        begin = _sum({idle: 1}, dict.fromkeys(unseen.values(), 1))
-        self.fresh[node.id] = begin
-        if len(needs) > 1:
-            begin = _sum(begin, {open_: 1})
+        idle, fired, *others = self.books[node.id]
+        unseen = dict(zip(inputs, others, strict=False))
+        seen = dict(zip(inputs, others[len(inputs) :], strict=False))
+        begin = self.fresh[node.id]
         for need in needs:
             for places in _subsets(node, inputs, need):
                 if need >= branches:  # the round is over as soon as it has begun
-                    asked = {open_: 1} if len(needs) > 1 else {}
-                    yield _Way(_sum(dict.fromkeys(places, 1), chosen[need], {idle: 1}), _sum({idle: 1}, asked))
+                    yield _Way(_sum(dict.fromkeys(places, 1), chosen[need], {idle: 1}), _sum({idle: 1}, ask))
                     continue
                 pre = _sum(dict.fromkeys(places, 1), chosen[need], {idle: 1}, {unseen[place]: 1 for place in places})
                 yield _Way(pre, _sum({fired: 1}, {seen[place]: 1 for place in places}))

@@ -266,9 +266,21 @@ class _Verifier:
             return say.end_not_reached(self.net, trace, self._chooser(None, trace))
         if not waiting:
             return say.deadlock(self.net, left, None, (), trace, self._chooser(None, trace))
-        node = waiting[0]
+        node = self._first(waiting)
         missing = [name for name in node.inputs if name not in left] if node.join.kind not in ("xor", "merge") else []
         return say.deadlock(self.net, left, node, missing, trace, self._chooser(node, trace))
+
+    def _first(self, waiting: list[TaskNode]) -> TaskNode:
+        """The waiting task that lies deepest: those around it wait because it does."""
+        above = dominators(self.edges, START)
+
+        def depth(node: TaskNode) -> int:
+            name, steps = node.id, 0
+            while above.get(name, name) != name:
+                name, steps = above[name], steps + 1
+            return steps
+
+        return max(waiting, key=depth)
 
     def _chooser(self, node: TaskNode | None, trace: list[str]) -> str | None:
         """The choice that the counterexample hangs on: the nearest above the waiting task, or the last one taken."""
