@@ -2,8 +2,8 @@
 
 An interpreter of its own over the author's net (`Spec.nets`), forwards, on plain dicts. It shares nothing with the
 engine: no compiled net, no reset net, no lock places (a lock is looked up where its holders are), no contraction.
-Whether a join fires is the definition itself: no marking that can be reached without firing it has all its marked inputs
-still marked and one more.
+Whether a join fires is the definition itself: no marking that can be reached without firing it has all its marked
+inputs still marked and one more.
 """
 
 from __future__ import annotations
