@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from knhk_workflow.core import events as e
+from knhk_workflow.core import locks
 from knhk_workflow.core.case import Activation, NetInstance
 from knhk_workflow.core.completion import advance, runs
 from knhk_workflow.core.incidents import raise_incident
@@ -35,7 +36,7 @@ def enable(step: Step, net: NetInstance, node: TaskNode, inputs: tuple[str, ...]
             count = _count(step, net, node.many)
         except EvaluationFailed as failure:
             problem = failure.message
-    at_once = not problem and (node.automatic or (node.many is not None and not node.many.sync))
+    at_once = not problem and (node.automatic or node.eager or (node.many is not None and not node.many.sync))
     step.emit(e.TaskEnabled(net.number, node.id, number, inputs, at_once, *count))
     activation = case.activations[number]
     if problem:
@@ -44,6 +45,8 @@ def enable(step: Step, net: NetInstance, node: TaskNode, inputs: tuple[str, ...]
         return
     if at_once:
         has_consumed(step, net, node, activation, inputs)
+        if node.automatic and node.guarded:
+            locks.take(step, net, node, activation)
     begin(step, net, node, activation)
 
 

@@ -106,7 +106,7 @@ def _task(case: Case, net: NetInstance, compiled: CompiledNet, node: TaskNode) -
             tuple(_guards(node, net)) if incident.kind in ("guard_error", "no_branch") else (),
             items=items,
         )
-    if any(activation.started for activation in live):
+    if any(activation.started and not _only_offered(activation) for activation in live):
         status, sentence = "started", f"{node.id} has started: {_work(case, live)}."
         return TaskExplanation(
             net.number,
@@ -152,6 +152,12 @@ def _task(case: Case, net: NetInstance, compiled: CompiledNet, node: TaskNode) -
         sentence = f"{node.id} is not enabled: no token in {needs} {', '.join(node.inputs)}."
     waits = tuple(sorted({source for place in missing for source in _sources(compiled, place)}))
     return TaskExplanation(net.number, net.name, node.id, "idle", sentence, node.join.kind, marked, missing, waits)
+
+
+def _only_offered(activation: Activation) -> bool:
+    """Its join has taken its tokens, but nobody has taken the work."""
+    runs = activation.instances.values()
+    return bool(runs) and all(run.state in ("offered", "allocated") for run in runs)
 
 
 def _sources(compiled: CompiledNet, place: str) -> tuple[str, ...]:

@@ -14,8 +14,9 @@ times). Settling compares this with the activations that exist, and adds or with
 | structured-or | the inputs that the split announced | when all are there or dead | WCP-7 |
 | local-or | every input with a true token | when every input has delivered | WCP-37 |
 
-The last four have one firing at a time and choose their tokens when the task starts. `consumed` does the bookkeeping of
-a firing: rounds of partial joins, announcements, false tokens.
+The last four have one firing at a time. A partial join fires by itself (`TaskNode.eager`): the round goes on, and the
+rest is cancelled, however long its task lies in somebody's work list. OR-joins take their tokens when the task starts.
+`consumed` does the bookkeeping of a firing: rounds of partial joins, announcements, false tokens.
 
 False tokens (WCP-37) reach a task where a local merge lies behind it. Each of its inputs then delivers once a round,
 true or false. The task passes one false token on, on every branch towards the merge, when it is sure that it does not
@@ -201,8 +202,10 @@ def binding(step: Step, node: TaskNode, net: NetInstance, offered: tuple[str, ..
     if kind not in SINGLE:
         there = all(net.marking.get(condition, 0) >= offered.count(condition) for condition in offered)
         return offered if there else None
-    if kind in ("structured-or", "local-or"):
-        possible = offers(step, node, net)
+    if kind == "local-or":  # what every input delivered was known when it was offered
+        return offered if all(condition in net.marking for condition in offered) else None
+    if kind == "structured-or":
+        possible = _structured_or(step, node, net)
         return possible[0][0] if possible else None
     marked = _marked(node, net)
     if kind == "partial":  # how many branches it needs was decided when it was offered

@@ -5,7 +5,8 @@ Nodes are the names of conditions and tasks, as edges `source -> targets`; a nam
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Set as AbstractSet
+from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
 Edges = Mapping[str, tuple[str, ...]]
 

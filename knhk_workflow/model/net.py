@@ -14,7 +14,7 @@ from typing import Literal
 
 from knhk_workflow.model.expression import Expression, compile_expression
 from knhk_workflow.model.graph import dominators, natural_loops, reachable, reverse, without
-from knhk_workflow.model.spec import END, ROOT, START, Instances, Join, Assignment, Net, Spec, Split, Task, Termination
+from knhk_workflow.model.spec import END, ROOT, START, Assignment, Instances, Join, Net, Spec, Split, Task, Termination
 
 Carrier = Literal["route", "item", "net", "trigger"]
 """What carries a task out: nothing (it completes at once), somebody outside, a sub-net, or the signal it waits for."""
@@ -114,7 +114,20 @@ class TaskNode:
     @property
     def automatic(self) -> bool:
         """It starts when enabled, because nobody outside has to take it."""
-        return self.carrier in ("route", "net")
+        return self.carrier in ("route", "net") and self.task.trigger is None
+
+    @property
+    def guarded(self) -> bool:
+        """It starts only while it has its locks."""
+        return bool(self.sections) or self.mutex is not None
+
+    @property
+    def eager(self) -> bool:
+        """Its join takes the tokens although the work is only offered: nobody else can want them, and nothing but
+        the join decides that it may start."""
+        return self.join.kind == "partial" and not (
+            self.shared or self.task.reads or self.sections or self.mutex is not None
+        )
 
     @property
     def tallies(self) -> bool:
@@ -292,7 +305,8 @@ class _Shape:
             and members.issuperset(self.edges[place])
             and members.issuperset(self.back[place])
         )
-        return Section(f"section {self.net.name}/{name}", members, inside)
+        path = f"{self.net.name}/{name}" if self.net.name else name
+        return Section(f"section {path}", members, inside)
 
     def _false_paths(self) -> frozenset[str]:
         """Conditions that false tokens may lie in: on the way to a local merge, within one turn of every loop."""
