@@ -139,7 +139,7 @@ def _routed(step: Step, activation: Activation, node: TaskNode, over: bool) -> N
         for instance in range(1, activation.count + 1):
             if node.out is not None and not take_output(step, activation, node, EMPTY, instance):
                 return
-        again = _again(step, activation, node)
+        again = another_turn(step, activation, node)
         if again is None:
             return
         turns += 1
@@ -174,13 +174,13 @@ def _last_turn(step: Step, activation: Activation, node: TaskNode) -> bool:
     last = max(activation.instances, default=0)
     if last and activation.instances[last].state not in DONE_STATES:
         return False
-    again = _again(step, activation, node)
+    again = another_turn(step, activation, node)
     if again:
         run_instance(step, activation, node, last + 1)
     return again is False
 
 
-def _again(step: Step, activation: Activation, node: TaskNode) -> bool | None:
+def another_turn(step: Step, activation: Activation, node: TaskNode) -> bool | None:
     """Whether a loop has another turn; None when that could not be evaluated."""
     if node.until is not None:
         until = runs(step, activation, node, node.until)

@@ -23,7 +23,7 @@ from knhk_workflow.core.case import (
     item_ref,
     place_of,
 )
-from knhk_workflow.core.completion import CHOICE_INCIDENTS, DATA_BYTES_MAX, advance, ended, force, leave
+from knhk_workflow.core.completion import CHOICE_INCIDENTS, DATA_BYTES_MAX, advance, another_turn, ended, force, leave
 from knhk_workflow.core.data import EMPTY, merge
 from knhk_workflow.core.enabling import INSTANCES_MAX, begin
 from knhk_workflow.core.incidents import raise_incident
@@ -255,6 +255,10 @@ def _resume_activation(
             ended(step, activation, node, run)
         elif kind in ("input_error", "depth_limit", "open_items_limit", "task_failed"):
             run_instance(step, activation, node, instance, run.attempt + 1 if run is not None else 1)
+        elif node.carrier == "route" and kind in ("condition_error", "loop_limit"):
+            again = another_turn(step, activation, node)
+            if again is not None:
+                advance(step, activation, node, over=not again)
         elif kind == "condition_error" and not activation.instances:
             begin(step, net, node, activation)
         else:

@@ -49,8 +49,20 @@ ITERATION: Final = (
         "loop: {while | until}",
         "",
         "A construct with a test before or after.",
-        "Russell et al. 2006: partial where only one of the two tests exists.",
+        "Russell et al. 2006: partial where only one of the two tests exists. All turns are one activation; the first "
+        "test of `while` is made when the task is enabled. A block is a sub-net.",
         aliases=("While Loop", "Repeat Loop", "Loop"),
+        net={
+            "tasks": {
+                "Before": {**OUTSIDE, "loop": {"while": "int(data.n) < 2"}, "out": {"n": "int(data.n) + 1"}},
+                "After": {**OUTSIDE, "loop": {"until": true("done")}},
+            },
+            "flows": path("start", "Before", "After", "end"),
+        },
+        data={"n": 0},
+        script=moves(
+            "complete Before", "complete Before", 'complete After {"done": false}', 'complete After {"done": true}'
+        ),
     ),
     Pattern(
         22,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from knhk_workflow.patterns.pattern import Category, Pattern
+from knhk_workflow.patterns.pattern import OUTSIDE, Category, Pattern, completed, flow, moves, outside, path
 
 _GROUP: Final[Category] = "State-based"
 
@@ -22,6 +22,21 @@ STATE: Final = (
         aliases=("External Choice", "Implicit Choice", "Deferred XOR-split"),
     ),
     Pattern(
+        net={
+            "tasks": {
+                **outside("A", "B", "C"),
+                "G": {"trigger": {"name": "go", "mode": "transient"}},
+                "T": {"trigger": {"name": "due", "mode": "transient"}},
+            },
+            "conditions": ["p"],
+            "flows": [
+                *path("start", "A", "p", "B", "end"),
+                *path("p", "C", "end"),
+                *path("p", "G", "end"),
+                *path("p", "T", "end"),
+            ],
+        },
+        script=moves("complete A", "start B", "complete B"),
         17,
         "Interleaved Parallel Routing",
         _GROUP,
@@ -59,6 +74,23 @@ STATE: Final = (
         "Interleaved Routing",
         _GROUP,
         "A set of tasks, each once, in any order, one at a time; then the flow goes on.",
+        net={
+            "tasks": {
+                "A": OUTSIDE,
+                "X": OUTSIDE,
+                "Y": OUTSIDE,
+                "M": {**OUTSIDE, "reads": ["m"]},
+                "Z": {**OUTSIDE, "join": "and"},
+            },
+            "conditions": ["p2", "m"],
+            "flows": [
+                *path("start", "A", "X", "m", "Y", "Z", "end"),
+                *path("A", "p2", "M"),
+                flow("M", "p2"),
+                flow("p2", "Z"),
+            ],
+        },
+        script=completed("A", "X", "M", "M", "Y", "Z"),
         "sections, or mutex on the tasks",
         "A task that has started finishes before another one starts.",
         "Any order, and what follows runs once when all are done.",

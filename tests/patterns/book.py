@@ -46,6 +46,7 @@ class Told(msgspec.Struct, frozen=True):
     lock: str = ""
     reason: str = ""
     count: int = 1
+    condition_met: bool | None = None
     seen: tuple[str, ...] = ()
     absorbed: tuple[str, ...] = ()
     produced: tuple[str, ...] = ()
@@ -177,7 +178,7 @@ class Book:
         if kind == "incident_resolved":
             return f"incident closed: {told.action}"
         if kind in ("trigger_received", "trigger_taken"):
-            by = f"taken by {self._labels[told.activation]}"
+            by = f"taken by {self._labels.get(told.activation)}"
             return f"{told.name} {by if told.outcome in ('', 'taken') else told.outcome}"
         if kind == "lock_released":
             return f"{_lock(told.lock)} free"
@@ -224,7 +225,9 @@ class Book:
             shown = ("item_offered", "incident_raised", "task_completed", "task_cancelled")
             return "" if any(now in seen.get(each, ()) for each in shown) else f"{label} waits"
         if kind == "task_completed":
-            return "" if now in seen.get("item_skipped", ()) else f"{label} completed"
+            if now in seen.get("item_skipped", ()) and told.activation not in self._many:
+                return ""
+            return f"{label} completed" + (", although its condition is false" if told.condition_met is False else "")
         if kind == "task_cancelled":
             ended = any(now in seen.get(end, ()) for end in ("item_withdrawn", "item_terminated"))
             return "" if ended and told.activation not in self._many else f"{label} {told.reason}"

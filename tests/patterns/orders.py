@@ -1,4 +1,4 @@
-"""Every order in which the outside can do its work: all interleavings of starts and completions of a small net.
+"""Every order in which the outside can do its work: all interleavings of starts, completions and signals.
 
 Two cases in the same situation have the same future, so the orders are found over situations rather than over
 sequences of moves; each situation is reached through the same core as everything else. In each of them the case must
@@ -15,6 +15,7 @@ from knhk_workflow.core.apply import replay
 from knhk_workflow.core.case import Case, NetInstance, decode_state, encode_state, item_ref
 from knhk_workflow.core.decide import create, decide
 from knhk_workflow.core.step import Step
+from knhk_workflow.errors import WrongState
 from knhk_workflow.model.net import Model
 from tests.patterns.players import Document, born, model_of
 
@@ -23,21 +24,28 @@ SITUATIONS_MAX = 20_000  # a net for which this is too little is no small net
 Orders = frozenset[tuple[str, ...]]
 
 
-def told(document: Document, data: bytes) -> str:
-    """All orders of completions, and how many situations there were."""
+def told(document: Document, data: bytes, signals: tuple[str, ...] = ()) -> str:
+    """All orders of completions, and how many situations there were. Each of `signals` comes once, at any time."""
     model = model_of(document)
     step = create(model, born(model, data), 1)
     first = completions(step)
     search = Search(model)
-    orders = sorted(first + order for order in search.orders(step.case))
+    orders = sorted(first + order for order in search.orders(step.case, signals))
     texts = [" ".join(order) for order in orders]
     ends = " or ".join(sorted(search.ends))
     return f"{' | '.join(texts)}; every one of the {len(search.known)} situations is sound, the end is {ends}"
 
 
 def completions(step: Step) -> tuple[str, ...]:
-    """The tasks that a step completed."""
-    return tuple(event.task for event in step.events if isinstance(event, e.TaskCompleted))
+    """The tasks that a step completed, and the single instances of those that have several."""
+    several = {name for net in step.model.nets.values() for name, node in net.tasks.items() if node.many is not None}
+    names: list[str] = []
+    for event in step.events:
+        if isinstance(event, e.TaskCompleted):
+            names.append(event.task)
+        elif isinstance(event, e.ItemCompleted) and event.task in several:
+            names.append(f"{event.task}#{event.instance}")
+    return tuple(names)
 
 
 class Search:
@@ -48,29 +56,42 @@ class Search:
         self.known: dict[bytes, Orders] = {}
         self.ends: set[str] = set()
 
-    def orders(self, case: Case) -> Orders:
-        """Every order of completions from here on."""
-        key = situation(case)
+    def orders(self, case: Case, signals: tuple[str, ...] = ()) -> Orders:
+        """Every order of completions from here on, with these signals still to come."""
+        key = situation(case) + msgspec.msgpack.encode(signals)
         if key not in self.known:
             assert len(self.known) < SITUATIONS_MAX
-            found = {completions(step) + rest for step in self._steps(case) for rest in self.orders(step.case)}
+            found = {
+                completions(step) + rest
+                for step, left in self._steps(case, signals)
+                for rest in self.orders(step.case, left)
+            }
             if not found:
                 self._ended(case)
                 found = {()}
             self.known[key] = frozenset(found)
         return self.known[key]
 
-    def _steps(self, case: Case) -> list[Step]:
-        steps: list[Step] = []
-        before = encode_state(case)
+    def _steps(self, case: Case, signals: tuple[str, ...]) -> list[tuple[Step, tuple[str, ...]]]:
+        """Everything that can happen next, with the signals that are left then."""
+        moves: list[tuple[c.Command, tuple[str, ...]]] = []
         for activation, run in case.open_work():
             ref = item_ref(activation, run)
-            command = c.CompleteItem(ref) if run.state == "started" else c.StartItem(ref)
-            step = decide(decode_state(before), self.model, command, case.now + 1)
+            moves.append((c.CompleteItem(ref) if run.state == "started" else c.StartItem(ref), signals))
+        if case.state == "running":
+            for index in {signals.index(name) for name in signals}:
+                moves.append((c.Signal(signals[index]), signals[:index] + signals[index + 1 :]))
+        steps: list[tuple[Step, tuple[str, ...]]] = []
+        before = encode_state(case)
+        for command, left in moves:
+            try:
+                step = decide(decode_state(before), self.model, command, case.now + 1)
+            except WrongState:
+                continue  # somebody else holds its lock
             assert not step.case.ready, "a small net settles in one slice"
             again = replay(decode_state(before), step.now, step.events)
             assert encode_state(again) == encode_state(step.case), "the replay differs"
-            steps.append(step)
+            steps.append((step, left))
         return steps
 
     def _ended(self, case: Case) -> None:
@@ -93,7 +114,7 @@ def situation(case: Case) -> bytes:
             case.nets[activation.net].depth,
             activation.task,
             activation.inputs,
-            activation.started,
+            (activation.started, activation.released, activation.closed, activation.signalled, activation.count),
             sorted((run.number, run.state) for run in activation.instances.values()),
         )
         for activation in case.activations.values()
