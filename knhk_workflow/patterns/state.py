@@ -18,10 +18,10 @@ STATE: Final = (
         "",
         "All branches are offered together, the choice falls at the start and as late as possible, and the withdrawal "
         "is atomic.",
-        "Russell et al. 2006: partial where only messages and timers can choose, or the choice falls at completion.",
+        "Russell et al. 2006: partial where only messages and timers can choose, or the choice falls at completion. "
+        "Work and signals compete alike. Timers are not executed by this version, so the branch T of the literature's "
+        "net waits for a signal too.",
         aliases=("External Choice", "Implicit Choice", "Deferred XOR-split"),
-    ),
-    Pattern(
         net={
             "tasks": {
                 **outside("A", "B", "C"),
@@ -37,6 +37,8 @@ STATE: Final = (
             ],
         },
         script=moves("complete A", "start B", "complete B"),
+    ),
+    Pattern(
         17,
         "Interleaved Parallel Routing",
         _GROUP,
@@ -55,25 +57,9 @@ STATE: Final = (
         "reads: [condition]",
         "The state is one of the net.",
         "A test of state; the offer is withdrawn when the state is left.",
-        "Russell et al. 2006: partial where data flags are polled.",
+        "Russell et al. 2006: partial where data flags are polled. The test is made until the task starts: one that "
+        "has started finishes though the state is left meanwhile.",
         aliases=("Test Arc", "State Condition", "Withdraw Message"),
-    ),
-    Pattern(
-        39,
-        "Critical Section",
-        _GROUP,
-        "Two or more parts of a net are never active at the same time; who is in one finishes it.",
-        "sections",
-        "The parts are connected parts of the same net.",
-        "Mutual exclusion of parts, not only of single tasks.",
-        "Russell et al. 2006: partial where only one task can be protected. The lock is taken at the start of the "
-        "first task inside and held while a token of the thread is inside.",
-    ),
-    Pattern(
-        40,
-        "Interleaved Routing",
-        _GROUP,
-        "A set of tasks, each once, in any order, one at a time; then the flow goes on.",
         net={
             "tasks": {
                 "A": OUTSIDE,
@@ -91,6 +77,23 @@ STATE: Final = (
             ],
         },
         script=completed("A", "X", "M", "M", "Y", "Z"),
+    ),
+    Pattern(
+        39,
+        "Critical Section",
+        _GROUP,
+        "Two or more parts of a net are never active at the same time; who is in one finishes it.",
+        "sections",
+        "The parts are connected parts of the same net.",
+        "Mutual exclusion of parts, not only of single tasks.",
+        "Russell et al. 2006: partial where only one task can be protected. The lock is taken at the start of the "
+        "first task inside and held while a token of the thread is inside.",
+    ),
+    Pattern(
+        40,
+        "Interleaved Routing",
+        _GROUP,
+        "A set of tasks, each once, in any order, one at a time; then the flow goes on.",
         "sections, or mutex on the tasks",
         "A task that has started finishes before another one starts.",
         "Any order, and what follows runs once when all are done.",
