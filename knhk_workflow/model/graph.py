@@ -10,6 +10,8 @@ from collections.abc import Set as AbstractSet
 
 Edges = Mapping[str, tuple[str, ...]]
 
+OUTSIDE = ""  # where tokens come from, before the start and before tasks that nothing leads to; no element's name
+
 
 def reachable(edges: Edges, sources: Iterable[str], stop: AbstractSet[str] = frozenset()) -> set[str]:
     """Every node reachable from `sources`, themselves included, without going through (but into) a node of `stop`."""
@@ -81,20 +83,33 @@ def natural_loops(edges: Edges, above: Mapping[str, str]) -> dict[tuple[str, str
     `above` are the immediate dominators. What is on a cycle without such an edge lies in no structured loop.
     """
     back = reverse(edges)
-    return {
-        (source, target): reachable(back, (source,), frozenset({target}))
-        for source in above
-        for target in edges.get(source, ())
-        if _dominates(above, target, source)
-    }
+    within = _intervals(above)
+    found: dict[tuple[str, str], set[str]] = {}
+    for source in above:
+        for target in edges.get(source, ()):
+            if within[target][0] <= within[source][0] and within[source][1] <= within[target][1]:
+                found[source, target] = reachable(back, (source,), frozenset({target}))
+    return found
 
 
-def _dominates(above: Mapping[str, str], one: str, other: str) -> bool:
-    while other != one:
-        if above[other] == other:
-            return False
-        other = above[other]
-    return True
+def _intervals(above: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """Each node's interval in a walk through the tree of dominators: that of a dominator holds it."""
+    below: dict[str, list[str]] = {}
+    roots: list[str] = []
+    for node, parent in above.items():
+        (roots if parent == node else below.setdefault(parent, [])).append(node)
+    first: dict[str, int] = {}
+    found: dict[str, tuple[int, int]] = {}
+    stack = roots
+    while stack:
+        node = stack.pop()
+        if node in first:
+            found[node] = (first[node], len(first))
+        else:
+            first[node] = len(first)
+            stack.append(node)
+            stack.extend(below.get(node, ()))
+    return found
 
 
 def without(edges: Edges, left_out: Collection[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
@@ -105,6 +120,18 @@ def without(edges: Edges, left_out: Collection[tuple[str, str]]) -> dict[str, tu
     }
 
 
-def on_cycle(edges: Edges, nodes: Iterable[str]) -> set[str]:
-    """Those of `nodes` that can reach themselves."""
-    return {node for node in nodes if node in reachable(edges, edges.get(node, ()))}
+def knotted(edges: Edges, nodes: AbstractSet[str]) -> set[str]:
+    """Those of `nodes` that lie on a cycle within them, or between two."""
+    found = set(nodes)
+    for onward, backward in ((edges, reverse(edges)), (reverse(edges), edges)):
+        before = {node: sum(1 for each in backward.get(node, ()) if each in found) for node in found}
+        free = [node for node, count in before.items() if count == 0]
+        while free:
+            node = free.pop()
+            found.discard(node)
+            for each in onward.get(node, ()):
+                if each in found:
+                    before[each] -= 1
+                    if before[each] == 0:
+                        free.append(each)
+    return found

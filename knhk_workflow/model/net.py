@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from knhk_workflow.model.expression import Expression, compile_expression
-from knhk_workflow.model.graph import dominators, natural_loops, reachable, reverse, without
+from knhk_workflow.model.graph import OUTSIDE, dominators, natural_loops, reachable, reverse, without
 from knhk_workflow.model.spec import END, ROOT, START, Assignment, Instances, Join, Net, Spec, Split, Task, Termination
 
 Carrier = Literal["route", "item", "net", "trigger"]
@@ -264,7 +264,8 @@ class _Shape:
         self.contested = {condition for condition, count in taken.items() if count > 1} | reads
         self.above = _above(self.edges, inputs) if _needs_dominators(net) else {}
         self.sections = [self._section(name, frozenset(members)) for name, members in net.sections]
-        self.forward = without(self.edges, natural_loops(self.edges, self.above)) if self.above else self.edges
+        self.merges = [task.id for task in net.tasks if task.join.kind == "local-or"]
+        self.forward = without(self.edges, natural_loops(self.edges, self.above)) if self.merges else self.edges
         self.false_paths = self._false_paths()
         self.expects: dict[str, dict[str, Mapping[str, tuple[str, ...]]]] = {}
         for each in net.tasks:
@@ -310,8 +311,9 @@ class _Shape:
 
     def _false_paths(self) -> frozenset[str]:
         """Conditions that false tokens may lie in: on the way to a local merge, within one turn of every loop."""
-        ends = [task.id for task in self.net.tasks if task.join.kind == "local-or"]
-        return frozenset(reachable(reverse(self.forward), ends) & set(self.places)) if ends else frozenset()
+        if not self.merges:
+            return frozenset()
+        return frozenset(reachable(reverse(self.forward), self.merges) & set(self.places))
 
 
 def _needs_dominators(net: Net) -> bool:
@@ -324,9 +326,8 @@ def _needs_dominators(net: Net) -> bool:
 
 def _above(edges: Mapping[str, tuple[str, ...]], inputs: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     """Immediate dominators, seen from wherever a token can come from: the start, and tasks that a signal starts."""
-    outside = ""  # no element has this name
     sources = (task for task, conditions in inputs.items() if not conditions)
-    return dominators({**edges, outside: (START, *sources)}, outside)
+    return dominators({**edges, OUTSIDE: (START, *sources)}, OUTSIDE)
 
 
 def _node(shape: _Shape, task: Task, branches: tuple[Branch, ...]) -> TaskNode:

@@ -13,6 +13,16 @@ from typing import Final
 
 from knhk_workflow.errors import Problem
 from knhk_workflow.model.fields import Problems
+from knhk_workflow.model.graph import (
+    OUTSIDE,
+    Edges,
+    dominators,
+    knotted,
+    natural_loops,
+    reachable,
+    reverse,
+    without,
+)
 from knhk_workflow.model.spec import END, ROOT, START, Join, Net, Spec, Task
 
 SHARED_OUTPUT_TASKS_MAX: Final = 500  # above this the search for concurrent writers of a key (quadratic) is left out
@@ -39,6 +49,9 @@ def check_nets(problems: Problems, spec: Spec, places: Mapping[str, Places]) -> 
         _check_flows(problems, net, places[net.name])
         _check_references(problems, net, places[net.name], names)
     _check_recursion(problems, spec, places)
+    if not problems:
+        for net in spec.nets:
+            _check_merges(problems, net, places[net.name])
 
 
 def _check_flows(problems: Problems, net: Net, places: Places) -> None:
@@ -109,6 +122,11 @@ def _check_references(problems: Problems, net: Net, places: Places, nets: Collec
             expect(places.task(task.id, "compensate"), task.compensate, tasks, "task")
         if task.net is not None:
             expect(places.task(task.id, "net"), task.net, nets, "net")
+        if task.trigger is not None and task.net is None and not task.required_roles:
+            for key, given in (("loop", task.loop), ("instances", task.instances), ("for_each", task.for_each)):
+                if given is not None:
+                    message = "a task that only waits for its signal has no work to do several times"
+                    problems.add(places.task(task.id, key), "no_work", message, "give it required_roles or a net")
         _check_join(problems, task.join, incoming.get(task.id, 0), places.task(task.id, "join.partial"))
     prefix = f"{places.path}." if places.path else ""
     for section, members in net.sections:
@@ -124,6 +142,76 @@ def _check_join(problems: Problems, join: Join, inputs: int, path: str) -> None:
     most = min(join.of or inputs, inputs)
     if isinstance(join.need, int) and join.need > most:
         problems.add(f"{path}.need", "bounds", f"is {join.need}, but at most {most} branches can arrive")
+
+
+def _check_merges(problems: Problems, net: Net, places: Places) -> None:
+    """A structured merge needs its split; a local one needs every branch to tell it once whether it comes."""
+    merges = [task for task in net.tasks if task.join.kind in ("structured-or", "local-or")]
+    if not merges:
+        return
+    tasks = {task.id: task for task in net.tasks}
+    onward = _onward(net)
+    edges = {name: tuple(sorted(targets)) for name, targets in onward.items()}
+    back = reverse(edges)
+    above = dominators({**edges, OUTSIDE: (START, *(name for name in sorted(tasks) if name not in back))}, OUTSIDE)
+    for task in merges:
+        if task.join.kind == "structured-or":
+            _check_matching_split(problems, task.id, tasks, edges, above, places)
+    local = [task.id for task in merges if task.join.kind == "local-or"]
+    if local:
+        loops = natural_loops(edges, above)
+        forward = without(edges, loops)
+        for name in local:
+            _check_branches(problems, name, tasks, edges, forward, loops, places)
+
+
+def _check_matching_split(
+    problems: Problems, join: str, tasks: Mapping[str, Task], edges: Edges, above: Mapping[str, str], places: Places
+) -> None:
+    name = above.get(join, OUTSIDE)
+    while name != OUTSIDE and len(edges.get(name, ())) < 2:
+        name = above[name]
+    if name not in tasks or tasks[name].split.kind != "or":
+        found = f"what parts before it is {name!r}, {_parting(tasks.get(name))}" if name else "nothing parts before it"
+        hint = "let all its branches begin at one task with split: or, or use join: or"
+        message = f"{join!r} waits for what its or-split took, but {found}"
+        problems.add(places.task(join, "join"), "no_matching_split", message, hint)
+
+
+def _parting(task: Task | None) -> str:
+    return "a condition" if task is None else f"a task with split: {task.split.kind}"
+
+
+def _check_branches(
+    problems: Problems,
+    join: str,
+    tasks: Mapping[str, Task],
+    edges: Edges,
+    forward: Edges,
+    loops: Mapping[tuple[str, str], Collection[str]],
+    places: Places,
+) -> None:
+    """False tokens go forward, once for each branch: no loop before the merge, no place where ways part or meet."""
+    before = reachable(reverse(forward), (join,))
+    hint = "use join: or, which looks at the whole state"
+    at = places.task(join, "join")
+    looping = knotted(forward, before)
+    for body in loops.values():
+        if not before.isdisjoint(body) and join not in body:
+            looping |= before.intersection(body)
+    if any(target == join for _, target in loops):
+        looping.add(join)
+    if looping:
+        message = f"{join!r} must hear of every branch once, but there is a loop before it, at {min(looping)!r}"
+        problems.add(at, "loop_before_merge", message, hint)
+    back = reverse(forward)
+    for name in sorted(before - tasks.keys()):
+        for many, what in ((edges.get(name, ()), "lead on from"), (back.get(name, ()), "lead to")):
+            if len(many) > 1:
+                message = (
+                    f"{join!r} must hear of every branch once, but {len(many)} tasks {what} the condition {name!r}"
+                )
+                problems.add(at, "condition_before_merge", message, f"put a task there, or {hint}")
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -31,14 +31,14 @@ tasks:
   a: {join: and, split: or, instances: {min: 1, max: data.n, threshold: 1, create: dynamic, rest: cancel}}
   b: {join: {partial: {need: 1, of: 2, mode: blocking}}, cancels: [a, p, a->b], completes: a, closes: [a]}
   c: {join: {partial: 1}, split: {threads: 3}, for_each: data.lines, collect: results, required_roles: [r, s]}
-  d: {join: {merge: 3}, trigger: {name: paid, transient: true}, mutex: m, reads: [p, a->b], instances: 3}
+  d: {join: {merge: 3}, trigger: {name: paid, transient: true}, mutex: m, reads: [p, a->b], instances: 3, required_roles: r}
   e: {join: structured-or, timer: 5m, in: {k: data.a, n: 1, t: true, z: null}, out: {k: data.b}}
   f: {join: local-or, loop: {until: data.done}, net: n, timeout: 1h30m, on_timeout: end, on_error: a}
   g: {workflow: other@3, deadline: "2030-01-01T00:00:00Z", compensate: a, allocation: four-eyes, priority: -5}
   h: {connector: http, request: {url: "https://example.org"}, result: {r: data.body}, retry: 5, timeout: PT5M}
   i: {timer: {at: data.due}, instances: {until: size(data.xs) > 2, sync: false}}
   j: {timer: {every: "0 8 * * 1"}, retry: {max_attempts: 2, backoff: 500ms, max_backoff: 2d, factor: 1.5}}
-  k: {trigger: paid, loop: {while: "true"}}
+  k: {trigger: paid, loop: {while: "true"}, required_roles: r}
 flows:
   - {from: start, to: a}
   - {from: a, to: b, when: data.x > 1}
@@ -48,6 +48,7 @@ flows:
   - {from: d, to: p}
   - {from: b, to: c}
   - {from: p, to: e}
+  - {from: c, to: e}
 nets:
   n: {tasks: {again: {net: n}, stop: {}}, flows: {start: [again, stop], again: end, stop: end}, description: text}
 """,
@@ -198,6 +199,45 @@ INVALID: tuple[Bad, ...] = (
         "tasks.b.join.partial.of bounds",
         "tasks.b.join.partial.need bounds",
         "tasks.d.join.partial.need bounds",
+    ),
+    _bad(
+        "a structured merge without its or-split",
+        "{id: x, tasks: {a: {}, b: {}, c: {}, j: {join: structured-or}, k: {join: structured-or}, o: {split: or},"
+        " m: {join: structured-or}}, conditions: [p],"
+        " flows: {start: [a], a: [b, c], b: j, c: j, j: [k, o], o: [{to: p, when: data.y}, {to: m, default: true}],"
+        " p: m}, nets: {n: {tasks: {d: {join: structured-or}}}, q: {tasks: {e: {}, f: {}, g: {join: structured-or}},"
+        " flows: {start: [e, f], e: g, f: g}}}}",
+        "tasks.j.join no_matching_split",
+        "tasks.k.join no_matching_split",
+        "nets.n.tasks.d.join no_matching_split",
+        "nets.q.tasks.g.join no_matching_split",
+        shape=False,
+    ),
+    _bad(
+        "a local merge behind a loop",
+        "{id: x, tasks: {a: {split: or}, b: {}, c: {}, d: {}, j: {join: local-or}, k: {join: local-or}},"
+        " flows: {start: a, a: [{to: b, when: data.y}, {to: c, when: data.z}],"
+        " b: [{to: d, when: data.y}, {to: j, default: true}], d: b, c: j,"
+        " j: [{to: a, when: data.y}, {to: k, default: true}], k: end}}",
+        "tasks.j.join loop_before_merge",
+        "tasks.k.join loop_before_merge",
+        shape=False,
+    ),
+    _bad(
+        "a local merge in a knot",
+        "{id: x, tasks: {a: {split: or}, b: {}, c: {}, j: {join: local-or}},"
+        " flows: {start: a, a: [{to: b, when: data.y}, {to: c, when: data.z}],"
+        " b: [{to: c, when: data.y}, {to: j, default: true}], c: [{to: b, when: data.y}, {to: j, default: true}]}}",
+        "tasks.j.join loop_before_merge",
+        shape=False,
+    ),
+    _bad(
+        "a local merge behind conditions where ways part or meet",
+        "{id: x, tasks: {a: {split: or}, b: {}, c: {}, d: {}, j: {join: local-or}}, conditions: [p, q],"
+        " flows: {start: a, a: [{to: p, when: data.y}, {to: d, when: data.z}], p: [b, c], b: q, c: q, q: j, d: j}}",
+        "tasks.j.join condition_before_merge",
+        "tasks.j.join condition_before_merge",
+        shape=False,
     ),
     _bad(
         "splits",
