@@ -32,7 +32,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from knhk_workflow.core.upstream import Region, Run, carriers, put
+from knhk_workflow.core.upstream import USUAL, Effort, Region, Run, carriers, put
 from knhk_workflow.model.net import CompiledNet
 from knhk_workflow.model.reset_net import Bag, Marking, ResetNet, Transition, compile_reset_net
 
@@ -78,13 +78,16 @@ class Dependencies:
 class OrJoin:
     """One general OR-join of a compiled net. Its analysis is made when first needed and then kept."""
 
-    __slots__ = ("_analysis", "_net", "_producers", "inputs", "task")
+    __slots__ = ("_analysis", "_effort", "_net", "_producers", "inputs", "task")
 
-    def __init__(self, task: str, inputs: tuple[str, ...], net: ResetNet, producers: Producers) -> None:
+    def __init__(
+        self, task: str, inputs: tuple[str, ...], net: ResetNet, producers: Producers, effort: Effort = USUAL
+    ) -> None:
         self.task = task
         self.inputs = inputs
         self._net = net
         self._producers = producers
+        self._effort = effort
         self._analysis: _Analysis | None = None
 
     @property
@@ -119,18 +122,18 @@ class OrJoin:
 
     def _analysed(self) -> _Analysis:
         if self._analysis is None:
-            self._analysis = _Analysis(self.task, self.inputs, self._net, self._producers)
+            self._analysis = _Analysis(self.task, self.inputs, self._net, self._producers, self._effort)
         return self._analysis
 
 
-def compile_or_joins(net: CompiledNet) -> Mapping[str, OrJoin]:
+def compile_or_joins(net: CompiledNet, effort: Effort = USUAL) -> Mapping[str, OrJoin]:
     """The general OR-joins of `net` by task. The same net gives the same objects, with what they remember."""
-    return _compiled(_Same(net))
+    return _compiled(_Same(net), effort)
 
 
 def or_join(net: CompiledNet, task: str) -> OrJoin:
     """The general OR-join of one task. Raises KeyError when its join is of another kind."""
-    return _compiled(_Same(net))[task]
+    return _compiled(_Same(net), USUAL)[task]
 
 
 class _Same:
@@ -149,7 +152,7 @@ class _Same:
 
 
 @functools.lru_cache(maxsize=NETS_MAX)
-def _compiled(key: _Same) -> Mapping[str, OrJoin]:
+def _compiled(key: _Same, effort: Effort) -> Mapping[str, OrJoin]:
     joins = {name: node for name, node in sorted(key.net.tasks.items()) if node.join.kind == "or"}
     if not joins:
         return {}
@@ -159,7 +162,7 @@ def _compiled(key: _Same) -> Mapping[str, OrJoin]:
         if not transition.spontaneous and not transition.final:
             for place, _ in transition.post:
                 producers.setdefault(place, []).append(transition)
-    return {name: OrJoin(name, node.inputs, net, producers) for name, node in joins.items()}
+    return {name: OrJoin(name, node.inputs, net, producers, effort) for name, node in joins.items()}
 
 
 # ----------------------------------------------------------------------------------------------------------- one join
@@ -223,7 +226,7 @@ class _Analysis:
         "tasks",
     )
 
-    def __init__(self, task: str, names: tuple[str, ...], net: ResetNet, producers: Producers) -> None:
+    def __init__(self, task: str, names: tuple[str, ...], net: ResetNet, producers: Producers, effort: Effort) -> None:
         self._net = net
         self.inputs = tuple(net.conditions[name] for name in names)
         self.all = (1 << len(names)) - 1
@@ -231,7 +234,7 @@ class _Analysis:
         self.dependencies = _dependencies(net, places)
         reach = [_reach(place, upstream, net) for place in self.inputs]
         free = [_onward(place, upstream, self.inputs).keys() for place in self.inputs]
-        self._region = region = Region(net, frozenset(self.inputs), upstream)
+        self._region = region = Region(net, frozenset(self.inputs), upstream, effort)
         tokens = {
             place: _Token(
                 1 << self.inputs.index(place) if place in self.inputs else 0,
@@ -339,12 +342,12 @@ class _Analysis:
         live = sorted((net.conditions[name], name, count) for name, count in marking.items() if name in self.places)
         working = sorted((net.busy[name], name) for name in busy if name in self.tasks)
         if isinstance(why, _Free):
-            onward = _onward(self.inputs[why.input], self._upstream, self.inputs)
-            for place, name, count in live:
-                if place in onward and (place not in self.inputs or count > 1):
-                    return Witness(name, False, self._name(self.inputs[why.input]), _follow(place, onward))
-            place, name = next(each for each in working if each[0] in onward)
-            return Witness(name, True, self._name(self.inputs[why.input]), _follow(place, onward))
+            goal = self.inputs[why.input]
+            onward = _onward(goal, self._upstream, self.inputs)
+            free = [(place, name, False) for place, name, count in live if place not in self.inputs or count > 1]
+            free += [(place, name, True) for place, name in working]
+            place, name, at_work = next(each for each in free if each[0] in onward)
+            return Witness(name, at_work, self._name(goal), _follow(place, goal, onward))
         tokens = [place for place, *_ in live] + [place for place, _ in working]
         reached = next(
             place
@@ -427,12 +430,10 @@ def _onward(goal: int, upstream: Iterable[Transition], inputs: tuple[int, ...]) 
     return found
 
 
-def _follow(place: int, onward: Mapping[int, tuple[Transition, int]]) -> tuple[str, ...]:
+def _follow(place: int, goal: int, onward: Mapping[int, tuple[Transition, int]]) -> tuple[str, ...]:
     """The tasks that complete on the way, in order."""
     path: list[str] = []
-    passed: set[int] = set()
-    while place in onward and place not in passed:
-        passed.add(place)
+    while place != goal:
         transition, place = onward[place]
         if transition.phase in ("end", "escape"):
             path.append(transition.task)

@@ -27,9 +27,20 @@ class Budget:
     minimal: int
 
 
-FEW = Budget(400, 200)  # 5 ms; 99 of 100 searches in random nets end here
-MARKINGS_MAX = 2_000  # looked at going forward, about 20 ms
-MANY = Budget(10_000, 1_000)  # 0.5 s at worst, once for a marking: it is remembered
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long a question is pursued: a little backwards, then through all reachable markings, then far backwards."""
+
+    few: Budget
+    markings: int
+    many: Budget
+
+
+USUAL = Effort(
+    Budget(400, 200),  # 5 ms; 99 of 100 searches in random nets with cancellation end here
+    2_000,  # 20 ms
+    Budget(10_000, 1_000),  # 0.5 s at worst, and once for a marking: it is remembered
+)
 
 
 def carriers(transition: Transition, net: ResetNet) -> list[int]:
@@ -269,9 +280,12 @@ class Contraction:
 class Region:
     """What is upstream of a join, contracted, and the search for a marking with one more input."""
 
-    def __init__(self, net: ResetNet, inputs: frozenset[int], upstream: tuple[Transition, ...]) -> None:
+    def __init__(
+        self, net: ResetNet, inputs: frozenset[int], upstream: tuple[Transition, ...], effort: Effort = USUAL
+    ) -> None:
         done = Contraction(net, inputs, upstream)
         self._net = net
+        self._effort = effort
         self._inputs = inputs
         self._moved = done.moved
         self._left = done.left
@@ -346,9 +360,9 @@ class Region:
         if not goals:
             return "unreachable"
         return (
-            self._backward(now, settled, goals, usable, FEW)
+            self._backward(now, settled, goals, usable, self._effort.few)
             or self._forward(now, settled, goals, usable)
-            or self._backward(now, settled, goals, usable, MANY)
+            or self._backward(now, settled, goals, usable, self._effort.many)
             or "undecided"
         )
 
@@ -395,7 +409,7 @@ class Region:
                 came[to] = (key, step)
                 if any(_covers(after, goal) for goal in goals):
                     return Run(settled + _trace(to, came)[::-1])
-                if len(came) > MARKINGS_MAX:
+                if len(came) > self._effort.markings:
                     return None
                 pending.append(after)
         return "unreachable"

@@ -14,8 +14,8 @@ decidable approach to the OR-join in workflow using reset nets", 2005). Data is 
 - split or: one end for all guarded outputs, one for the default; reset nets are monotone, so for coverability the union
   stands for all its parts. Every subset on request.
 - instances, sub-net, loop, timer, trigger, retry: inside the busy place; they may complete, whatever they wait for.
-- on_error, on_timeout, compensate: an `escape` from the busy place to that target alone; failing cancels nothing.
-- cancels: the end empties conditions, busy places and rounds of joins.
+- on_error, on_timeout, compensate: an `escape` from the busy place to that target alone.
+- cancels: the end empties conditions, busy places and rounds of joins other than its own.
 - reads: places that a start tests and does not take.
 - sections, mutex: a lock place, 1 = free. A start takes it unless a token that it consumes is inside already; an end
   that leaves nothing inside gives it back.
@@ -364,12 +364,14 @@ class _Draft:
         if round_ is None:
             return
         for condition in node.inputs:
-            taken_ = self.conditions[condition]
-            pre = {taken_: 1, round_.fired: 1, round_.unseen[condition]: 1}
+            place = self.conditions[condition]
             post = {round_.fired: 1, round_.seen[condition]: 1}
+            left = [lock.place for lock in self.locks if place in lock.inside]  # nobody is inside any more
+            _put(post, dict.fromkeys(left, 1))
+            pre = {place: 1, round_.fired: 1, round_.unseen[condition]: 1}
             name = _name(node.id, "absorb", (condition,), 0)
             self.transitions.append(
-                Transition(name, node.id, "absorb", _bag(pre), (), frozenset(), _bag(post), (condition,))
+                Transition(name, node.id, "absorb", _bag(pre), (), frozenset(left), _bag(post), (condition,))
             )
         of = node.join.of or len(node.inputs)
         if comb(len(node.inputs), of) > PARTIAL_CHOICES_MAX:
@@ -388,8 +390,9 @@ class _Draft:
             for variant, effect in enumerate(effects):
                 self._end(node, "end", put, effect, variant)
         for put in self._escapes(node):
-            if node.region is not None or put not in outcomes:
-                self._end(node, "escape", put, _NOTHING, 0)
+            if put not in outcomes:
+                for variant, effect in enumerate(effects):
+                    self._end(node, "escape", put, effect, variant)
 
     def _end(self, node: TaskNode, phase: Phase, put: tuple[str, ...], effect: _Effect, variant: int) -> None:
         name = _name(node.id, phase, put, variant)
@@ -475,7 +478,7 @@ class _Draft:
         """The ways to cancel `region`. Its tokens go; a lock whose holder goes is free again, so that it matters who
         held it, unless the region covers everybody who can."""
         gone = {self.conditions[name] for name in region.conditions} | {self.busy[name] for name in region.tasks}
-        rounds = [self.rounds[name] for name in region.tasks if name in self.rounds]
+        rounds = [self.rounds[name] for name in region.tasks if name in self.rounds and name != node.id]
         resets = set(gone)
         given: Marking = {}
         for round_ in rounds:

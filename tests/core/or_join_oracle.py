@@ -186,7 +186,8 @@ class Oracle:
                 if place == END and self.net.termination == "explicit":
                     yield State.of({END: 1}, {})
                 else:
-                    yield State.of(_more(dict(state.marking), [place]), busy, dict(state.seen))
+                    marking, left, seen = self._cancel(task, dict(state.marking), dict(busy), dict(state.seen))
+                    yield State.of(_more(marking, [place]), left, seen)
 
     def _cancel(
         self, task: Task, marking: Tokens, busy: Tokens, seen: dict[str, frozenset[str]]
@@ -196,7 +197,8 @@ class Oracle:
                 marking.pop(name, None)
                 continue
             busy.pop(name, None)
-            seen.pop(name, None)
+            if name != task.id:
+                seen.pop(name, None)
             for place in self.inputs[name]:
                 if place in [f"{source}->{name}" for source in self.tasks]:
                     marking.pop(place, None)
