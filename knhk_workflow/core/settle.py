@@ -22,7 +22,7 @@ from knhk_workflow.core.enabling import enable
 from knhk_workflow.core.incidents import raise_incident
 from knhk_workflow.core.joins import absorb, give_up, offers, skip
 from knhk_workflow.core.step import Step
-from knhk_workflow.core.triggers import take_kept
+from knhk_workflow.core.triggers import go_on
 from knhk_workflow.model.net import SINGLE, CompiledNet, TaskNode
 from knhk_workflow.model.spec import START
 
@@ -41,15 +41,17 @@ def settle(step: Step) -> None:
         step.nets.update(case.nets)
     firings = 0
     while case.state == "running":
+        if firings >= SLICE_FIRINGS and step.ready:
+            _pause(step, case.firings + firings)
+            return
         if not step.ready:
             if not step.nets and not case.locks:
                 return
-            if not _or_joins(step) and not (case.locks and locks.release(step)) and not _close_nets(step):
+            made = _or_joins(step)
+            firings += made
+            if not made and not step.ready and not (case.locks and locks.release(step)) and not _close_nets(step):
                 return
             continue
-        if firings >= SLICE_FIRINGS:
-            _pause(step, case.firings + firings)
-            return
         key = step.ready.popleft()
         step.queued.discard(key)
         number, task = key
@@ -86,7 +88,10 @@ def _visit(step: Step, net: NetInstance, node: TaskNode) -> int:
     if kind == "or":
         step.nets.add(net.number)
         return 0  # asked when nothing else can fire
-    return _match(step, net, node, kind in SINGLE)
+    made = _match(step, net, node, kind in SINGLE)
+    if node.task.trigger is not None:
+        go_on(step, net, node)
+    return made
 
 
 def _match(step: Step, net: NetInstance, node: TaskNode, single: bool) -> int:
@@ -119,7 +124,6 @@ def _match(step: Step, net: NetInstance, node: TaskNode, single: bool) -> int:
             times -= 1
             made += 1
             enable(step, net, node, inputs)
-            take_kept(step, net, node)
     for numbers in waiting.values():
         for number in reversed(numbers):
             withdraw(step, case.activations[number], "withdrawn")
@@ -134,7 +138,7 @@ def _occupied(step: Step, net: NetInstance, node: TaskNode) -> bool:
 
 def _free(step: Step, net: NetInstance, node: TaskNode, inputs: tuple[str, ...]) -> bool:
     """Whether an automatic task may start now; otherwise it waits for the lock."""
-    if not node.sections and node.mutex is None:
+    if not node.guarded:
         return True
     lock = locks.blocked_by(step.case, net, node, inputs)
     if lock is not None:
@@ -142,21 +146,22 @@ def _free(step: Step, net: NetInstance, node: TaskNode, inputs: tuple[str, ...])
     return lock is None
 
 
-def _or_joins(step: Step) -> bool:
-    """Ask the or-joins of every net in which something moved or died. True when that set something in motion."""
-    before = len(step.events)
+def _or_joins(step: Step) -> int:
+    """Ask the or-joins of every net in which something moved or died; the number of activations that made."""
+    made = 0
     for number in sorted(step.nets):
-        net = step.case.nets.get(number)
-        if net is None:
-            continue
-        for node in step.compiled(number).asked:
-            if step.case.state == "running" and number in step.case.nets:
-                if node.join.kind == "structured-or":
-                    give_up(step, node, net)
-                _match(step, net, node, True)
-                if step.ready:
-                    return True  # what it set in motion comes before the next or-join
-    return len(step.events) != before and bool(step.ready)
+        for node in step.compiled(number).asked if number in step.case.nets else ():
+            net = step.case.nets.get(number)
+            if net is None or step.case.state != "running":
+                break
+            if node.join.kind == "structured-or":
+                give_up(step, node, net)
+            made += _match(step, net, node, True)
+            if node.task.trigger is not None:
+                go_on(step, net, node)
+            if step.ready:
+                return made  # what it set in motion comes before the next or-join
+    return made
 
 
 def _close_nets(step: Step) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Final, NamedTuple
 
 import pytest
@@ -124,7 +125,7 @@ class Endless(Exception):
 @contextmanager
 def planted(mutant: Mutant) -> Iterator[None]:
     """The mistake instead of the rule, under every name that the core has for it."""
-    changed: list[tuple[object, str]] = []
+    changed: list[tuple[ModuleType, str]] = []
     tables: list[str] = []
     for name, module in list(sys.modules.items()):
         if name.startswith("knhk_workflow.core."):

@@ -1,0 +1,175 @@
+"""Random nets over every construct, random stimuli: what must hold whatever an author draws and whoever acts.
+
+Never a negative marking or a lost count, replay equals live, a refused command changes nothing, every started item can
+end, and cancelling leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import assume, event, given
+from hypothesis import strategies as st
+
+from knhk_workflow import InvalidDocument, WorkflowError
+from knhk_workflow.core import commands as c
+from knhk_workflow.core import events as e
+from knhk_workflow.core.apply import replay
+from knhk_workflow.core.case import Case, decode_state, encode_state, item_ref
+from knhk_workflow.core.commands import ENDED
+from knhk_workflow.core.decide import create, decide
+from knhk_workflow.core.explain import explain, summary
+from knhk_workflow.core.step import Step
+from knhk_workflow.model.net import Model, compile_spec
+from knhk_workflow.model.parse import parse_spec, unsupported
+from tests.core.test_replay import CHOICES, DATA, GUARDS, Document, command_of, counters, empty, workflow
+
+SIGNALS = ("s", "t")
+
+_event = msgspec.msgpack.Decoder(e.EventType)
+
+
+@st.composite
+def adorned(draw: st.DrawFn) -> Document:
+    """A workflow of `test_replay`, its tasks adorned with every other construct."""
+    document = draw(workflow())
+    nets = document["nets"]
+    assert isinstance(nets, dict)
+    document["on_incident"] = "keep"  # a case that fails at the first incident shows nothing more
+    for net in (document, *nets.values()):
+        adorn(draw, net)
+    return document
+
+
+def adorn(draw: st.DrawFn, net: Document) -> None:
+    """Constructs on the tasks of one net, as the parser accepts them."""
+    tasks, flows = net["tasks"], net["flows"]
+    assert isinstance(tasks, dict)
+    assert isinstance(flows, list)
+    names = sorted(tasks)
+    places = [f"{flow['from']}->{flow['to']}" for flow in flows if flow["from"] in tasks and flow["to"] in tasks]
+    for name in names:
+        body = tasks[name]
+        arriving = sum(1 for flow in flows if flow["to"] == name)
+        if "net" not in body:
+            body["required_roles"] = ["worker"]
+            if draw(st.integers(0, 4)) == 0:
+                del body["required_roles"]
+        guarded = [flow for flow in flows if flow["from"] == name and ("when" in flow or "default" in flow)]
+        what = draw(st.sets(st.integers(0, 9), max_size=2))
+        if 0 in what and arriving > 1:
+            mode = draw(st.sampled_from(["structured", "blocking", "cancelling"]))
+            body["join"] = {"partial": {"need": draw(st.integers(1, arriving)), "mode": mode}}
+        elif 1 in what and arriving:
+            body["join"] = draw(st.sampled_from(["or", {"merge": 2}]))
+        if guarded and 2 in what:
+            body["split"] = "or"
+        elif not guarded and 2 in what:
+            body["split"] = {"threads": 2}
+        if 3 in what and "net" not in body:
+            body["instances"] = draw(
+                st.fixed_dictionaries(
+                    {"min": st.integers(0, 3)},
+                    optional={
+                        "rest": st.sampled_from(["continue", "cancel"]),
+                        "threshold": st.just(1),
+                        "sync": st.booleans(),
+                        "until": st.sampled_from(["item.completed >= 2", *GUARDS]),
+                    },
+                )
+            )
+            if body["instances"]["min"] == 0:
+                body["instances"].pop("threshold", None)
+            if draw(st.booleans()):
+                body["instances"] |= {"create": "dynamic", "max": 5}
+        elif 4 in what and "required_roles" in body:
+            body["loop"] = draw(st.sampled_from([{"while": "data.n < 3"}, {"until": "data.p"}]))
+        if 5 in what:
+            body["cancels"] = draw(st.lists(st.sampled_from([*names, *places]), min_size=1, max_size=3, unique=True))
+        if 6 in what:
+            body["mutex"] = draw(st.sampled_from(["m", "k"]))
+        if 7 in what and places:
+            body["reads"] = [draw(st.sampled_from(places))]
+        if 8 in what and "net" not in body:
+            mode = draw(st.sampled_from(["transient", "persistent"]))
+            body["trigger"] = {"name": draw(st.sampled_from(SIGNALS)), "mode": mode}
+        if 9 in what:
+            body["completes"] = [draw(st.sampled_from(names))]
+    if draw(st.booleans()):
+        net["sections"] = {"area": draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))}
+
+
+def any_command(case: Case, kind: int, which: int, how: int) -> c.Command:
+    """One in three about the constructs, else as in `test_replay`."""
+    tasks = sorted({activation.task for activation in case.activations.values()}) or ["T0"]
+    task = tasks[which % len(tasks)]
+    commands = (
+        c.Signal(SIGNALS[how % 2], b'{"n":9}' if which % 2 else b""),
+        c.CancelTask(task),
+        c.AddInstance(task),
+        c.CloseInstances(task),
+        c.CompleteInstances(task),
+        c.CancelInstances(task),
+    )
+    return commands[how] if kind % 3 == 0 else command_of(case, kind, which, how)
+
+
+def checked(shadow: Case | None, step: Step, model: Model) -> Case:
+    """What holds after every step; the replayed case."""
+    case = step.case
+    state = encode_state(case)
+    recorded = [_event.decode(msgspec.msgpack.encode(each)) for each in step.events]
+    if recorded:
+        shadow = replay(shadow, step.now, recorded)
+    assert shadow is not None
+    assert encode_state(shadow) == state, "the replay differs"
+    counters(case)
+    assert summary(case, explain(case, model))
+    assert encode_state(case) == state, "explaining changed the case"
+    if case.state in ENDED:
+        empty(case)
+        assert case.signals == []
+        assert case.locks == {}
+    elif case.state == "running" and not case.ready:
+        assert case.activations or case.incidents, "the case rests without anything to wait for"
+    return shadow
+
+
+def started_work_can_end(case: Case, model: Model, now: int) -> None:
+    """Whatever has been started can be completed, in any state that accepts results."""
+    for activation, run in case.open_work():
+        if run.state == "started":
+            copy = decode_state(encode_state(case))
+            decide(copy, model, c.CompleteItem(item_ref(activation, run), b"{}", run.owner), now)
+
+
+@given(adorned(), st.sampled_from(DATA), CHOICES)
+def test_every_construct_keeps_the_books(document: Document, data: str, choices: list[tuple[int, int, int]]) -> None:
+    try:
+        spec = parse_spec(document)
+    except InvalidDocument:
+        assume(False)
+        raise
+    assert unsupported(spec) == ()
+    model = compile_spec(spec, 1, b"digest")
+    step = create(
+        model, c.CreateCase("default", "case", "random", 1, b"digest", b"salt", data.encode(), start=True), 10
+    )
+    case = step.case
+    shadow = checked(None, step, model)
+    for now, (kind, which, how) in enumerate(choices, 11):
+        command = any_command(case, kind, which, how)
+        before = encode_state(case)
+        twin = decode_state(before)
+        try:
+            step = decide(case, model, command, now)
+        except WorkflowError:
+            assert encode_state(case) == before, f"{command} was refused and changed the case"
+            continue
+        assert decide(twin, model, command, now).events == step.events, "the same command decides differently"
+        shadow = checked(shadow, step, model)
+        started_work_can_end(case, model, now)
+        for recorded in step.events:
+            event(type(recorded).__name__)
+    if case.state not in ENDED:
+        shadow = checked(shadow, decide(case, model, c.CancelCase("enough"), 1_000), model)
+        assert case.state == "cancelled"
