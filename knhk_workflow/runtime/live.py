@@ -14,6 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -307,7 +308,8 @@ class LiveCases:
             case = decode_state(record.state)
         except (StoreCorrupt, StoreFormat, msgspec.DecodeError):
             return None  # a cache that cannot be read is no cache; the records decide
-        return case if case.sequence <= sequence else None
+        mine = (case.tenant, case.case_id) == (keys.tenant, keys.case_id) and case.sequence <= sequence
+        return case if mine else None
 
     def _forget_ended(self, live: LiveCase) -> None:
         if live.busy or live.turns or live.changed or live.state is None or live.continuing is not None:
@@ -316,10 +318,14 @@ class LiveCases:
             self._cases.pop((live.keys.tenant, live.keys.case_id), None)
 
     def _evict(self) -> None:
-        for name, live in self._cases.items():
-            if not live.busy and not live.changed and live.continuing is None:
-                del self._cases[name]
-                return
+        """Make room for one more, and give back what a large batch took beyond the limit."""
+        idle = (
+            name
+            for name, live in self._cases.items()
+            if not live.busy and not live.changed and live.continuing is None
+        )
+        for name in list(islice(idle, len(self._cases) - self._limit + 1)):
+            del self._cases[name]
 
 
 class _Commit:
