@@ -18,7 +18,7 @@ import uvloop
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
-from knhk_sidecar.api.rpc import Listeners, RpcServer, server_options
+from knhk_sidecar.api.rpc import Listeners, Methods, RpcServer, server_options
 from knhk_sidecar.config import SidecarConfig
 from knhk_sidecar.identity.principal import ANONYMOUS
 from knhk_sidecar.identity.tls import TlsFiles, TlsSource
@@ -76,7 +76,7 @@ async def main(cert: str, key: str, ca: str) -> None:
     tls = TlsSource(TlsFiles(cert, key, ca))
     bare = grpc.aio.server(options=server_options(config))
     handler = grpc.unary_unary_rpc_method_handler(_call, Empty.FromString, Empty.SerializeToString)
-    bare.add_registered_method_handlers(SERVICE, {"Call": handler})  # type: ignore[attr-defined]  # newer than the stubs
+    bare.add_generic_rpc_handlers([Methods({PATH: handler})])
     port = bare.add_secure_port(FREE, tls.credentials())
     await bare.start()
     pipeline = Pipeline(
