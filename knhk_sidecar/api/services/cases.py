@@ -24,7 +24,6 @@ from knhk_workflow import (
     RunRequest,
     WorkflowEngine,
     WorkflowError,
-    WrongState,
 )
 
 HISTORY_SHOWN = 1_000  # events that an execution may bring along; the rest is in GetCaseHistory
@@ -234,10 +233,7 @@ class CaseService:
             raise InvalidInput.field(
                 "data_json", "is missing", 'expected a JSON object, for example {"amount": 120}', code="required"
             )
-        try:
-            view = await self._engine.update_case_data(name, request.data_json, expected_sequence=expected, meta=meta)
-        except WrongState as error:
-            raise wire.stale(error) from error
+        view = await self._engine.update_case_data(name, request.data_json, expected_sequence=expected, meta=meta)
         return pb.UpdateCaseDataResponse(case=wire.case(view))
 
     async def resolve_incident(self, request: pb.ResolveIncidentRequest, meta: CallMeta) -> pb.ResolveIncidentResponse:
