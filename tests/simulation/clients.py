@@ -265,7 +265,7 @@ class Client:
         outcome = "ok"
         try:
             if episode.cancel and random.random() < episode.cancel:
-                answer = await self._go_away(asked.call(episode.engine, meta))
+                answer = await self._go_away(asked, meta)
             else:
                 answer = await asked.call(episode.engine, meta)
         except asyncio.CancelledError:
@@ -289,19 +289,28 @@ class Client:
         episode.stepped(self._name, asked, request_id, outcome)
         return outcome
 
-    async def _go_away(self, call: Awaitable[object]) -> object:
-        """Ask, and perhaps not wait for the answer."""
-        task = asyncio.ensure_future(call)
-        turns = self._random.randint(0, 6)
-        for _ in range(turns):
-            if task.done():
-                break
-            await asyncio.sleep(0)
-        if self._random.random() < 0.3 and not task.done():
-            await asyncio.sleep(self._random.randint(0, 6) * TICK_S)
+    async def _go_away(self, asked: Asked, meta: CallMeta) -> object:
+        """Ask, perhaps while somebody else is at the same case, and perhaps do not wait for the answer."""
+        random, engine = self._random, self._episode.engine
+        rivals: list[asyncio.Future[CaseView]] = []
+        if asked.case_id:
+            other = CallMeta(tenant=meta.tenant, principal="rival")
+            rivals = [
+                asyncio.ensure_future(engine.update_case_data(asked.case_id, self._data(), meta=other))
+                for _ in range(random.randint(0, 2))
+            ]
+        task = asyncio.ensure_future(asked.call(engine, meta))
+        for _ in range(random.randint(0, 8)):
+            if not task.done():
+                await asyncio.sleep(0)
+        if random.random() < 0.3 and not task.done():
+            await asyncio.sleep(random.randint(0, 6) * TICK_S)
         if not task.done():
             self._episode.faults["cancel"] += 1
             task.cancel()
+        for answer in await asyncio.gather(*rivals, return_exceptions=True):
+            if isinstance(answer, Exception) and not isinstance(answer, WorkflowError):
+                self._ledger.report(f"fault: a rival of {asked} ended with {answer!r}")
         return await task
 
     def _refusal(self, asked: Asked, trace: str, earlier: str | None, error: WorkflowError) -> None:
