@@ -33,6 +33,7 @@ def test_sigterm_under_load_drains(tmp_path: Path) -> None:
             print(f"drained in {took:.2f} s, {check(stubs, load.acknowledged)} operations compared")
 
 
+@pytest.mark.long
 def test_an_open_watch_does_not_hold_the_drain(tmp_path: Path) -> None:
     with sidecar(tmp_path) as daemon, daemon.stubs() as stubs:
         register(stubs)

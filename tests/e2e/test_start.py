@@ -23,6 +23,7 @@ EXIT_LISTEN = 6
 ALL_FREE = tuple(part for name in ("grpc", "http", "metrics") for part in (f"--{name}-address", FREE))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["serve", "dev"])
 def test_a_second_daemon_on_a_directory_is_refused(tmp_path: Path, command: str) -> None:
     with sidecar(tmp_path) as daemon, daemon.stubs() as stubs:
