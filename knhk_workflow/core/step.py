@@ -45,7 +45,7 @@ class Step:
     def __init__(self, case: Case, model: Model, now: int) -> None:
         self.case = case
         self.model = model
-        self.now = now if now > case.now else case.now
+        self.now = max(case.now, now)
         self.events: list[Event] = []
         self.ready: deque[tuple[int, str]] = deque()  # (net instance, task) whose inputs changed, oldest first
         self.queued: set[tuple[int, str]] = set()  # the same, to ask

@@ -16,7 +16,7 @@ import msgspec
 
 from knhk_workflow.errors import Problem
 from knhk_workflow.model.expression import ExpressionInvalid, compile_expression
-from knhk_workflow.model.spec import Mapping_
+from knhk_workflow.model.spec import Assignment
 
 ID_BYTES_MAX: Final = 256  # an id is part of store keys
 TEXT_MAX: Final = 4_096  # characters of a name or a description
@@ -207,7 +207,7 @@ class Fields:
         value = self.raw(key)
         return None if value is None else expression(self.problems, self.at(key), value, kinds, expected)
 
-    def assignments(self, key: str) -> tuple[Mapping_, ...] | None:
+    def assignments(self, key: str) -> tuple[Assignment, ...] | None:
         """Data keys with expressions, sorted by key: all are evaluated on the same data, so order means nothing."""
         value = self.raw(key)
         if value is None:
@@ -215,18 +215,18 @@ class Fields:
         if not isinstance(value, dict):
             self.wrong(key, "a map of data keys to expressions", "for example {total: data.net + data.tax}")
             return None
-        found: list[Mapping_] = []
+        found: list[Assignment] = []
         for target in sorted(value):
             at = joined(self.at(key), target)
             source = value[target]
             if not target or len(target.encode(errors="replace")) > ID_BYTES_MAX or not encodable(target):
                 self.problems.add(at, "key", f"a data key has 1 to {ID_BYTES_MAX} bytes")
             elif source is None or isinstance(source, bool | int | float):
-                found.append(Mapping_(target, msgspec.json.encode(source).decode()))
+                found.append(Assignment(target, msgspec.json.encode(source).decode()))
             else:
                 text = expression(self.problems, at, source)
                 if text is not None:
-                    found.append(Mapping_(target, text))
+                    found.append(Assignment(target, text))
         return tuple(found)
 
     def duration(self, key: str) -> float | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from knhk_workflow.model.expression import Expression, compile_expression
-from knhk_workflow.model.spec import END, ROOT, START, Join, Mapping_, Net, Spec, Split, Task, Termination
+from knhk_workflow.model.spec import END, ROOT, START, Assignment, Join, Net, Spec, Split, Task, Termination
 
 Carrier = Literal["route", "item", "net"]
 """What carries a task out: nothing (it completes at once), somebody outside, or a sub-net."""
@@ -153,7 +153,7 @@ def _node(task: Task, inputs: tuple[str, ...], branches: tuple[Branch, ...], tak
     )
 
 
-def _mapping(mapping: tuple[Mapping_, ...] | None) -> tuple[tuple[str, Expression], ...] | None:
+def _mapping(mapping: tuple[Assignment, ...] | None) -> tuple[tuple[str, Expression], ...] | None:
     if mapping is None:
         return None
     return tuple((each.key, compile_expression(each.expression)) for each in mapping)

@@ -81,7 +81,7 @@ class Retry(msgspec.Struct, frozen=True):
     factor: float = 2.0
 
 
-class Mapping_(msgspec.Struct, frozen=True):
+class Assignment(msgspec.Struct, frozen=True):
     """One assignment of an `in` or `out` mapping: key = CEL."""
 
     key: str
@@ -109,12 +109,12 @@ class Task(msgspec.Struct, frozen=True):
     loop: Loop | None = None
     net: str | None = None
     workflow: str | None = None  # `id` or `id@version`
-    in_: tuple[Mapping_, ...] | None = None
-    out: tuple[Mapping_, ...] | None = None
+    in_: tuple[Assignment, ...] | None = None
+    out: tuple[Assignment, ...] | None = None
     required_roles: tuple[str, ...] = ()
     connector: str | None = None
     request: bytes = b""  # JSON object of connector settings; values may be CEL, the connector says which
-    result: tuple[Mapping_, ...] | None = None
+    result: tuple[Assignment, ...] | None = None
     retry: Retry | None = None
     timeout: float | None = None
     deadline: str | None = None

@@ -320,9 +320,7 @@ class LiveCases:
     def _evict(self) -> None:
         """Make room for one more, and give back what a large batch took beyond the limit."""
         idle = (
-            name
-            for name, live in self._cases.items()
-            if not live.busy and not live.changed and live.continuing is None
+            name for name, live in self._cases.items() if not live.busy and not live.changed and live.continuing is None
         )
         for name in list(islice(idle, len(self._cases) - self._limit + 1)):
             del self._cases[name]

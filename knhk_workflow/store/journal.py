@@ -176,8 +176,8 @@ class Journal:
     def append_for(self, units: Sequence[Unit], waiter: Waiter) -> None:
         """Queue units, all of them or none, and tell `waiter` each one's outcome under its index.
 
-        Raises Busy when the queue is full, StoreUnavailable (or StoreFull, Fenced) when a shard cannot write now: in both
-        cases nothing was queued.
+        Raises Busy when the queue is full, StoreUnavailable (or StoreFull, Fenced) when a shard cannot write now: in
+        both cases nothing was queued.
         """
         sized = [(unit, unit.size or _size(unit), self._admitting(unit.shard)) for unit in units]
         self._room.take(len(sized), sum(size for _, size, _ in sized))

@@ -17,7 +17,7 @@ from knhk_workflow.errors import InvalidDocument, InvalidInput, Problem
 from knhk_workflow.model.document import strict_json, strict_yaml
 from knhk_workflow.model.net import compile_spec
 from knhk_workflow.model.parse import canonical, document_schema, findings, parse_spec, spec_digest, unsupported
-from knhk_workflow.model.spec import Flow, Instances, Join, Mapping_, Spec, Split, Timer, Trigger
+from knhk_workflow.model.spec import Assignment, Flow, Instances, Join, Spec, Split, Timer, Trigger
 from tests.model.corpus import INVALID, VALID, Bad
 
 SCHEMA = jsonschema.Draft202012Validator(cast("Mapping[str, object]", json.loads(document_schema())))
@@ -82,10 +82,10 @@ def test_constructs_become_what_they_say() -> None:
     assert tasks["d"].instances == Instances(3, 3)
     assert tasks["e"].timer == Timer(after=300.0)
     assert tasks["e"].in_ == (
-        Mapping_("k", "data.a"),
-        Mapping_("n", "1"),
-        Mapping_("t", "true"),
-        Mapping_("z", "null"),
+        Assignment("k", "data.a"),
+        Assignment("n", "1"),
+        Assignment("t", "true"),
+        Assignment("z", "null"),
     )
     assert tasks["f"].timeout == 5_400.0
     assert tasks["h"].timeout == 300.0
