@@ -549,6 +549,7 @@ class _Shard:
                 return
             if self._closing:
                 self._fail(attempt.group, lambda: OutcomeUnknown("the journal closed during an outage", full=full))
+                self._refuse_queued()  # what waits must not be written behind an unknown outcome
                 return
             await asyncio.sleep(pause)
             pause = min(pause * 2, RECOVER_PAUSE_MAX_S)
