@@ -10,7 +10,7 @@ import asyncio
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -300,6 +300,8 @@ class Client:
                 for _ in range(random.randint(0, 2))
             ]
         task = asyncio.ensure_future(asked.call(engine, meta))
+        for begun in (task, *rivals):
+            begun.add_done_callback(_heard)  # a crash may end this caller before it hears of them
         for _ in range(random.randint(0, 8)):
             if not task.done():
                 await asyncio.sleep(0)
@@ -358,6 +360,12 @@ class Client:
             else:
                 episode.compare(earlier, request, answer)
         ledger.compare_live(episode.engine, name)
+
+
+def _heard(future: asyncio.Future[Any]) -> None:
+    """Whatever the outcome, somebody knows it."""
+    if not future.cancelled():
+        future.exception()
 
 
 _MENU: Final[tuple[tuple[Callable[[Client], Asked | None], int], ...]] = (
