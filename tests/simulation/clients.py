@@ -300,7 +300,8 @@ class Client:
                 for _ in range(random.randint(0, 2))
             ]
         task = asyncio.ensure_future(asked.call(engine, meta))
-        for begun in (task, *rivals):
+        calls: list[asyncio.Future[Any]] = [task, *rivals]
+        for begun in calls:
             begun.add_done_callback(_heard)  # a crash may end this caller before it hears of them
         for _ in range(random.randint(0, 8)):
             if not task.done():
