@@ -129,12 +129,16 @@ class SimulatedStore:
         await self._pause()
         self._check_open()
         if self._doubts:
-            if shard_in(writes[-1][0]) in self._doubts:
+            if writes and shard_in(writes[-1][0]) in self._doubts:
                 self._wrong("fault: a shard wrote although the outcome of its last write was still unknown")
             raise StoreUnavailable("a write failed; recover first")
         fault = self._draw()
+        if not writes and fault not in ("refused", "full"):
+            fault = ""  # a question whether the store would write: there is nothing to be lost or unknown
         if fault and self._tell is not None:
-            self._tell(f"shard {shard_in(writes[-1][0])}: commit of {len(writes)} writes: {fault}")
+            self._tell(
+                f"commit of {len(writes)} writes{f' to shard {shard_in(writes[-1][0])}' if writes else ''}: {fault}"
+            )
         if fault == "refused":
             raise StoreUnavailable("refused by the simulation")
         if fault == "full":
