@@ -26,7 +26,7 @@ from tests.benchmark.processes import (
     machine_cpu_seconds,
     resident_bytes,
 )
-from tests.benchmark.report import Figure, Goal, Machine, Report, Row
+from tests.benchmark.report import EMPTY, Figure, Goal, Machine, Report, Row
 from tests.benchmark.samples import Estimate, estimate, ratio
 from tests.benchmark.workloads import BATCH, STEPS
 
@@ -179,7 +179,7 @@ class _Bench:
         group = "Over mTLS; ratios to an empty call on the same server stack (cases count singly)"
         rows: list[Row] = []
         for at_once in self._plan.at_once:
-            floor = self._remote("empty call, bare", "bare", "empty", at_once)
+            floor = self._remote(EMPTY, "bare", "empty", at_once)
             sides = (
                 self._remote("empty call, our pipeline", "piped", "empty", at_once),
                 self._remote("durable step (CompleteWorkItem)", "daemon", "step", at_once),

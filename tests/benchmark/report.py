@@ -9,7 +9,7 @@ import msgspec
 from tests.benchmark.hops import Hop
 from tests.benchmark.samples import Estimate
 
-WIDTH = 150
+EMPTY = "empty call, bare"
 
 
 class Goal(msgspec.Struct, frozen=True):
@@ -117,6 +117,10 @@ class Report(msgspec.Struct, frozen=True):
         for hop in self.hops:
             yield f"  {hop.name:<32}{hop.us.median:8.2f}  [{hop.us.low:.2f} to {hop.us.high:.2f}]"
         yield f"  {'sum':<32}{sum(hop.us.median for hop in self.hops):8.2f}"
+        for row in self.rows:
+            if row.name == EMPTY and row.at_once > 1:
+                name = f"goal: 1/4 of an empty call, {row.at_once}"
+                yield f"  {name:<32}{row.cpu_us.median / 4:8.2f}  one day"
         yield ""
         yield "Figures"
         for figure in self.figures:
