@@ -109,9 +109,9 @@ class Report(msgspec.Struct, frozen=True):
                 row.limit,
             )
             for goal in row.goals:
-                yield f"{'':32}{goal}"
+                yield f"{'':36}{goal}"
             for goal in row.later:
-                yield f"{'':32}later, {goal}"
+                yield f"{'':36}later, {goal}"
         yield ""
         yield "One CompleteWorkItem hop by hop, CPU us per call (a stage: all stages minus all but that one)"
         for hop in self.hops:
@@ -127,15 +127,15 @@ class Report(msgspec.Struct, frozen=True):
             value = figure.value
             yield f"  {figure.name:<44}{value.median:10,.2f} {figure.unit:<6} [{value.low:,.2f} to {value.high:,.2f}]"
             for goal in figure.goals:
-                yield f"{'':32}{goal}"
+                yield f"{'':36}{goal}"
             for goal in figure.later:
-                yield f"{'':32}later, {goal}"
+                yield f"{'':36}later, {goal}"
 
 
 def _columns(name: str, *rest: str) -> str:
     widths: Sequence[int] = (8, 18, 12, 9, 23, 23)
     cells = [f"{text:>{width}}" for text, width in zip(rest, widths, strict=False)]
-    return f"  {name:<28}{''.join(cells)}  {rest[-1]}".rstrip()
+    return f"  {name:<34}{''.join(cells)}  {rest[-1]}".rstrip()
 
 
 def _bracketed(value: Estimate | None) -> str:
