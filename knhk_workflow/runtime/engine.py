@@ -174,7 +174,7 @@ class WorkflowEngine:
         self._opening = asyncio.Lock()
         self._store: Store | None = None
         self._started_at = self._clock.now()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # ordered, so that they end in the same order in every run
         self._log_watchers: set[asyncio.Event] = set()
         self._commits = 0
         self._closed = False
@@ -1002,8 +1002,8 @@ class WorkflowEngine:
 
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
         return task
 
 
