@@ -347,6 +347,8 @@ def case(view: CaseView, full: bool = True) -> pb.Case:
         fields["business_key"] = view.business_key
     if view.reason:
         fields["reason"] = view.reason
+    if view.created_by:
+        fields["created_by"] = view.created_by
     if view.state in ENDED:
         fields["end_time"] = fields["update_time"]
     return nested(pb.Case, fields)
@@ -474,12 +476,12 @@ def fingerprint(text: bytes) -> bytes:
     return blake2b(text, digest_size=6).digest()
 
 
-def incident(view: IncidentView, spec: str = "") -> pb.Incident:
+def incident(view: IncidentView) -> pb.Incident:
     """An open incident."""
     return pb.Incident(
         incident_id=view.incident_id,
         case_id=view.case_id,
-        spec_id=spec,
+        spec_id=view.spec_id,
         kind=view.kind,
         task_id=view.task_id,
         message=view.message,

@@ -56,13 +56,26 @@ _encode = msgspec.msgpack.Encoder().encode
 class LiveCase:
     """One case in memory. `state` is None until it is loaded, and again after a failed commit."""
 
-    __slots__ = ("busy", "bytes", "changed", "continuing", "head", "keys", "model", "records", "state", "turns")
+    __slots__ = (
+        "busy",
+        "bytes",
+        "changed",
+        "continuing",
+        "created_by",
+        "head",
+        "keys",
+        "model",
+        "records",
+        "state",
+        "turns",
+    )
 
     def __init__(self, keys: CaseKeys) -> None:
         self.keys = keys
         self.state: Case | None = None
         self.model: Model | None = None
         self.head: bytes | None = None
+        self.created_by = ""
         self.records = 0
         self.bytes = 0
         self.busy = False
@@ -144,11 +157,10 @@ class LiveCases:
 
     async def hold(self, tenant: str, case_id: str) -> LiveCase:
         """The case, locked and loaded. Raises NotFound, StoreCorrupt; then it is not locked."""
-        live = self._cases.get((tenant, case_id))
-        if live is not None and not live.busy and live.state is not None:
+        live = self.entry(tenant, case_id)
+        if not live.busy and live.state is not None:
             live.busy = True
             return live
-        live = self.entry(tenant, case_id)
         await live.acquire()
         if live.state is None:
             try:
@@ -169,7 +181,7 @@ class LiveCases:
         live.state = None
         live.model = None
         live.head = None
-        if not live.turns and not live.changed:
+        if not live.turns and not live.changed and live.continuing is None:
             self._cases.pop((live.keys.tenant, live.keys.case_id), None)
 
     def unit(self, live: LiveCase, step: Step, meta: CallMeta, request: tuple[bytes, bytes] | None) -> Unit:
@@ -186,7 +198,7 @@ class LiveCases:
             tuple(step.events),  # type: ignore[arg-type]  # Event is the base of exactly EventType
         )
         payload = _encode(record)
-        head = pack(_head(case))
+        head = pack(_head(case, live.created_by))
         writes: list[Write] = [(keys.record(first), seal(payload)), (keys.head, head)]
         expect: list[Expectation] = [(keys.head, live.head)]
         for (number, instance), item in step.items.items():
@@ -293,6 +305,7 @@ class LiveCases:
         live.model = await self._definitions.model(keys.tenant, case.spec_id, case.version)
         live.state = case
         live.head = stored
+        live.created_by = head.created_by
         live.records = records
         live.bytes = size
 
@@ -363,7 +376,7 @@ def _hash(state: bytes) -> bytes:
     return blake2b(state, digest_size=16).digest()
 
 
-def _head(case: Case) -> CaseHead:
+def _head(case: Case, created_by: str) -> CaseHead:
     return CaseHead(
         case.sequence,
         case.state,
@@ -375,6 +388,7 @@ def _head(case: Case) -> CaseHead:
         case.open_items,
         len(case.incidents),
         case.reason,
+        created_by,
     )
 
 

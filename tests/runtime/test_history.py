@@ -7,8 +7,17 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from knhk_workflow import CallMeta, HistoryEvent, InvalidInput, NotFound, StoreUnavailable, WorkflowEngine
-from tests.runtime.place import Place, item_of, registered
+from knhk_workflow import (
+    CallMeta,
+    HistoryEvent,
+    InvalidInput,
+    NotFound,
+    StateStore,
+    StoreUnavailable,
+    WorkflowEngine,
+)
+from knhk_workflow.runtime.query import resume_token
+from tests.runtime.place import KeptStore, Place, item_of, registered
 
 NS = 1_000_000_000
 
@@ -50,6 +59,20 @@ async def test_pages_in_both_directions_and_after_a_restart(place: Place) -> Non
             assert list(page.items) == whole[after:]
 
 
+async def test_large_events_make_small_pages(engine: WorkflowEngine) -> None:
+    case = await engine.run_case("one", {"blob": ""})
+    for number in range(5):
+        await engine.update_case_data(case.case_id, {"blob": str(number) * 600_000})
+    for reverse in (False, True):
+        first = await engine.get_case_history(case.case_id, page_size=1_000, reverse=reverse)
+        assert first.next_token
+        assert sum(len(event.data) for event in first.items) < 2_000_000
+        whole = await history(engine, case.case_id, 1_000, reverse)
+        numbers = [event.sequence for event in whole]
+        assert numbers == sorted(range(1, len(whole) + 1), reverse=reverse)
+        assert len(whole) == (await engine.get_case(case.case_id)).sequence
+
+
 async def test_questions_that_have_no_answer(engine: WorkflowEngine) -> None:
     with pytest.raises(NotFound):
         await engine.get_case_history("absent")
@@ -60,6 +83,8 @@ async def test_questions_that_have_no_answer(engine: WorkflowEngine) -> None:
         await engine.get_case_history(case.case_id, page_size=-1)
     with pytest.raises(InvalidInput):
         await anext(engine.watch_cases(resume_token="nonsense"))
+    with pytest.raises(InvalidInput):
+        await anext(engine.watch_cases(resume_token=resume_token({0: 1_000_000})))
     with pytest.raises(NotFound):
         await anext(engine.watch_case("absent"))
 
@@ -166,3 +191,34 @@ async def test_waiting_ends_with_the_engine(place: Place) -> None:
         with pytest.raises(StoreUnavailable):
             await waiting
         assert len(await watching) == case.sequence
+
+
+class CountingStore(KeptStore):
+    """Counts what is read."""
+
+    reads = 0
+
+    async def get(self, key: bytes) -> bytes | None:
+        self.reads += 1
+        return await super().get(key)
+
+    async def scan(self, start: bytes, end: bytes, *, limit: int, reverse: bool = False) -> list[tuple[bytes, bytes]]:
+        self.reads += 1
+        return await super().scan(start, end, limit=limit, reverse=reverse)
+
+
+async def test_who_waits_for_a_case_is_not_woken_by_others() -> None:
+    store = CountingStore()
+    async with WorkflowEngine(StateStore.over(store)) as engine:
+        await registered(engine)
+        case = await engine.run_case("one")
+        watching = asyncio.create_task(collected(engine.watch_case(case.case_id)))
+        await asyncio.sleep(0.05)
+        store.reads = 0
+        for _ in range(20):
+            await engine.run_case("one")
+            await asyncio.sleep(0)
+        assert store.reads == 0
+        await engine.cancel_case(case.case_id)
+        async with asyncio.timeout(10):
+            assert (await watching)[-1].event_type == "state_changed"

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from knhk_workflow import CallMeta, CaseFilter, CaseView, InvalidInput, WorkflowEngine, WorkItemFilter, WorkItemView
-from tests.runtime.place import registered
+from knhk_workflow.runtime.pages import encode_token
+from tests.runtime.place import Place, registered
 
 
 async def all_cases(engine: WorkflowEngine, wanted: CaseFilter, page_size: int) -> list[CaseView]:
@@ -147,3 +148,24 @@ async def test_incidents_of_all_and_of_one(engine: WorkflowEngine) -> None:
             break
     assert found == [f"1@k{number}" for number in range(5)]
     assert [each.case_id for each in (await engine.list_incidents(case_id="k3")).items] == ["k3"]
+
+
+async def test_a_forged_token_does_not_leave_the_list(engine: WorkflowEngine) -> None:
+    first = await engine.list_workflows(page_size=1)
+    for position in (b"\0", b"\xff" * 40):
+        page = await engine.list_workflows(page_size=1, page_token=encode_token(position, "workflows"))
+        assert page.items in (first.items, ())
+
+
+async def test_who_created_a_case_is_told_wherever_it_is_shown(place: Place) -> None:
+    async with place.engine() as engine:
+        await registered(engine)
+        by = CallMeta(principal="spiffe://x/app")
+        answers = [await engine.create_case("one", case_id="c", meta=by), await engine.start_case("c")]
+        answers += [await engine.run_case("one", case_id="r", meta=by), await engine.get_case("r")]
+        assert {answer.created_by for answer in answers} == {"spiffe://x/app"}
+    async with place.engine() as engine:
+        listed = (await engine.list_cases()).items
+        read = [await engine.get_case(case.case_id) for case in listed]
+        changed = await engine.update_case_data("r", {"n": 1})
+        assert [case.created_by for case in (*listed, *read, changed)] == ["spiffe://x/app"] * 5

@@ -160,7 +160,7 @@ class Episode:
         ]
         self._watched: dict[tuple[str, str], int] = {}
         self._watching = random.random() < 0.3
-        self._resume = query._token(dict.fromkeys(range(self.disk.shards), 0))
+        self._resume = query.resume_token(dict.fromkeys(range(self.disk.shards), 0))
         self._store: SimulatedStore | None = None
         self._crashed: asyncio.Future[None] | None = None
         self._loop = SimulationLoop(self.clock, Random(random.getrandbits(64)))
