@@ -20,11 +20,13 @@
         |   `-- Fenced          another owner holds the shard, or a write failed
         |-- StoreLocked         another process has the directory
         |-- StoreFormat         made by a newer version, or not a store of ours
-        `-- StoreCorrupt        a checksum, the chain or the head does not agree
+        |-- StoreCorrupt        a checksum, the chain or the head does not agree
+        |-- ExpectationFailed   another writer was first (store/store.py)            retry
+        `-- OutcomeUnknown      written or not: the request id tells (store/store.py)
 
-An error is raised before the first change. `reason` is stable (UPPER_SNAKE), `retry` tells whether the same call may
-succeed later without anything being mended, and the fields of each class say what, where, what was expected and
-how to mend it. Mapping to gRPC and HTTP is one table in the sidecar.
+An error but OutcomeUnknown is raised before the first change. `reason` is stable (UPPER_SNAKE), `retry` tells whether
+the same call may succeed later without anything being mended, and the fields of each class say what, where, what was
+expected and how to mend it. Mapping to gRPC and HTTP is one table in the sidecar.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 #
 #   . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 #   environment_ready            # the locked development set and the project, editable
+#   environment_ready runtime    # less: only what the product itself needs
 #
 # After it `$PYTHON` is the interpreter, its directory and .tools/bin lead PATH, the working directory is the
 # repository's root, and `$ENVIRONMENT_SECONDS` says how long that took. An active virtual environment is used as it is;
 # otherwise .venv is made. A stamp in the environment remembers what it was made from, so the next call only compares.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-LOCK=$ROOT/requirements/development.txt
+LOCKS=$ROOT/requirements
 
 environment_fail() {
   printf '%s: %s\n' "${0##*/}" "$1" >&2
@@ -39,9 +40,9 @@ environment_interpreter() {
   environment_fail "needs CPython 3.11 or 3.12 with the venv module, and found neither on PATH (on Debian: apt-get install python3-venv)"
 }
 
-# What an environment was made from: the lock, the project's declaration, where it stands, and the interpreter.
-environment_stamp() {
-  "$PYTHON" - "$LOCK" "$ROOT/pyproject.toml" <<'PYTHON'
+# What an environment was made from: the locks, the project's declaration, where it stands, and the interpreter.
+environment_stamp() { # locks...
+  "$PYTHON" - "$@" "$ROOT/pyproject.toml" <<'PYTHON'
 import hashlib, pathlib, sys
 
 digest = hashlib.sha256(sys.version.encode())
@@ -51,17 +52,23 @@ print(digest.hexdigest())
 PYTHON
 }
 
-environment_install() {
+environment_install() { # locks...
+  local lock requirements=()
+  for lock in "$@"; do
+    requirements+=(--requirement "$lock")
+  done
   "$PYTHON" -m pip --version >/dev/null 2>&1 || "$PYTHON" -m ensurepip >/dev/null
   local pip=("$PYTHON" -m pip --disable-pip-version-check --quiet)
-  # The lock names everything, so nothing is resolved; `pip check` then says whether it really was everything.
-  "${pip[@]}" install --progress-bar off --no-deps --require-hashes --requirement "$LOCK"
-  "${pip[@]}" install --progress-bar off --no-deps --no-build-isolation --editable "$ROOT"
+  # The locks name everything, so nothing is resolved; `pip check` then says whether it really was everything. Python
+  # compiles what it imports when it does; compiling all of it here would cost a third of the time.
+  "${pip[@]}" install --progress-bar off --no-compile --no-deps --require-hashes "${requirements[@]}"
+  "${pip[@]}" install --progress-bar off --no-compile --no-deps --no-build-isolation --editable "$ROOT"
   "${pip[@]}" check
 }
 
-environment_ready() {
-  local began=$SECONDS environment stamp
+environment_ready() { # [runtime]
+  local began=$SECONDS environment stamp complete
+  local locks=("$LOCKS/development.txt")
   cd "$ROOT"
   if [ -n "${VIRTUAL_ENV:-}" ]; then
     environment=$VIRTUAL_ENV
@@ -79,11 +86,19 @@ environment_ready() {
   PYTHON=$environment/bin/python
   export PATH="$environment/bin:$ROOT/.tools/bin:$PATH"
 
-  stamp=$(environment_stamp)
-  if [ "$(cat "$environment/.knhk-stamp" 2>/dev/null)" != "$stamp" ]; then
-    printf 'Installing the locked packages (%s) into %s\n' "$(grep -c '==' "$LOCK")" "$environment"
-    environment_install
-    printf '%s\n' "$stamp" >"$environment/.knhk-stamp"
+  complete=$(environment_stamp "${locks[@]}")
+  stamp=$complete
+  if [ "${1:-}" = runtime ]; then
+    locks=("$LOCKS/runtime.txt" "$LOCKS/build.txt")
+    stamp=$(environment_stamp "${locks[@]}")
   fi
+  case "$(cat "$environment/.knhk-stamp" 2>/dev/null)" in
+    "$stamp" | "$complete") ;;
+    *)
+      printf 'Installing the locked packages (%s) into %s\n' "$(cat "${locks[@]}" | grep -c '==')" "$environment"
+      environment_install "${locks[@]}"
+      printf '%s\n' "$stamp" >"$environment/.knhk-stamp"
+      ;;
+  esac
   ENVIRONMENT_SECONDS=$((SECONDS - began))
 }

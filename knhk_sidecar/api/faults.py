@@ -42,6 +42,7 @@ from knhk_workflow import (
     NotFound,
     Problem,
     RequestMismatch,
+    Stale,
     StoreCorrupt,
     StoreError,
     StoreFormat,
@@ -84,12 +85,6 @@ class PermissionDenied(WorkflowError):
 
     def __init__(self) -> None:
         super().__init__("permission denied")
-
-
-class Stale(WrongState):
-    """The thing changed since the caller looked: another sequence, another attempt. Read again, then repeat."""
-
-    reason = "STALE"
 
 
 class SlowReader(WorkflowError):

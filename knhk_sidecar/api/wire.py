@@ -21,7 +21,6 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from knhk_sidecar.api import pb
-from knhk_sidecar.api.faults import Stale
 from knhk_workflow import (
     CallMeta,
     CaseFilter,
@@ -39,6 +38,7 @@ from knhk_workflow import (
     PatternView,
     Problem,
     RunRequest,
+    Stale,
     Stimulus,
     TaskExplanation,
     TriggerDelivery,
@@ -47,7 +47,6 @@ from knhk_workflow import (
     WorkflowView,
     WorkItemFilter,
     WorkItemView,
-    WrongState,
 )
 
 REQUEST_ID_BYTES_MAX = 128  # room for two UUIDs and a prefix; it is part of a key
@@ -357,6 +356,8 @@ def case(view: CaseView, full: bool = True) -> pb.Case:
         fields["business_key"] = view.business_key
     if view.reason:
         fields["reason"] = view.reason
+    if view.created_by:
+        fields["created_by"] = view.created_by
     if view.state in ENDED:
         fields["end_time"] = fields["update_time"]
     return nested(pb.Case, fields)
@@ -484,12 +485,12 @@ def fingerprint(text: bytes) -> bytes:
     return blake2b(text, digest_size=6).digest()
 
 
-def incident(view: IncidentView, spec: str = "") -> pb.Incident:
+def incident(view: IncidentView) -> pb.Incident:
     """An open incident."""
     return pb.Incident(
         incident_id=view.incident_id,
         case_id=view.case_id,
-        spec_id=spec,
+        spec_id=view.spec_id,
         kind=view.kind,
         task_id=view.task_id,
         message=view.message,
@@ -651,14 +652,6 @@ def present_attempt(name: str, attempt: int) -> None:
         raise Stale("work item", name, f"attempt {attempt}", f"attempt {found[1]}", "list the work again")
 
 
-def stale(error: WrongState) -> WrongState:
-    """The same refusal as Stale when what differs is a sequence or an attempt, i.e. when somebody else was faster."""
-    for counter in ("at sequence ", "attempt "):
-        if error.expected.startswith(counter) and error.actual.startswith(counter):
-            return Stale(error.kind, error.name, error.expected, error.actual, "read it again and repeat the change")
-    return error
-
-
 def item_filter(request: pb.ListWorkItemsRequest) -> WorkItemFilter:
     """Which items to list."""
     state = ""
@@ -697,11 +690,13 @@ def completion(request: pb.CompleteWorkItemRequest, user: str) -> CompleteReques
     return CompleteRequest(name, request.output_json or None, user)
 
 
-def completed(item: WorkItemView, view: CaseView) -> pb.CompleteWorkItemResponse:
-    """A completed item, and its case once it came to rest."""
-    opened = [other.item_id for other in view.work if item.changed_at and other.offered_at >= item.changed_at]
+def completed(item: WorkItemView) -> pb.CompleteWorkItemResponse:
+    """A completed item, with its case as the completion left it."""
     return pb.CompleteWorkItemResponse(
-        item=work_item(item), case_state=CASE_STATES[view.state], sequence=view.sequence, opened_item_ids=opened
+        item=work_item(item),
+        case_state=CASE_STATES[item.case_state],
+        sequence=item.case_sequence,
+        opened_item_ids=item.opened,
     )
 
 

@@ -79,7 +79,7 @@ class Window:
 class ServiceLevels:
     """The windows of one engine. `measured` is false when nobody asked for service levels: then nothing is kept."""
 
-    __slots__ = ("_config", "_r1", "_w1", "_c1")
+    __slots__ = ("_c1", "_config", "_r1", "_w1")
 
     def __init__(self, config: SloConfig, now: Callable[[], int]) -> None:
         self._config = config

@@ -110,7 +110,7 @@ class Definitions:
         size = page_size_of(page_size)
         start, end = self._keys.definitions_latest(tenant)
         after = decode_token(page_token, "workflows")
-        rows = await self._reads.scan(after + b"\0" if after else start, end, limit=size + 1)
+        rows = await self._reads.scan(max(start, after + b"\0") if after else start, end, limit=size + 1)
         views: list[WorkflowView] = []
         for key, value in rows[:size]:
             spec_id = parse_definition_latest(key)[1]

@@ -178,8 +178,9 @@ class WorkflowEngine:
         self._opening = asyncio.Lock()
         self._store: Store | None = None
         self._started_at = self._clock.now()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._log_watchers: set[asyncio.Event] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # ordered, so that they end in the same order in every run
+        self._log_watchers: set[asyncio.Event] = set()  # told of every commit
+        self._case_watchers: set[asyncio.Event] = set()  # told by their cases (runtime/live.py), and of the end
         self._commits = 0
         self._closed = False
 
@@ -243,7 +244,7 @@ class WorkflowEngine:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        for event in self._log_watchers:
+        for event in (*self._log_watchers, *self._case_watchers):
             event.set()
         if self._store is not None:
             await self._journal.close()
@@ -584,9 +585,8 @@ class WorkflowEngine:
         """Every event of every case of the tenant from now on, or from a token; with the token to resume after it."""
         if self._store is None:
             await self.open()
-        positions = query.positions_of(resume_token) or {
-            shard: self._journal.position(shard) for shard in range(self._keyspace.shards)
-        }
+        newest = self._positions()
+        positions = query.positions_of(resume_token, newest) if resume_token else newest
         news = asyncio.Event()
         self._log_watchers.add(news)
         try:
@@ -599,6 +599,12 @@ class WorkflowEngine:
                     await news.wait()
         finally:
             self._log_watchers.discard(news)
+
+    async def watch_token(self) -> str:
+        """The token for `watch_cases` from this moment on."""
+        if self._store is None:
+            await self.open()
+        return query.resume_token(self._positions())
 
     async def explain_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> Explanation:
         """Why the case is where it is: for each task of each live net, what it waits for."""
@@ -840,7 +846,7 @@ class WorkflowEngine:
                 birth.start,
             )
             step = create(model, command, now)
-            live.state, live.model = step.case, model
+            live.state, live.model, live.created_by = step.case, model, meta.principal
             return live, self._cases.unit(live, step, meta, self._record(live, birth.request, step.case.sequence, b""))
         except AlreadyExists:
             self._cases.done(live)
@@ -883,7 +889,7 @@ class WorkflowEngine:
             await self.open()
         request = self._request(meta, (case_id, command)) if meta.request_id else None
 
-        def answer(step: Step) -> tuple[T, bytes]:
+        def answer(_: LiveCase, step: Step) -> tuple[T, bytes]:
             found = view(step)
             return found, _encode(found) if request is not None else b""
 
@@ -904,7 +910,7 @@ class WorkflowEngine:
         command: c.Command,
         meta: CallMeta,
         request: _Request | None,
-        answer: Callable[[Step], tuple[T, bytes]],
+        answer: Callable[[LiveCase, Step], tuple[T, bytes]],
     ) -> tuple[LiveCase, T]:
         """Carry a command out on a case, durably. `answer` gives the result and the receipt kept for retries."""
         live = await self._cases.hold(meta.tenant, case_id)
@@ -917,7 +923,7 @@ class WorkflowEngine:
             step = decide(case, model, command, now)
             stepped = self._clock.now()
             self._levels.stepped(stepped - now)
-            result, receipt = answer(step)
+            result, receipt = answer(live, step)
             unit = None
             if step.events:
                 unit = self._cases.unit(live, step, meta, self._record(live, request, case.sequence, receipt))
@@ -955,7 +961,7 @@ class WorkflowEngine:
                         c.Continue(),
                         meta,
                         None,
-                        lambda step: (bool(step.case.ready) and step.case.state == "running", b""),
+                        lambda _, step: (bool(step.case.ready) and step.case.state == "running", b""),
                     )
                 except (StoreUnavailable, Busy):
                     await asyncio.sleep(CONTINUE_PAUSE_S)
@@ -1031,8 +1037,11 @@ class WorkflowEngine:
         """Seconds until the caller's deadline."""
         return max(0.0, (meta.deadline - self._clock.now()) / NS_PER_S) if meta.deadline else None
 
+    def _positions(self) -> dict[int, int]:
+        return {shard: self._journal.position(shard) for shard in range(self._keyspace.shards)}
+
     def _view(self, live: LiveCase) -> CaseView:
-        return query.case_view(*live.loaded())
+        return query.case_view(*live.loaded(), live.created_by)
 
     @asynccontextmanager
     async def _reading(self, case_id: str, meta: CallMeta) -> AsyncIterator[LiveCase]:
@@ -1053,12 +1062,12 @@ class WorkflowEngine:
         live = self._cases.entry(meta.tenant, case_id)
         event = asyncio.Event()
         live.changed.add(event)
-        self._log_watchers.add(event)
+        self._case_watchers.add(event)
         try:
             yield event
         finally:
             live.changed.discard(event)
-            self._log_watchers.discard(event)
+            self._case_watchers.discard(event)
 
     def _committed(self, shard: int, position: int, units: Sequence[Unit]) -> None:
         self._commits += 1
@@ -1093,8 +1102,8 @@ class WorkflowEngine:
 
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
         return task
 
 
@@ -1118,8 +1127,8 @@ def _too_late() -> DeadlineExceeded:
     return DeadlineExceeded("the deadline passed before the command was carried out; nothing was changed")
 
 
-def _case_answer(step: Step) -> tuple[CaseView, bytes]:
-    return query.case_view(step.case, step.model), b""
+def _case_answer(live: LiveCase, step: Step) -> tuple[CaseView, bytes]:
+    return query.case_view(step.case, step.model, live.created_by), b""
 
 
 def _taken(outcome: WorkflowError, case_id: str) -> WorkflowError:

@@ -14,6 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -55,13 +56,26 @@ _encode = msgspec.msgpack.Encoder().encode
 class LiveCase:
     """One case in memory. `state` is None until it is loaded, and again after a failed commit."""
 
-    __slots__ = ("busy", "bytes", "changed", "continuing", "head", "keys", "model", "records", "state", "turns")
+    __slots__ = (
+        "busy",
+        "bytes",
+        "changed",
+        "continuing",
+        "created_by",
+        "head",
+        "keys",
+        "model",
+        "records",
+        "state",
+        "turns",
+    )
 
     def __init__(self, keys: CaseKeys) -> None:
         self.keys = keys
         self.state: Case | None = None
         self.model: Model | None = None
         self.head: bytes | None = None
+        self.created_by = ""
         self.records = 0
         self.bytes = 0
         self.busy = False
@@ -143,11 +157,10 @@ class LiveCases:
 
     async def hold(self, tenant: str, case_id: str) -> LiveCase:
         """The case, locked and loaded. Raises NotFound, StoreCorrupt; then it is not locked."""
-        live = self._cases.get((tenant, case_id))
-        if live is not None and not live.busy and live.state is not None:
+        live = self.entry(tenant, case_id)
+        if not live.busy and live.state is not None:
             live.busy = True
             return live
-        live = self.entry(tenant, case_id)
         await live.acquire()
         if live.state is None:
             try:
@@ -168,7 +181,7 @@ class LiveCases:
         live.state = None
         live.model = None
         live.head = None
-        if not live.turns and not live.changed:
+        if not live.turns and not live.changed and live.continuing is None:
             self._cases.pop((live.keys.tenant, live.keys.case_id), None)
 
     def unit(self, live: LiveCase, step: Step, meta: CallMeta, request: tuple[bytes, bytes] | None) -> Unit:
@@ -185,7 +198,7 @@ class LiveCases:
             tuple(step.events),  # type: ignore[arg-type]  # Event is the base of exactly EventType
         )
         payload = _encode(record)
-        head = pack(_head(case))
+        head = pack(_head(case, live.created_by))
         writes: list[Write] = [(keys.record(first), seal(payload)), (keys.head, head)]
         expect: list[Expectation] = [(keys.head, live.head)]
         for (number, instance), item in step.items.items():
@@ -292,6 +305,7 @@ class LiveCases:
         live.model = await self._definitions.model(keys.tenant, case.spec_id, case.version)
         live.state = case
         live.head = stored
+        live.created_by = head.created_by
         live.records = records
         live.bytes = size
 
@@ -307,7 +321,8 @@ class LiveCases:
             case = decode_state(record.state)
         except (StoreCorrupt, StoreFormat, msgspec.DecodeError):
             return None  # a cache that cannot be read is no cache; the records decide
-        return case if case.sequence <= sequence else None
+        mine = (case.tenant, case.case_id) == (keys.tenant, keys.case_id) and case.sequence <= sequence
+        return case if mine else None
 
     def _forget_ended(self, live: LiveCase) -> None:
         if live.busy or live.turns or live.changed or live.state is None or live.continuing is not None:
@@ -316,10 +331,12 @@ class LiveCases:
             self._cases.pop((live.keys.tenant, live.keys.case_id), None)
 
     def _evict(self) -> None:
-        for name, live in self._cases.items():
-            if not live.busy and not live.changed and live.continuing is None:
-                del self._cases[name]
-                return
+        """Make room for one more, and give back what a large batch took beyond the limit."""
+        idle = (
+            name for name, live in self._cases.items() if not live.busy and not live.changed and live.continuing is None
+        )
+        for name in list(islice(idle, len(self._cases) - self._limit + 1)):
+            del self._cases[name]
 
 
 class _Commit:
@@ -359,7 +376,7 @@ def _hash(state: bytes) -> bytes:
     return blake2b(state, digest_size=16).digest()
 
 
-def _head(case: Case) -> CaseHead:
+def _head(case: Case, created_by: str) -> CaseHead:
     return CaseHead(
         case.sequence,
         case.state,
@@ -371,6 +388,7 @@ def _head(case: Case) -> CaseHead:
         case.open_items,
         len(case.incidents),
         case.reason,
+        created_by,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -45,6 +45,10 @@ from knhk_workflow.store.store import Range
 
 SCAN_ROWS_MAX: Final = 5_000  # rows that one filtered page looks at; a page may then be short and still have a token
 LOG_PAGE: Final = 64
+HISTORY_BYTES: Final = (
+    1024 * 1024
+)  # of event data in a page: with one event of 2 MB more, below the 4 MB of a gRPC message
+HISTORY_RECORDS: Final = 32  # read at once; each may hold 2 MB
 
 R = TypeVar("R")
 
@@ -52,7 +56,7 @@ R = TypeVar("R")
 # -- a held case ------------------------------------------------------------------------------------------------------
 
 
-def case_view(case: Case, model: Model) -> CaseView:
+def case_view(case: Case, model: Model, created_by: str) -> CaseView:
     """All of a case."""
     return CaseView(
         case.tenant,
@@ -67,6 +71,7 @@ def case_view(case: Case, model: Model) -> CaseView:
         case.updated_at,
         case.open_items,
         len(case.incidents),
+        created_by,
         case.root.data,
         tuple(_item_view(case, model, activation, run) for activation, run in case.open_work())
         if case.open_items
@@ -266,24 +271,25 @@ class Query:
         return await self._page(ranges, read, page_size, page_token, f"incidents {tenant} {case_id}")
 
     async def history(self, tenant: str, case_id: str, after: int, size: int, reverse: bool) -> Page[HistoryEvent]:
-        """Events of a case after (or before) a sequence. Raises NotFound."""
+        """Events of a case after (or before) a sequence, fewer than `size` when they are large. Raises NotFound."""
         head = await self.head(tenant, case_id)
         found: list[HistoryEvent] = []
+        portion = min(size, HISTORY_RECORDS)
         if reverse:
             below = after or head.sequence + 1
-            while len(found) < size and below > 1:
-                page = await self._records(tenant, case_id, 0, below, size, True)
+            while len(found) < size and below > 1 and _data_size(found) < HISTORY_BYTES:
+                page = await self._records(tenant, case_id, 0, below, portion, True)
                 for first, record in page:
                     events = [event for event in render(case_id, first, record) if event.sequence < below]
                     found.extend(reversed(events))
                     below = first
                 if not page:
                     break
-            found = found[:size]
+            found = _fitting(found[:size])
             more = bool(found) and found[-1].sequence > 1
         else:
-            while len(found) < size and after < head.sequence:
-                page = await self._records(tenant, case_id, after, None, size, False)
+            while len(found) < size and after < head.sequence and _data_size(found) < HISTORY_BYTES:
+                page = await self._records(tenant, case_id, after, None, portion, False)
                 for first, record in page:
                     for event in render(case_id, first, record):
                         if event.sequence > after:
@@ -291,7 +297,7 @@ class Query:
                             after = event.sequence
                 if not page:
                     break
-            found = found[:size]
+            found = _fitting(found[:size])
             more = bool(found) and found[-1].sequence < head.sequence
         return Page(tuple(found), str(found[-1].sequence) if more else "")
 
@@ -313,7 +319,7 @@ class Query:
                     record = COMMITS.read(record_key, stored)
                     for event in render(entry.case_id, entry.first_sequence, record):
                         last = entry is batch.entries[-1] and event.sequence == entry.first_sequence + entry.count - 1
-                        yield event, _token({**before, shard: position} if last else before)
+                        yield event, resume_token({**before, shard: position} if last else before)
                 positions[shard] = position
 
     async def _records(
@@ -364,6 +370,20 @@ class Query:
         return Page(tuple(found))
 
 
+def _data_size(events: Sequence[HistoryEvent]) -> int:
+    return sum(len(event.data) for event in events)
+
+
+def _fitting(events: list[HistoryEvent]) -> list[HistoryEvent]:
+    """The first events, until their data passes HISTORY_BYTES; at least one."""
+    size = 0
+    for count, event in enumerate(events, 1):
+        size += len(event.data)
+        if size >= HISTORY_BYTES:
+            return events[:count]
+    return events
+
+
 def _listed(tenant: str, case_id: str, head: CaseHead) -> CaseView:
     return CaseView(
         tenant,
@@ -378,6 +398,7 @@ def _listed(tenant: str, case_id: str, head: CaseHead) -> CaseView:
         head.updated_at,
         head.open_items,
         head.open_incidents,
+        head.created_by,
     )
 
 
@@ -399,18 +420,20 @@ def _row_view(row: ItemRow, case_id: str, activation: int, instance: int) -> Wor
     )
 
 
-def _token(positions: Mapping[int, int]) -> str:
+def resume_token(positions: Mapping[int, int]) -> str:
+    """The WatchCases token of log positions, one per shard."""
     return base64.urlsafe_b64encode(msgspec.json.encode({str(s): p for s, p in positions.items()})).decode()
 
 
-def positions_of(token: str) -> dict[int, int]:
-    """The log positions in a WatchCases token; empty for an empty token. Raises InvalidInput."""
-    if not token:
-        return {}
+def positions_of(token: str, newest: Mapping[int, int]) -> dict[int, int]:
+    """The log positions in a WatchCases token. `newest` are those of now: a token names the same shards and nothing that
+    has not happened yet. Raises InvalidInput."""
+    hint = "use the resume_token of a received message, unchanged"
     try:
         found = msgspec.json.decode(base64.urlsafe_b64decode(token), type=dict[str, int])
-        return {int(shard): position for shard, position in found.items()}
+        positions = {int(shard): position for shard, position in found.items()}
     except (binascii.Error, ValueError) as error:
-        raise InvalidInput.field(
-            "resume_token", "is not a resume token", "use the resume_token of a received event, unchanged"
-        ) from error
+        raise InvalidInput.field("resume_token", "is not a resume token", hint) from error
+    if positions.keys() != newest.keys() or any(not 0 <= at <= newest[shard] for shard, at in positions.items()):
+        raise InvalidInput.field("resume_token", "is not a resume token of this store", hint)
+    return positions

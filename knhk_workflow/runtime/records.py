@@ -42,6 +42,7 @@ class CaseHead(msgspec.Struct, frozen=True, array_like=True, gc=False):
     open_items: int
     open_incidents: int
     reason: str = ""
+    created_by: str = ""
 
 
 class SnapshotRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -284,7 +284,7 @@ class Run:
         for index, move in enumerate(self._script.moves):
             while case.ready and case.state == "running":
                 yield from self._seen(decide(case, model, c.Continue(), self._clock.now()), "continue")
-            before = query.case_view(case, model)
+            before = query.case_view(case, model, self._principal)
             try:
                 step = decide(case, model, command(move, index, before), self._clock.now())
             except Refusal as refusal:
@@ -296,7 +296,7 @@ class Run:
             yield from self._seen(step, move.move)
         while case.ready and case.state == "running":
             yield from self._seen(decide(case, model, c.Continue(), self._clock.now()), "continue")
-        self._view = query.case_view(case, model)
+        self._view = query.case_view(case, model, self._principal)
 
     def _seen(self, step: Step, method: str) -> Iterator[HistoryEvent]:
         record = CommitRecord(step.now, self._principal, method, "", "", tuple(step.events))  # type: ignore[arg-type]  # Event is the base of exactly EventType

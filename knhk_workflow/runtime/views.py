@@ -49,7 +49,11 @@ class IncidentView(msgspec.Struct, frozen=True):
 
 
 class WorkItemView(msgspec.Struct, frozen=True):
-    """One work item. `item_id` is `activation.instance.attempt@case_id`; state as in core.md's item life cycle."""
+    """One work item. `item_id` is `activation.instance.attempt@case_id`.
+
+    `state` while it is open: offered, allocated, started or suspended; then completed, failed, skipped, withdrawn (before
+    its start) or terminated (after it).
+    """
 
     item_id: str
     case_id: str
@@ -117,6 +121,7 @@ class CaseView(msgspec.Struct, frozen=True):
     updated_at: int
     open_items: int
     open_incidents: int
+    created_by: str = ""
     data: bytes = b""
     work: tuple[WorkItemView, ...] = ()
     incidents: tuple[IncidentView, ...] = ()

@@ -176,8 +176,8 @@ class Journal:
     def append_for(self, units: Sequence[Unit], waiter: Waiter) -> None:
         """Queue units, all of them or none, and tell `waiter` each one's outcome under its index.
 
-        Raises Busy when the queue is full, StoreUnavailable (or StoreFull, Fenced) when a shard cannot write now: in both
-        cases nothing was queued.
+        Raises Busy when the queue is full, StoreUnavailable (or StoreFull, Fenced) when a shard cannot write now: in
+        both cases nothing was queued.
         """
         sized = [(unit, unit.size or _size(unit), self._admitting(unit.shard)) for unit in units]
         self._room.take(len(sized), sum(size for _, size, _ in sized))
@@ -202,7 +202,8 @@ class Journal:
 
     def outage(self) -> StoreError | None:
         """Why a shard cannot write at the moment, or None."""
-        return next((shard.refusal for shard in self._shards.values() if shard.refusal is not None), None)
+        reasons = (shard.refusal or shard.shortage for shard in self._shards.values())
+        return next((reason for reason in reasons if reason is not None), None)
 
     async def flush(self) -> None:
         """Return once everything queued before this call has its outcome."""
@@ -337,6 +338,8 @@ class _Shard:
         self.sleeping: asyncio.Future[None] | None = None
         self.refusal: StoreError | None = None
         """Set while the shard cannot write: new units are refused with it."""
+        self.shortage: StoreUnavailable | None = None
+        """Set while the store itself refuses. New units are tried all the same: they may be the first to succeed."""
         self._closing = False
         self._task = journal._loop.create_task(self._run(), name=f"journal-{number}")
 
@@ -366,8 +369,11 @@ class _Shard:
                     if self._closing:
                         return
                     self.sleeping = self._journal._loop.create_future()
-                    await self.sleeping
+                    # Whoever is told that nothing can be written sends nothing more: then nobody else would notice.
+                    await asyncio.wait([self.sleeping], timeout=RECOVER_PAUSE_MAX_S if self.shortage else None)
                     self.sleeping = None
+                    if self.shortage is not None and not self.queue and not self._closing:
+                        await self._probe()
                 if self._limits.linger_s and len(self.queue) < self._limits.batch_units and not self._closing:
                     await asyncio.sleep(self._limits.linger_s)
                 group = self._take()
@@ -459,7 +465,7 @@ class _Shard:
         except ExpectationFailed as error:
             return self._without_refused(attempt.group, error)
         except StoreUnavailable as error:
-            refused = error  # nothing was written
+            refused = self.shortage = error  # nothing was written
             self._fail(attempt.group, lambda: _again(refused))
         except Exception as error:  # noqa: BLE001  # whatever it is, the outcome is unknown: the store is asked
             await self._resolve(attempt, error)
@@ -467,7 +473,20 @@ class _Shard:
             self._acknowledge(attempt)
         return []
 
+    async def _probe(self) -> None:
+        """Ask a store that refused whether it would write again, without anything to write."""
+        try:
+            await self._store.recover()
+            await self._store.commit((), (), False)
+        except StoreUnavailable as error:
+            self.shortage = error
+        except (StoreError, OSError):
+            return  # the next unit meets the same, and `_resolve` knows what to do with it
+        else:
+            self.shortage = None
+
     def _acknowledge(self, attempt: _Attempt) -> None:
+        self.shortage = None
         self.position = pos = self.position + 1
         self._previous = attempt.hashed
         group = attempt.group
@@ -530,6 +549,7 @@ class _Shard:
                 return
             if self._closing:
                 self._fail(attempt.group, lambda: OutcomeUnknown("the journal closed during an outage", full=full))
+                self._refuse_queued()  # what waits must not be written behind an unknown outcome
                 return
             await asyncio.sleep(pause)
             pause = min(pause * 2, RECOVER_PAUSE_MAX_S)

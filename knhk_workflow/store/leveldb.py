@@ -315,7 +315,7 @@ class LevelDBStore:
                 chunked.pop(key, None)
         expected = dict(expect)
         for key, value in writes:
-            if key in expected:  # the next commit on the same thing expects just this
+            if key in expected or key in known:  # the next commit on the same thing expects just this
                 known[key] = value
         if len(known) > KNOWN_MAX:
             known.clear()

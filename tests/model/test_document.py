@@ -161,6 +161,6 @@ def test_yaml_surprises_are_refused(text: str | bytes, path: str, code: str) -> 
     ids=["aliases", "nested aliases", "lists", "dashes", "maps", "questions", "many", "quotes", "long"],
 )
 def test_yaml_bombs_burn_out(text: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     refused_yaml(text)
-    assert time.monotonic() - began < 10, "measured: 1.5 s at most"
+    assert time.process_time() - began < 10, "measured: 1.5 s at most"

@@ -240,12 +240,12 @@ import sys, time
 from knhk_workflow.model.expression import EvaluationFailed, compile_expression
 data = {"xs": list(range(9000)), "ys": list(range(300)), "s": "a" * 1_900_000}
 for text in sys.stdin.read().split(chr(0)):
-    began = time.monotonic()
+    began = time.process_time()
     try:
         compile_expression(text).value(data, data["xs"])
     except EvaluationFailed:
         pass
-    took = time.monotonic() - began
+    took = time.process_time() - began
     if took > 3:
         sys.exit(f"{took:.1f} s: {text}")
 """

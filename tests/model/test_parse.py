@@ -177,12 +177,12 @@ def test_too_much_is_refused() -> None:
 def test_the_largest_documents_take_seconds_not_minutes() -> None:
     names = [f"zz{i}" for i in range(20)]
     tasks = {f"t{i}": {"required_roles": ["a"], "cancels": names} for i in range(10_000)}
-    began = time.monotonic()
+    began = time.process_time()
     assert len(problems_of({"id": "x", "tasks": tasks})) == 501
     flows = [{"from": f"t{i}", "to": f"t{(i * 7 + j) % 10_000}"} for i in range(10_000) for j in range(1, 5)]
     spec = parse_spec({"id": "x", "tasks": [f"t{i}" for i in range(10_000)], "flows": flows})
     assert len(findings(spec)) == 10_000, "nothing leads from start to any of them"
-    assert time.monotonic() - began < 20, "measured: 3 s"
+    assert time.process_time() - began < 20, "measured: 3 s"
 
 
 # ------------------------------------------------------------------------------------------------------ random input

@@ -27,8 +27,10 @@ def main(arguments: list[str]) -> int:
     address, what = arguments
     base = f"{'http' if plain else 'https'}://{address}"
     options += ["--http2-prior-knowledge"] if plain else []
-    target = ["--list-services", base] if what == "list" else ["--protocol", "grpc", f"{base}/{what}"]
-    done = subprocess.run([BUF, "curl", *options, *target], stdout=subprocess.PIPE, text=True, check=False)
+    target = ["--list-services", base] if what == "list" else [f"{base}/{what}"]
+    done = subprocess.run(
+        [BUF, "curl", "--protocol", "grpc", *options, *target], stdout=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode == 0 and what != "list":
         print(json.dumps(json.loads(done.stdout), indent=2))
     else:

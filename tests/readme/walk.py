@@ -40,10 +40,8 @@ class Block:
 
 def blocks(document: str) -> Sequence[Block]:
     """The fenced blocks of a document, in order."""
-    found = []
-    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", document, re.MULTILINE | re.DOTALL):
-        found.append(Block(match[1], match[2], document.count("\n", 0, match.start()) + 2))
-    return found
+    fences = re.finditer(r"^```(\w*)\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
+    return [Block(fence[1], fence[2], document.count("\n", 0, fence.start()) + 2) for fence in fences]
 
 
 def adjacent(document: str, first: Block, second: Block) -> bool:
@@ -84,7 +82,9 @@ class Walk:
             return self._told(self._start())
         for name, address in DOCUMENTED.items():
             text = text.replace(address, self._real.get(name, address))
-        program = [sys.executable, "-c", text] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", text]
+        program = (
+            [sys.executable, "-c", text] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", text]
+        )
         done = subprocess.run(
             program,
             cwd=self.directory,
@@ -94,7 +94,9 @@ class Walk:
             timeout=BLOCK_SECONDS,
             check=False,
         )
-        assert done.returncode == 0, f"README.md:{block.line} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, (
+            f"README.md:{block.line} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
         return self._told(done.stdout)
 
     def close(self) -> None:
@@ -111,7 +113,9 @@ class Walk:
 
     def _start(self) -> str:
         ready, printed = self.directory / "ready.json", self.directory / "printed"
-        listeners = [part for name in ("grpc", "plain", "http", "metrics") for part in (f"--{name}-address", "127.0.0.1:0")]
+        listeners = [
+            part for name in ("grpc", "plain", "http", "metrics") for part in (f"--{name}-address", "127.0.0.1:0")
+        ]
         with printed.open("w") as out:
             self._daemon = subprocess.Popen(
                 ["knhk", "dev", "--ready-file", str(ready), *listeners],

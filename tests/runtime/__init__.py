@@ -1,1 +1,1 @@
-"""The engine's own operations, beside what stories tell."""
+"""The engine through its public operations, in memory and on LevelDB, across restarts and failures."""

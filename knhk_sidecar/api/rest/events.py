@@ -58,12 +58,12 @@ class Stream:
             await self._chunk(message)
             return
         await self.open()
-        if "event" in fields and not message.HasField("event"):
-            await self._write(b": alive\n\n")
-            return
         token = next((str(getattr(message, name)) for name in TOKEN_FIELDS if name in fields), "")
-        data = dump(message, "event" if "event" in fields else "")
         head = f"id: {token}\n".encode() if token else b""
+        if "event" in fields and not message.HasField("event"):
+            await self._write(head + b": alive\n\n")  # an id without data: the client remembers it, and fires no event
+            return
+        data = dump(message, "event" if "event" in fields else "")
         await self._write(head + b"data: " + data + b"\n\n")
 
     async def end(self) -> None:

@@ -212,7 +212,17 @@ class Surface:
                 )
             return await self._stream(request, route, message, send)
         call = self._make_call(request, route.method.path)
-        answer = await self.pipeline.run(call, message)
+        working = asyncio.ensure_future(self.pipeline.run(call, message))
+        gone = asyncio.ensure_future(_left(request))
+        try:
+            await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                return None  # nobody is there to be answered: the call gives its place back
+            answer = await working
+        finally:
+            working.cancel()
+            gone.cancel()
+            await asyncio.gather(working, gone, return_exceptions=True)
         assert answer is not None, "a unary call has an answer"
         return Response(canonical.dump(answer, route.member), media_type="application/json")
 

@@ -24,7 +24,6 @@ from knhk_workflow import (
     RunRequest,
     WorkflowEngine,
     WorkflowError,
-    WrongState,
 )
 
 HISTORY_SHOWN = 1_000  # events that an execution may bring along; the rest is in GetCaseHistory
@@ -157,23 +156,19 @@ class CaseService:
         """Open incidents."""
         wire.not_yet(request.include_resolved, "CaseService.ListIncidents.include_resolved")
         spec, kind = request.spec_id, request.kind
-        specs: dict[str, str] = {}
 
         async def fetch(size: int, token: str) -> Page[IncidentView]:
-            page = await self._engine.list_incidents(
+            return await self._engine.list_incidents(
                 case_id=request.case_id, page_size=size, page_token=token, meta=meta
             )
-            for name in {one.case_id for one in page.items} - specs.keys():
-                specs[name] = (await self._engine.get_case(name, meta=meta)).spec_id
-            return page
 
         def keep(one: IncidentView) -> bool:
-            return kind in ("", one.kind) and spec in ("", specs[one.case_id])
+            return kind in ("", one.kind) and spec in ("", one.spec_id)
 
         mark = wire.fingerprint(f"{spec}\0{kind}".encode())
         page = await filtered(fetch, keep if spec or kind else None, request.page_size, request.page_token, mark)
         return pb.ListIncidentsResponse(
-            incidents=[wire.incident(one, specs[one.case_id]) for one in page.items], next_page_token=page.next_token
+            incidents=[wire.incident(one) for one in page.items], next_page_token=page.next_token
         )
 
     async def get_case_history(self, request: pb.GetCaseHistoryRequest, meta: CallMeta) -> pb.GetCaseHistoryResponse:
@@ -252,10 +247,7 @@ class CaseService:
             raise InvalidInput.field(
                 "data_json", "is missing", 'expected a JSON object, for example {"amount": 120}', code="required"
             )
-        try:
-            view = await self._engine.update_case_data(name, request.data_json, expected_sequence=expected, meta=meta)
-        except WrongState as error:
-            raise wire.stale(error) from error
+        view = await self._engine.update_case_data(name, request.data_json, expected_sequence=expected, meta=meta)
         return pb.UpdateCaseDataResponse(case=wire.case(view))
 
     async def resolve_incident(self, request: pb.ResolveIncidentRequest, meta: CallMeta) -> pb.ResolveIncidentResponse:
@@ -267,7 +259,7 @@ class CaseService:
         view = await self._engine.resolve_incident(name, action, request.data_json or None, meta=meta)
         was = next((one for one in before.incidents if one.incident_id == name), None)
         # A repeated call finds the incident resolved already: then only what the request itself says is known.
-        resolved = wire.incident(was, view.spec_id) if was else pb.Incident(incident_id=name, case_id=case_id)
+        resolved = wire.incident(was) if was else pb.Incident(incident_id=name, case_id=case_id)
         resolved.resolution = request.resolution
         if was:
             resolved.resolve_time.FromNanoseconds(view.updated_at)
@@ -300,6 +292,9 @@ class CaseService:
         wire.not_yet(request.from_start and not request.resume_token, "CaseService.WatchCases.from_start")
         selection = wire.watch_selection(request.filter)
         types, token = frozenset(request.event_types), request.resume_token
+        if not token:  # told at once, so that a watcher whose connection breaks before the first event misses none
+            token = await self._engine.watch_token()
+            yield pb.WatchCasesResponse(resume_token=token)
         delivered, known = token, _Known(self._engine, meta)
         events = self._engine.watch_cases(resume_token=token, meta=meta)
 

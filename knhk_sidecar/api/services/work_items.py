@@ -63,11 +63,8 @@ class WorkItemService:
     ) -> pb.CompleteWorkItemResponse:
         """End an item with its output."""
         asked = wire.completion(request, request.user or meta.principal)
-        try:
-            item = await self._engine.complete_work_item(asked.item_id, asked.output, asked.user, meta=meta)
-        except WrongState as error:
-            raise wire.stale(error) from error
-        return wire.completed(item, await self._case(item, meta))
+        item = await self._engine.complete_work_item(asked.item_id, asked.output, asked.user, meta=meta)
+        return wire.completed(item)
 
     async def complete_work_items(
         self, request: pb.CompleteWorkItemsRequest, meta: CallMeta
@@ -91,11 +88,9 @@ class WorkItemService:
             outcomes = await self._engine.complete_work_items([asked for _, asked in together], meta=meta)
             for (index, _), outcome in zip(together, outcomes, strict=True):
                 if isinstance(outcome, WorkflowError):
-                    refusal = wire.stale(outcome) if isinstance(outcome, WrongState) else outcome
-                    results[index] = pb.CompleteWorkItemResult(error=to_status(refusal))
+                    results[index] = pb.CompleteWorkItemResult(error=to_status(outcome))
                 else:
-                    response = wire.completed(outcome, await self._case(outcome, meta))
-                    results[index] = pb.CompleteWorkItemResult(response=response)
+                    results[index] = pb.CompleteWorkItemResult(response=wire.completed(outcome))
         return pb.CompleteWorkItemsResponse(results=[result for result in results if result is not None])
 
     async def fail_work_item(self, request: pb.FailWorkItemRequest, meta: CallMeta) -> pb.FailWorkItemResponse:
@@ -105,10 +100,7 @@ class WorkItemService:
         name = wire.item_id(request.item_id)
         wire.present_attempt(name, request.attempt)
         user = request.user or meta.principal
-        try:
-            item = await self._engine.fail_work_item(name, request.code or FAILED, request.message, user, meta=meta)
-        except WrongState as error:
-            raise wire.stale(error) from error
+        item = await self._engine.fail_work_item(name, request.code or FAILED, request.message, user, meta=meta)
         case = await self._case(item, meta)
         raised = [one for one in case.incidents if one.task_id == item.task_id and one.raised_at >= item.changed_at]
         return pb.FailWorkItemResponse(item=wire.work_item(item), incident_id=raised[-1].incident_id if raised else "")
@@ -119,9 +111,8 @@ class WorkItemService:
         name = wire.item_id(request.item_id)
         await self._owned(name, request.user, meta)
         item = await self._engine.skip_work_item(name, meta=meta)
-        case = await self._case(item, meta)
         return pb.SkipWorkItemResponse(
-            item=wire.work_item(item), case_state=wire.CASE_STATES[case.state], sequence=case.sequence
+            item=wire.work_item(item), case_state=wire.CASE_STATES[item.case_state], sequence=item.case_sequence
         )
 
     async def release_work_item(self, request: pb.ReleaseWorkItemRequest, meta: CallMeta) -> pb.ReleaseWorkItemResponse:

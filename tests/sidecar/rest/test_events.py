@@ -55,8 +55,13 @@ def test_an_error_before_the_first_event_has_a_status(http: httpx2.Client) -> No
 
 def test_watching_everything_resumes_by_token(http: httpx2.Client) -> None:
     with http.stream("GET", "/cases:watch") as answer:
+        stream = blocks(answer)
+        start = next(stream)
+        assert set(start) == {"id"}  # where this watch began, before anything happens
         http.post("/cases:run", json={"spec_id": "rest-review", "case_id": "all-1"})
-        token = next(block["id"] for block in blocks(answer) if json.loads(block["data"])["case_id"] == "all-1")
+        token = next(block["id"] for block in stream if json.loads(block["data"])["case_id"] == "all-1")
+    with http.stream("GET", "/cases:watch", headers={"last-event-id": start["id"]}) as answer:
+        assert json.loads(next(blocks(answer))["data"])["case_id"] == "all-1"
     with http.stream("GET", "/cases:watch", headers={"last-event-id": token}) as answer:
         events = (json.loads(block["data"]) for block in blocks(answer))
         first = next(events)

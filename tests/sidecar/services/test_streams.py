@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from collections.abc import AsyncIterator
 
 import grpc
@@ -174,13 +175,19 @@ async def test_all_cases_are_watched_from_now_on_and_from_a_token(running: Sidec
     await running.cases.RunCase(pb.RunCaseRequest(spec_id="routing", case_id="before"))
     wanted = pb.WatchCasesRequest(filter=pb.CaseFilter(spec_id="routing"), event_types=["case_created"])
     watch = running.cases.WatchCases(wanted)
-    await asyncio.sleep(0.1)
+    start = await anext(aiter(watch))
+    assert start.resume_token
+    assert not start.HasField("event")
     for n in range(3):
         await running.cases.RunCase(pb.RunCaseRequest(spec_id="routing", case_id=f"w-{n}"))
         await running.cases.RunCase(pb.RunCaseRequest(spec_id="approval"))
     seen = [await anext(aiter(watch)) for _ in range(3)]
     assert [answer.event.case_id for answer in seen] == ["w-0", "w-1", "w-2"]
     watch.cancel()
+    wanted.resume_token = start.resume_token
+    again = running.cases.WatchCases(wanted)
+    assert (await anext(aiter(again))).event.case_id == "w-0"
+    again.cancel()
     wanted.resume_token = seen[0].resume_token
     resumed = running.cases.WatchCases(wanted)
     first = await anext(aiter(resumed))
@@ -194,6 +201,10 @@ async def test_all_cases_are_watched_from_now_on_and_from_a_token(running: Sidec
     [
         (pb.WatchCasesRequest(filter=pb.CaseFilter(states=[pb.CASE_STATE_RUNNING])), grpc.StatusCode.INVALID_ARGUMENT),
         (pb.WatchCasesRequest(resume_token="%%"), grpc.StatusCode.INVALID_ARGUMENT),
+        *(
+            (pb.WatchCasesRequest(resume_token=b64encode(positions).decode()), grpc.StatusCode.INVALID_ARGUMENT)
+            for positions in (b'{"0":-5}', b'{"0":99999999999999999999}', b'{"0":1000000}', b'{"7":1}', b"{}")
+        ),
         (pb.WatchCasesRequest(from_start=True), grpc.StatusCode.UNIMPLEMENTED),
     ],
 )

@@ -1,0 +1,385 @@
+"""What is true of the bytes, kept by a second reader that shares nothing with the engine but the format.
+
+Every commit that reaches the disk is read here at once: its records are folded into a case of the ledger's own, and
+the rows, the head, the effects and the chain beside them are compared with it. Every answer that a caller gets is
+compared with what is written by then. From time to time everything is read again from the first byte.
+
+    lost      an acknowledged command whose record is not there
+    twice     a command, a request id or a work item that has more than one record of the same
+    undead    a command that was refused, and is there all the same
+    ahead     an answer that shows what is not written
+    differs   live state, snapshot, head, row or effect that is not what the records say
+    chain     a batch record that does not follow the one before, or does not cover its records
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from knhk_workflow import CaseView, WorkflowEngine
+from knhk_workflow.core import events as e
+from knhk_workflow.core.apply import replay
+from knhk_workflow.core.case import Case, decode_state, encode_state
+from knhk_workflow.core.commands import ENDED
+from knhk_workflow.runtime.records import COMMITS, HEADS, INCIDENTS, ITEMS, SNAPSHOTS, CommitRecord
+from knhk_workflow.store import GENESIS, META_SHARD, CaseKeys, Keyspace, Write, digest, unseal, unseal_log
+from knhk_workflow.store.keys import (
+    EFFECT,
+    HEAD,
+    INCIDENT,
+    ITEM,
+    LOG,
+    RECORD,
+    SNAPSHOT,
+    parse_case_head,
+    parse_case_record,
+    parse_effect,
+    parse_incident,
+    parse_item,
+    parse_log,
+    shard_in,
+)
+from tests.simulation.disk import Disk
+
+VIOLATIONS_MAX: Final = 20  # more of the same says nothing new
+_SYSTEM: Final = b"\x00\x02"
+_END: Final = b"\x00\x01"
+
+_SYSTEM_KINDS: Final = frozenset({LOG, EFFECT})
+
+Name = tuple[str, str]
+"""(tenant, case id)"""
+
+Request = tuple[str, str, str, str]
+"""(tenant, principal, method, request id)"""
+
+
+class Seen:
+    """A case as its records tell it."""
+
+    __slots__ = ("case", "completed", "encoded", "keys", "offered")
+
+    def __init__(self, keys: CaseKeys, case: Case) -> None:
+        self.keys = keys
+        self.case = case
+        self.completed: set[tuple[int, int, int]] = set()
+        self.offered: set[tuple[int, int, int]] = set()
+        self.encoded: bytes | None = None
+
+    def state(self) -> bytes:
+        """The canonical bytes of the case."""
+        if self.encoded is None:
+            self.encoded = encode_state(self.case)
+        return self.encoded
+
+
+def _kind(key: bytes) -> bytes:
+    """The kind byte of a key; empty for keys of the system area other than log and effect."""
+    if key[2:4] == _SYSTEM:
+        kind = key[4:5]
+        return kind if kind in _SYSTEM_KINDS else b""
+    at = key.find(_END, 2) + 2
+    return key[at : at + 1]
+
+
+class Ledger:
+    """Everything known of one disk. `violations` says what is wrong, in the order it was found."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        self.keys = Keyspace(disk.shards)
+        self.violations: list[str] = []
+        self.cases: dict[Name, Seen] = {}
+        self.events = 0
+        self.reads_from_start = 0
+        self._traces: dict[str, dict[Name, int]] = {}
+        self._requests: dict[Request, str] = {}
+        self._refused: set[tuple[str, Name | None]] = set()
+        self._links: dict[int, tuple[int, bytes]] = {}
+
+    def report(self, what: str) -> None:
+        """Note a violation."""
+        if len(self.violations) < VIOLATIONS_MAX:
+            self.violations.append(what)
+
+    # -- what is written ----------------------------------------------------------------------------------------------
+
+    def written(self, writes: Sequence[Write]) -> None:
+        """Follow one commit that has just reached the disk."""
+        try:
+            self._follow(writes)
+        except Exception as error:  # noqa: BLE001  # whatever the reader stumbles over is what it is here to find
+            self.report(f"differs: what was written cannot be read: {error!r}")
+
+    def reread(self) -> None:
+        """Start over from the bytes, after a crash that took some of them."""
+        self.cases.clear()
+        self._traces.clear()
+        self._requests.clear()
+        self._links.clear()
+        self.written([(key, value) for key, value in self.disk.bytes.items() if _kind(key) in (RECORD, LOG)])
+
+    def _follow(self, writes: Sequence[Write]) -> None:
+        touched: dict[Name, Seen] = {}
+        digests: list[tuple[str, str, int, int, bytes]] = []
+        for key, value in writes:
+            kind = _kind(key)
+            if kind == RECORD:
+                if value is None:
+                    self.report(f"lost: record {key.hex()} was deleted")
+                    continue
+                tenant, case_id, first = parse_case_record(key)
+                record = COMMITS.read(key, value)
+                seen = self._record(tenant, case_id, first, record)
+                touched[tenant, case_id] = seen
+                salt = seen.case.salt
+                digests.append((tenant, case_id, first, len(record.events), digest(unseal(key, value), salt)))
+            elif kind == LOG and value is not None:
+                self._link(key, value, digests)
+                digests = []
+        for name, seen in touched.items():
+            self._compare_rows(name, seen)
+        if digests:
+            self.report(f"chain: records of {digests[0][1]!r} were written without a batch record")
+
+    def _record(self, tenant: str, case_id: str, first: int, record: CommitRecord) -> Seen:
+        """Fold one commit record; it must be the next one of its case."""
+        name = (tenant, case_id)
+        seen = self.cases.get(name)
+        where = f"{tenant}/{case_id}"
+        expected = seen.case.sequence + 1 if seen is not None else 1
+        if first != expected:
+            self.report(f"differs: {where} has {expected - 1} events, and a record of event {first} was written")
+            if seen is not None and first < expected:
+                return seen
+        if seen is None:
+            seen = self.cases[name] = Seen(self.keys.case(tenant, case_id), replay(None, record.time, record.events))
+        else:
+            if record.time < seen.case.now:
+                self.report(f"differs: time runs backwards in {where}")
+            seen.case = replay(seen.case, record.time, record.events)
+            seen.encoded = None
+        self.events += len(record.events)
+        if record.trace_id:
+            trace = record.trace_id
+            places = self._traces.setdefault(trace, {})
+            places[name] = places.get(name, 0) + 1
+            if places[name] > 1:
+                self.report(f"twice: command {trace} has {places[name]} records in {where}")
+            if (trace, None) in self._refused or (trace, name) in self._refused:
+                self.report(f"undead: command {trace} was refused, now it is written in {where}")
+        if record.request_id:
+            request = (tenant, record.principal, record.method, record.request_id)
+            if request in self._requests:
+                self.report(f"twice: request {request} was carried out again, in {where}")
+            self._requests[request] = record.trace_id
+        self._items(seen, record.events, where)
+        return seen
+
+    def _items(self, seen: Seen, events: Sequence[e.Event], where: str) -> None:
+        for event in events:
+            if isinstance(event, e.ItemCompleted):
+                self._once(seen.completed, event, "completed", where)
+            elif isinstance(event, e.ItemOffered):
+                self._once(seen.offered, event, "offered", where)
+
+    def _once(
+        self, known: set[tuple[int, int, int]], event: e.ItemCompleted | e.ItemOffered, what: str, where: str
+    ) -> None:
+        item = (event.activation, event.instance, event.attempt)
+        if item in known:
+            self.report(f"twice: item {item} of {where} was {what} again")
+        known.add(item)
+
+    def _link(self, key: bytes, value: bytes, digests: list[tuple[str, str, int, int, bytes]]) -> None:
+        """A batch record must follow the one before and cover the records written with it."""
+        shard, position = parse_log(key)
+        record, hashed = unseal_log(key, value)
+        before, previous = self._links.get(shard, (0, GENESIS))
+        if position != before + 1:
+            self.report(f"chain: shard {shard} has position {position} after {before}")
+        elif record.previous != previous:
+            self.report(f"chain: position {position} of shard {shard} does not follow the one before")
+        entries = [(each.tenant, each.case_id, each.first_sequence, each.count, each.digest) for each in record.entries]
+        if entries != digests and shard != META_SHARD:
+            self.report(f"chain: position {position} of shard {shard} does not cover what was written with it")
+        self._links[shard] = (position, hashed)
+
+    def _compare_rows(self, name: Name, seen: Seen) -> None:
+        """Head, item rows, incident rows and effect of a case against its records."""
+        case, keys, held = seen.case, seen.keys, self.disk
+        where = "/".join(name)
+        stored = held.get(keys.head)
+        head = HEADS.read(keys.head, stored) if stored is not None else None
+        if head is None or (head.sequence, head.state, head.open_items, head.open_incidents, head.updated_at) != (
+            case.sequence,
+            case.state,
+            case.open_items,
+            len(case.incidents),
+            case.updated_at,
+        ):
+            self.report(f"differs: the head of {where} is {head}, its records end at {case.sequence} in {case.state}")
+        wanted = {
+            keys.item(activation.number, run.number): (run.state, run.attempt, run.owner, activation.task)
+            for activation, run in case.open_work()
+        }
+        found = {}
+        for key, value in held.scan(*keys.items()):
+            row = ITEMS.read(key, value)
+            found[key] = (row.state, row.attempt, row.owner, row.task)
+        if found != wanted:
+            self.report(
+                f"differs: work list of {where} is {sorted(found.values())}, should be {sorted(wanted.values())}"
+            )
+        if case.open_items != len(wanted):
+            self.report(f"differs: {where} counts {case.open_items} open items and has {len(wanted)}")
+        incidents = {key: INCIDENTS.read(key, value).kind for key, value in held.scan(*keys.incidents())}
+        open_incidents = {keys.incident(number): incident.kind for number, incident in case.incidents.items()}
+        if incidents != open_incidents:
+            self.report(f"differs: incident rows of {where} are {incidents}, should be {open_incidents}")
+        effects = held.scan(*keys.effects())
+        if bool(effects) != bool(case.ready):
+            self.report(
+                f"differs: {where} has {len(effects)} effects, and its cascade is {'paused' if case.ready else 'done'}"
+            )
+        self._compare_marking(case, where)
+
+    def _compare_marking(self, case: Case, where: str) -> None:
+        for net in case.nets.values():
+            counts = net.marking.values()
+            if sum(counts) != net.tokens or any(count <= 0 for count in counts):
+                self.report(f"differs: net {net.number} of {where} counts {net.tokens} tokens and has {net.marking}")
+            for task, numbers in net.active.items():
+                for number in numbers:
+                    activation = case.activations.get(number)
+                    if activation is None or activation.task != task or activation.net != net.number:
+                        self.report(f"differs: net {net.number} of {where} lists activation {number} that is not there")
+        for activation in case.activations.values():
+            if activation.net not in case.nets:
+                self.report(f"differs: activation {activation.number} of {where} is in a net that is gone")
+            for run in activation.instances.values():
+                if run.child and run.child not in case.nets:
+                    self.report(f"differs: activation {activation.number} of {where} waits for a net that is gone")
+        if case.state in ENDED and (case.activations or case.incidents or case.ready or len(case.nets) > 1):
+            self.report(f"differs: {where} is {case.state} with something open in it")
+
+    # -- what callers are told ----------------------------------------------------------------------------------------
+
+    def wrote(self, trace: str, name: Name) -> bool:
+        """Whether this command has its record in this case."""
+        return self._traces.get(trace, {}).get(name, 0) == 1
+
+    def request(self, request: Request) -> str | None:
+        """The trace of the command that carried this request out, if it was."""
+        return self._requests.get(request)
+
+    def refused(self, trace: str, name: Name | None = None) -> None:
+        """A caller was told that a command changed nothing, in one case of a batch or at all. It must stay so."""
+        self._refused.add((trace, name))
+        places = self._traces.get(trace, {})
+        if places and (name is None or name in places):
+            self.report(f"undead: command {trace} was refused, but it is written in {sorted(places)}")
+
+    def shown(self, view: CaseView) -> None:
+        """A caller sees a case: no newer than what is written, and equal to it when as new."""
+        seen = self.cases.get((view.tenant, view.case_id))
+        where = f"{view.tenant}/{view.case_id}"
+        if seen is None:
+            self.report(f"ahead: {where} was shown, but it is not written")
+            return
+        case = seen.case
+        if view.sequence > case.sequence:
+            self.report(f"ahead: {where} was shown at {view.sequence}, it is written up to {case.sequence}")
+        elif view.sequence == case.sequence and (
+            (view.state, view.open_items, view.open_incidents, view.spec_id, view.spec_version)
+            != (case.state, case.open_items, len(case.incidents), case.spec_id, case.version)
+            or (view.data and view.data != case.root.data)
+        ):
+            self.report(f"differs: {where} was shown as {view.state}, it is {case.state} at the same sequence")
+
+    def compare_live(self, engine: WorkflowEngine, name: Name) -> None:
+        """The state that the engine holds in memory, when nobody is at work on it."""
+        live = engine._cases.peek(*name)
+        if live is None or live.busy or live.state is None:
+            return
+        seen = self.cases.get(name)
+        if seen is None:
+            self.report(f"ahead: {'/'.join(name)} is in memory, but it is not written")
+        elif live.state.sequence != seen.case.sequence:
+            self.report(
+                f"differs: {'/'.join(name)} is at {live.state.sequence} in memory, {seen.case.sequence} on disk"
+            )
+        elif encode_state(live.state) != seen.state():
+            self.report(f"differs: {'/'.join(name)} in memory is not what its records say")
+
+    # -- everything ---------------------------------------------------------------------------------------------------
+
+    def read_everything(self) -> None:
+        """Replay every case and every log from the first byte, with and without snapshots; nothing may be left over."""
+        self.reads_from_start += 1
+        try:
+            self._read_cases()
+            self._read_leftovers()
+            self._read_logs()
+        except Exception as error:  # noqa: BLE001  # as in `written`
+            self.report(f"differs: the disk cannot be read from the start: {error!r}")
+
+    def _read_cases(self) -> None:
+        for name, seen in self.cases.items():
+            self._compare_rows(name, seen)
+            records = [(key, COMMITS.read(key, value)) for key, value in self.disk.scan(*seen.keys.records())]
+            whole: Case | None = None
+            stored = self.disk.get(seen.keys.snapshot)
+            short: Case | None = None
+            if stored is not None:
+                snapshot = SNAPSHOTS.read(seen.keys.snapshot, stored)
+                short = decode_state(snapshot.state)
+                if short.sequence != snapshot.sequence or snapshot.sequence > seen.case.sequence:
+                    self.report(f"differs: the snapshot of {'/'.join(name)} is of {short.sequence}")
+            for key, record in records:
+                first = parse_case_record(key)[2]
+                if first != (whole.sequence + 1 if whole is not None else 1):
+                    self.report(f"lost: {'/'.join(name)} has no record before event {first}")
+                whole = replay(whole, record.time, record.events)
+                if short is not None and first > short.sequence:
+                    short = replay(short, record.time, record.events)
+            if whole is None or encode_state(whole) != seen.state():
+                self.report(f"differs: {'/'.join(name)} replayed from the start is another case")
+            if short is not None and encode_state(short) != seen.state():
+                self.report(f"differs: {'/'.join(name)} replayed from its snapshot is another case")
+
+    def _read_leftovers(self) -> None:
+        parse = {
+            HEAD: parse_case_head,
+            RECORD: lambda key: parse_case_record(key)[:2],
+            ITEM: lambda key: parse_item(key)[:2],
+            INCIDENT: lambda key: parse_incident(key)[:2],
+            EFFECT: lambda key: parse_effect(key)[:2],
+            SNAPSHOT: None,
+        }
+        for key in self.disk.bytes:
+            reader = parse.get(_kind(key)) if shard_in(key) != META_SHARD else None
+            if reader is not None and reader(key) not in self.cases:
+                self.report(f"differs: {'/'.join(reader(key))} has a key of kind {_kind(key)!r} and no case")
+
+    def _read_logs(self) -> None:
+        for shard in self.keys.all_shards():
+            position, previous = 0, GENESIS
+            for key, value in self.disk.scan(*self.keys.log_range(shard)):
+                _, found = parse_log(key)
+                record, hashed = unseal_log(key, value)
+                if found != position + 1 or record.previous != previous:
+                    self.report(f"chain: shard {shard} is broken at position {found}")
+                for entry in record.entries:
+                    keys = self.keys.case(entry.tenant, entry.case_id)
+                    stored = self.disk.get(keys.record(entry.first_sequence))
+                    if stored is None:
+                        self.report(f"lost: {entry.case_id!r} has no record of event {entry.first_sequence}")
+                        continue
+                    payload = unseal(keys.record(entry.first_sequence), stored)
+                    if digest(payload, self.cases[entry.tenant, entry.case_id].case.salt) != entry.digest:
+                        self.report(f"chain: a record of {entry.case_id!r} is not the one that was chained")
+                position, previous = found, hashed
+            if self._links.get(shard, (0, GENESIS))[0] != position:
+                self.report(f"lost: the log of shard {shard} ends at {position}")

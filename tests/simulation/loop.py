@@ -1,0 +1,127 @@
+"""An asyncio event loop without sockets, threads or sleeping: when nothing is ready, time jumps to the next timer.
+
+Callbacks of one moment run in the order asyncio promises. Timers that are due at the same moment have no promised
+order: the seed decides it, and so which of several reads, writes and clients goes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from collections import deque
+from collections.abc import Coroutine, Generator
+from contextvars import Context
+from random import Random
+from typing import Any, Final, TypeVar
+
+from knhk_workflow.runtime.clock import NS_PER_S, VirtualClock
+
+T = TypeVar("T")
+
+ASKED_MAX: Final = 20_000  # askings of the time by one callback: a coroutine that goes round without ever waiting
+TURNS_MAX: Final = 200_000  # turns of the loop in one moment of virtual time: tasks that wake each other for ever
+
+
+class Stalled(Exception):
+    """Nothing can ever run again, or something runs for ever without time passing."""
+
+
+class SimulatedClock(VirtualClock):
+    """Virtual time that notices when a coroutine asks for it again and again without letting the loop turn."""
+
+    __slots__ = ("asked", "start")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = self._now
+        self.asked = 0
+
+    def now(self) -> int:
+        """Nanoseconds since the epoch."""
+        self.asked += 1
+        if self.asked > ASKED_MAX:
+            raise Stalled("a coroutine goes round and round without waiting for anything")
+        return self._now
+
+    def seconds(self) -> float:
+        """Since the start."""
+        return (self._now - self.start) / NS_PER_S
+
+    def advance_to(self, seconds: float) -> None:
+        """To a number of seconds since the start."""
+        self._now = max(self._now, self.start + math.ceil(seconds * NS_PER_S))
+
+
+class SimulationLoop(asyncio.BaseEventLoop):
+    """Runs on the clock's time. `tasks` are the unfinished ones, in the order of their making."""
+
+    _ready: deque[asyncio.Handle]  # of asyncio.BaseEventLoop, which does not declare them
+    _scheduled: list[asyncio.TimerHandle]
+
+    def __init__(self, clock: SimulatedClock, random: Random) -> None:
+        super().__init__()
+        self._clock = clock
+        self._random = random
+        self._made = 0
+        self._turns = 0
+        self.set_debug(False)
+
+    def time(self) -> float:
+        """Virtual seconds since the start."""
+        return self._clock.seconds()
+
+    def create_task(
+        self,
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
+        *,
+        name: object = None,
+        context: Context | None = None,
+    ) -> asyncio.Task[T]:
+        """A task whose name begins with its number, so that tasks have an order that does not depend on addresses."""
+        self._made += 1
+        return super().create_task(coro, name=f"{self._made:09d} {name or ''}", context=context)
+
+    def unfinished(self) -> list[asyncio.Task[Any]]:
+        """All tasks but the running one, oldest first."""
+        current = asyncio.current_task(self)
+        found = [task for task in asyncio.all_tasks(self) if task is not current]
+        return sorted(found, key=asyncio.Task.get_name)
+
+    def _run_once(self) -> None:
+        """One turn: due timers join what is ready; all of that runs."""
+        scheduled, ready = self._scheduled, self._ready
+        while scheduled and scheduled[0].cancelled():
+            heapq.heappop(scheduled)
+        now = 0.0
+        if ready:
+            self._turns += 1
+            if self._turns > TURNS_MAX:
+                raise Stalled(f"{TURNS_MAX} turns of the event loop without time passing")
+        else:
+            if not scheduled:
+                raise Stalled("nothing is ready and no timer is set: everybody waits for somebody else")
+            self._turns = 0
+            now = scheduled[0].when()
+            self._clock.advance_to(now)
+        if scheduled:
+            now = max(now, self._clock.seconds())  # nanoseconds do not hold every float: the timer counts
+            due: list[asyncio.Handle] = []
+            while scheduled and scheduled[0].when() <= now:
+                timer = heapq.heappop(scheduled)
+                if not timer.cancelled():
+                    due.append(timer)
+            if len(due) > 1:
+                self._random.shuffle(due)
+            ready.extend(due)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle.cancelled():
+                self._clock.asked = 0
+                handle._run()
+
+    def _write_to_self(self) -> None:
+        """There are no other threads to wake this one."""
+
+    def _process_events(self, event_list: list[object]) -> None:
+        """There are no events but timers."""
