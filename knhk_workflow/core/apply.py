@@ -97,6 +97,7 @@ def _net_started(case: Case, event: e.NetStarted) -> None:
         )
         case.last_net = event.net
         activation = case.activations[event.activation]
+        _turned(activation, event.instance)
         run = activation.instances.get(event.instance)
         if run is None:
             run = activation.instances[event.instance] = Instance(number=event.instance, offered_at=case.now)
@@ -104,6 +105,12 @@ def _net_started(case: Case, event: e.NetStarted) -> None:
         run.child = event.net
         run.changed_at = case.now
     net.put(START)
+
+
+def _turned(activation: Activation, instance: int) -> None:
+    """Only a loop has instances beyond the count: its turn before this one is done with, however many there were."""
+    if instance > activation.count:
+        activation.instances.pop(instance - 1, None)
 
 
 def _net_ended(case: Case, event: e.NetCompleted | e.NetCancelled) -> None:
@@ -250,13 +257,20 @@ def _trigger_received(case: Case, event: e.TriggerReceived) -> None:
     case.firings = 0
     if event.outcome == "kept":
         case.signals.append(Kept(event.trigger, event.name, event.data))
-    elif event.outcome == "taken" and event.activation in case.activations:
-        case.activations[event.activation].signalled = True
+    elif event.outcome == "taken":
+        _signalled(case, event.activation, event.data)
 
 
 def _trigger_taken(case: Case, event: e.TriggerTaken) -> None:
-    case.signals[:] = [kept for kept in case.signals if kept.number != event.trigger]
-    case.activations[event.activation].signalled = True
+    taken = next(kept for kept in case.signals if kept.number == event.trigger)
+    case.signals.remove(taken)
+    _signalled(case, event.activation, taken.data)
+
+
+def _signalled(case: Case, activation: int, data: bytes) -> None:
+    waiting = case.activations[activation]
+    waiting.signalled = True
+    waiting.signal = data
 
 
 def _lock_taken(case: Case, event: e.LockTaken) -> None:
@@ -281,6 +295,7 @@ def _task_cancelled(case: Case, event: e.TaskCancelled) -> None:
 
 def _item_offered(case: Case, event: e.ItemOffered) -> None:
     activation = case.activations[event.activation]
+    _turned(activation, event.instance)
     activation.instances[event.instance] = Instance(
         number=event.instance,
         attempt=event.attempt,

@@ -52,6 +52,7 @@ class Activation(msgspec.Struct, array_like=True):
     closed: bool = False  # no further instances
     released: bool = False  # the flow has gone on, instances still run
     signalled: bool = False  # the trigger it waited for has come
+    signal: bytes = b""  # what that brought
 
 
 class NetInstance(msgspec.Struct, array_like=True):

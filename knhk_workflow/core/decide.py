@@ -31,7 +31,7 @@ from knhk_workflow.core.joins import amount, binding
 from knhk_workflow.core.settle import settle
 from knhk_workflow.core.starting import offer_item, run_instance, start_item, start_without_work
 from knhk_workflow.core.step import Step
-from knhk_workflow.core.triggers import receive, take_kept
+from knhk_workflow.core.triggers import deliver, receive
 from knhk_workflow.errors import LimitExceeded, NotFound, Stale, WrongState
 from knhk_workflow.model.net import Model
 
@@ -71,7 +71,7 @@ def _start(step: Step) -> None:
     step.emit(e.NetStarted(1, root.name))
     step.touch(1, ("start",))
     for source in step.compiled(1).sources:
-        take_kept(step, root, source)
+        step.again(1, source.id)
 
 
 def _start_case(step: Step, command: c.StartCase) -> None:
@@ -235,6 +235,8 @@ def _resolve(step: Step, command: c.ResolveIncident) -> None:
             "a failed choice, which cannot be skipped",
             "correct the case data and retry",
         )
+    if command.action != "retry" and not locks.begun(activation, step.node(activation)):
+        _unlocked(step, activation, "incident", f"{incident.number}@{case.case_id}")
     step.emit(e.IncidentResolved(incident.number, command.action))
     _resume_activation(step, activation, incident.kind, incident.instance, command)
     settle(step)
@@ -253,6 +255,8 @@ def _resume_activation(
             step.touch(net.number, activation.inputs)
         elif kind in ("output_error", "data_limit") and run is not None:
             ended(step, activation, node, run)
+        elif kind in ("output_error", "data_limit") and node.carrier == "trigger":
+            deliver(step, node, activation)
         elif kind in ("input_error", "depth_limit", "open_items_limit", "task_failed"):
             run_instance(step, activation, node, instance, run.attempt + 1 if run is not None else 1)
         elif node.carrier == "route" and kind in ("condition_error", "loop_limit"):
@@ -295,9 +299,9 @@ def _look_again(step: Step) -> None:
             ended(step, activation, step.node(activation), runs[-1])
     for _, net in sorted(case.nets.items()):
         step.touch(net.number, sorted(net.marking))
-        if case.signals:
-            for node in step.compiled(net.number).tasks.values():
-                take_kept(step, net, node)
+        for node in step.compiled(net.number).tasks.values():
+            if node.task.trigger is not None:
+                step.again(net.number, node.id)
 
 
 def _signal(step: Step, command: c.Signal) -> None:
@@ -410,7 +414,7 @@ def _item(step: Step, ref: c.ItemRef, verb: str, *states: str) -> tuple[Activati
     if run.state not in states:
         shown = run.state if run.state in OPEN_ITEM_STATES else f"{run.state} already"
         raise WrongState("work item", name, " or ".join(states), shown)
-    if not activation.started:
+    if not locks.begun(activation, step.node(activation)):
         _startable(step, activation, name, verb, states)
     return activation, run
 
@@ -419,20 +423,20 @@ def _startable(step: Step, activation: Activation, name: str, verb: str, states:
     """An offer is only good while its tokens are there and its locks are free."""
     net = step.case.nets[activation.net]
     node = step.node(activation)
-    if binding(step, node, net, activation.inputs) is None:
+    if not activation.started and binding(step, node, net, activation.inputs) is None:
         # A paused cascade has taken the token already and will withdraw the offer when it goes on.
         raise WrongState("work item", name, " or ".join(states), "finished or withdrawn")
-    lock = locks.blocked_by(step.case, net, node, activation.inputs)
-    if lock is not None and verb in ("start", "complete", "fail", "skip"):
-        held = step.case.locks[lock]
-        raise WrongState(
-            "work item",
-            name,
-            "free to start",
-            f"waiting for {lock}, held by "
-            + (f"activation {held.activation}" if held.activation else f"a thread of net instance {held.net}"),
-            "it can start when that work ends",
-        )
+    if verb in ("start", "complete", "fail", "skip"):
+        _unlocked(step, activation, "work item", name)
+
+
+def _unlocked(step: Step, activation: Activation, kind: str, name: str) -> None:
+    """Refuse work whose lock somebody else holds."""
+    node = step.node(activation)
+    lock = locks.blocked_by(step.case, step.case.nets[activation.net], node, activation.inputs)
+    if lock is not None:
+        at = " and ".join(locks.holders(step.case, step.model, lock)) or "a cascade that is still going on"
+        raise WrongState(kind, name, "free to start", f"waiting for {lock}, held at {at}", "it can when that has ended")
 
 
 def _own(step: Step, activation: Activation, run: Instance, owner: str) -> None:

@@ -1,17 +1,30 @@
 """Critical sections and mutexes (WCP-17, 39, 40).
 
-A lock is taken when a task starts and never while it is only offered. A mutex is held by the activation until that
-ends, however it ends. A section is held by the thread that entered it, as long as a token of that thread is inside: in
-a condition between two tasks of the section, or in a started task of it. Automatic tasks that find a lock taken wait
-in order; offered work may be taken up when the lock is free.
+A lock is taken when the work of a task begins, and never while it is only offered. A mutex is held by the activation
+until that ends, however it ends. A section is held by the thread that entered it, as long as a token of that thread is
+inside: in a condition between two tasks of the section, or in a task of it at work. Work that waits for a person
+(an incident) keeps its locks: it is half done. Automatic tasks that find a lock taken wait in order; offered work may
+be taken up when the lock is free.
 """
 
 from __future__ import annotations
 
 from knhk_workflow.core import events as e
-from knhk_workflow.core.case import Activation, Case, Lock, NetInstance
+from knhk_workflow.core.case import Activation, Case, NetInstance
 from knhk_workflow.core.step import Step
-from knhk_workflow.model.net import Section, TaskNode
+from knhk_workflow.model.net import Model, TaskNode
+
+NOT_BEGUN = frozenset({"offered", "allocated", "withdrawn"})
+
+
+def begun(activation: Activation, node: TaskNode) -> bool:
+    """Whether work has begun. Some activations consume their tokens before that (`TaskNode.eager`, `sync: false`)."""
+    if not activation.started:
+        return False
+    runs = activation.instances.values()
+    if runs:
+        return any(run.state not in NOT_BEGUN or run.attempt > 1 for run in runs)
+    return node.task.trigger is None or activation.signalled
 
 
 def blocked_by(case: Case, net: NetInstance, node: TaskNode, inputs: tuple[str, ...]) -> str | None:
@@ -26,12 +39,30 @@ def blocked_by(case: Case, net: NetInstance, node: TaskNode, inputs: tuple[str, 
 
 
 def take(step: Step, net: NetInstance, node: TaskNode, activation: Activation) -> None:
-    """The task starts: it holds its locks from now on."""
+    """The task starts: it holds its locks from now on. (Work that is ended by force takes nobody's lock away.)"""
     for section in node.sections:
         if step.case.holder(section.lock) is None:
             step.emit(e.LockTaken(section.lock, net.number, node.id, 0))
-    if node.mutex is not None:
+    if node.mutex is not None and step.case.holder(node.mutex) is None:
         step.emit(e.LockTaken(node.mutex, net.number, node.id, activation.number))
+
+
+def holders(case: Case, model: Model, name: str) -> tuple[str, ...]:
+    """What keeps a lock taken: the tasks at work inside, and the conditions inside that hold a token."""
+    lock = case.locks[name]
+    if lock.activation:
+        return (case.activations[lock.activation].task,) if lock.activation in case.activations else ()
+    net = case.nets.get(lock.net)
+    if net is None:
+        return ()
+    compiled = model.nets[net.name]
+    section = next(each for each in compiled.sections if each.lock == name)
+    tasks = (
+        task
+        for task in sorted(section.tasks)
+        if any(begun(case.activations[number], compiled.tasks[task]) for number in net.active.get(task, ()))
+    )
+    return (*tasks, *(place for place in sorted(section.inside) if place in net.marking))
 
 
 def wait(step: Step, net: NetInstance, node: TaskNode, lock: str) -> None:
@@ -45,7 +76,7 @@ def release(step: Step) -> bool:
     case = step.case
     woken = False
     for name, lock in sorted(case.locks.items()):
-        if (lock.net or lock.activation) and not _inside(step, name, lock):
+        if not holders(case, step.model, name):
             waiting = list(lock.waiting)
             step.emit(e.LockReleased(name))
             for net, task in waiting:
@@ -53,21 +84,3 @@ def release(step: Step) -> bool:
                     step.again(net, task)
                     woken = True
     return woken
-
-
-def _inside(step: Step, name: str, lock: Lock) -> bool:
-    case = step.case
-    if lock.activation:
-        return lock.activation in case.activations
-    net = case.nets.get(lock.net)
-    if net is None:
-        return False
-    section = next(each for each in step.compiled(net.number).sections if each.lock == name)
-    return occupied(case, net, section)
-
-
-def occupied(case: Case, net: NetInstance, section: Section) -> bool:
-    """Whether a token is inside a section."""
-    return any(place in net.marking for place in section.inside) or any(
-        case.activations[number].started for task in section.tasks for number in net.active.get(task, ())
-    )

@@ -1,7 +1,7 @@
 """Work that begins: items offered and started, sub-nets started, tokens consumed.
 
 Tokens are consumed when an activation starts: at once for routing tasks, sub-nets and instances without
-synchronisation, with the first outside work for offered tasks, with its signal for a triggered one.
+synchronisation and partial joins, with the first outside work for offered tasks, with its signal for a triggered one.
 """
 
 from __future__ import annotations
@@ -65,10 +65,13 @@ def start_item(step: Step, activation: Activation, run: Instance, owner: str) ->
     net = step.case.nets[activation.net]
     inputs = () if activation.started else _taken(step, net, node, activation)
     first = not activation.started
+    begun = locks.begun(activation, node)
     step.emit(e.ItemStarted(*place_of(activation, run), owner or run.owner, inputs))
     step.changed(activation, run)
     if first:
         has_consumed(step, net, node, activation, inputs)
+    if node.guarded and not begun:
+        locks.take(step, net, node, activation)
 
 
 def start_without_work(step: Step, activation: Activation) -> None:
@@ -80,6 +83,8 @@ def start_without_work(step: Step, activation: Activation) -> None:
     inputs = _taken(step, net, node, activation)
     step.emit(e.TaskStarted(net.number, activation.task, activation.number, inputs))
     has_consumed(step, net, node, activation, inputs)
+    if node.guarded:
+        locks.take(step, net, node, activation)
 
 
 def _taken(step: Step, net: NetInstance, node: TaskNode, activation: Activation) -> tuple[str, ...]:
@@ -119,7 +124,7 @@ def start_net(step: Step, net: NetInstance, node: TaskNode, activation: Activati
 
 def element_of(activation: Activation, instance: int) -> bytes | None:
     """The JSON value that an instance was made from, if it was made from one."""
-    return (activation.elements[instance - 1] or None) if instance <= len(activation.elements) else None
+    return (activation.elements[instance - 1] or None) if 0 < instance <= len(activation.elements) else None
 
 
 def mapping(
@@ -143,15 +148,13 @@ def mapping(
 
 
 def has_consumed(step: Step, net: NetInstance, node: TaskNode, activation: Activation, inputs: tuple[str, ...]) -> None:
-    """What follows from an activation having taken its tokens: books, locks, a cancelled rest, rivals."""
+    """What follows from an activation having taken its tokens: books, a cancelled rest, rivals."""
     if node.join.kind in SINGLE or node.tallies:
         consumed(step, node, net, inputs)
     if node.withdrawn is not None:
         rest = (place for place in node.inputs if place not in inputs and place not in node.withdrawn.conditions)
         everything = Region((*node.withdrawn.conditions, *rest), node.withdrawn.tasks)
         cancel_region(step, net, everything, activation)
-    if node.sections or node.mutex is not None:
-        locks.take(step, net, node, activation)
     if node.shared and inputs:
         step.touch(net.number, inputs)
     elif node.join.kind in SINGLE:

@@ -431,6 +431,9 @@ def _task(fields: Fields, task_id: str) -> Task:
     collect = fields.name("collect")
     if collect is not None and for_each is None and instances is None:
         fields.problems.add(fields.at("collect"), "conflict", "collects from instances, but there are none")
+    if fields.raw("loop") is not None and (instances is not None or for_each is not None):
+        hint = "put the instances into a sub-net, and the loop around it"
+        fields.problems.add(fields.at("loop"), "conflict", "a task either loops or has several instances", hint)
     return Task(
         id=task_id,
         name=fields.text("name"),

@@ -24,7 +24,7 @@ class Join(msgspec.Struct, frozen=True):
     """How arriving tokens enable a task. `partial`: `need` of `of` branches; `merge`: `count` tokens of one branch."""
 
     kind: JoinKind = "xor"  # a task with several incoming flows and no join merges them, as BPMN does
-    need: int | str = 1  # a number, or CEL evaluated when the first branch arrives
+    need: int | str = 1  # a number, or CEL that is asked until the join fires
     of: int = 0  # 0 = the number of incoming flows
     mode: Literal["structured", "blocking", "cancelling"] = "structured"
     count: int = 1

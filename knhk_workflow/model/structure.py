@@ -123,7 +123,7 @@ def _check_references(problems: Problems, net: Net, places: Places, nets: Collec
         if task.net is not None:
             expect(places.task(task.id, "net"), task.net, nets, "net")
         if task.trigger is not None and task.net is None and not task.required_roles:
-            for key, given in (("loop", task.loop), ("instances", task.instances), ("for_each", task.for_each)):
+            for key, given in (("instances", task.instances), ("for_each", task.for_each)):
                 if given is not None:
                     message = "a task that only waits for its signal has no work to do several times"
                     problems.add(places.task(task.id, key), "no_work", message, "give it required_roles or a net")

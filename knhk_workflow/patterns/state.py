@@ -46,8 +46,22 @@ STATE: Final = (
         "sections, or mutex on the tasks",
         "A task that has started finishes before another one starts.",
         "Any partial order and tasks that take time.",
-        "Russell et al. 2006: partial where the order is fixed at design time or only single steps are kept apart.",
+        "Russell et al. 2006: partial where the order is fixed at design time or only single steps are kept apart. "
+        "The mutex is taken when work starts, not when it is offered; until it ends, starting another task of the same "
+        "mutex is refused, and tasks that start by themselves wait in order. Completion, cancellation and a failure "
+        "that leaves the task release it; an incident keeps it until somebody decides.",
         aliases=("Unordered Sequence",),
+        net={
+            "tasks": {
+                "A": OUTSIDE,
+                "B": {**OUTSIDE, "mutex": "m"},
+                "C": {**OUTSIDE, "mutex": "m"},
+                "D": {**OUTSIDE, "mutex": "m"},
+                "E": {**OUTSIDE, "join": "and"},
+            },
+            "flows": [*path("start", "A", "B", "C", "E", "end"), *path("A", "D", "E")],
+        },
+        script=moves("complete A", "complete B", "start D", "complete D", "complete C", "complete E"),
     ),
     Pattern(
         18,
@@ -87,7 +101,14 @@ STATE: Final = (
         "The parts are connected parts of the same net.",
         "Mutual exclusion of parts, not only of single tasks.",
         "Russell et al. 2006: partial where only one task can be protected. The lock is taken at the start of the "
-        "first task inside and held while a token of the thread is inside.",
+        "first task inside and held while a token of the thread is inside. The parts that exclude each other are the "
+        "tasks of one section; a condition lies inside when all tasks around it do.",
+        net={
+            "tasks": outside("A", "B1", "B2", "C1", "C2", "D"),
+            "sections": {"s": ["B1", "B2", "C1", "C2"]},
+            "flows": [*path("start", "A", "B1", "B2"), *path("A", "C1", "C2"), *path("A", "D")],
+        },
+        script=completed("A", "B1", "D", "B2", "C1", "C2"),
     ),
     Pattern(
         40,
@@ -98,5 +119,18 @@ STATE: Final = (
         "A task that has started finishes before another one starts.",
         "Any order, and what follows runs once when all are done.",
         "Russell et al. 2006: partial for ad-hoc blocks whose completion is not clear.",
+        net={
+            "tasks": {
+                "A": OUTSIDE,
+                **dict.fromkeys("BCDE", {**OUTSIDE, "mutex": "m"}),
+                "F": {**OUTSIDE, "join": "and"},
+            },
+            "flows": [
+                flow("start", "A"),
+                *(step for task in "BCDE" for step in path("A", task, "F")),
+                flow("F", "end"),
+            ],
+        },
+        script=moves("complete A", "start D", "complete D", "complete B", "complete E", "complete C", "complete F"),
     ),
 )

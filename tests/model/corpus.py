@@ -31,7 +31,8 @@ tasks:
   a: {join: and, split: or, instances: {min: 1, max: data.n, threshold: 1, create: dynamic, rest: cancel}}
   b: {join: {partial: {need: 1, of: 2, mode: blocking}}, cancels: [a, p, a->b], completes: a, closes: [a]}
   c: {join: {partial: 1}, split: {threads: 3}, for_each: data.lines, collect: results, required_roles: [r, s]}
-  d: {join: {merge: 3}, trigger: {name: paid, transient: true}, mutex: m, reads: [p, a->b], instances: 3, required_roles: r}
+  d: {join: {merge: 3}, trigger: {name: paid, transient: true}, mutex: m, reads: [p, a->b], instances: 3,
+      required_roles: r}
   e: {join: structured-or, timer: 5m, in: {k: data.a, n: 1, t: true, z: null}, out: {k: data.b}}
   f: {join: local-or, loop: {until: data.done}, net: n, timeout: 1h30m, on_timeout: end, on_error: a}
   g: {workflow: other@3, deadline: "2030-01-01T00:00:00Z", compensate: a, allocation: four-eyes, priority: -5}

@@ -17,7 +17,7 @@ from knhk_workflow.errors import InvalidDocument, InvalidInput, Problem
 from knhk_workflow.model.document import strict_json, strict_yaml
 from knhk_workflow.model.net import compile_spec
 from knhk_workflow.model.parse import canonical, document_schema, findings, parse_spec, spec_digest, unsupported
-from knhk_workflow.model.spec import Flow, Instances, Join, Assignment, Spec, Split, Timer, Trigger
+from knhk_workflow.model.spec import Assignment, Flow, Instances, Join, Spec, Split, Timer, Trigger
 from tests.model.corpus import INVALID, VALID, Bad
 
 SCHEMA = jsonschema.Draft202012Validator(cast("Mapping[str, object]", json.loads(document_schema())))

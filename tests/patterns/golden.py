@@ -17,7 +17,7 @@ Commands: start [json] | start, claim, release, complete, fail, skip <work> [jso
 cancel | update <json> | resolve <task or net> retry, skip, complete or fail_case [json] | trigger <name> [json] |
 add_instance <task> [json], close_instances, complete_instances, cancel_instances, cancel_task <task>. A task is B, or
 B(2) for its second enabling; work is B, B(2), or B#3 for an instance. Questions: explain <task>, data, holds,
-every order [json].
+every order [json] [with <signal>, <signal>].
 """
 
 from __future__ import annotations
@@ -238,7 +238,8 @@ async def answer(telling: Telling, command: str) -> list[str] | None:
     if not isinstance(player, CorePlayer):
         return None
     if verb == "every":
-        return [orders.told(telling.document, rest.removeprefix("order").strip().encode() or b"{}")]
+        text, _, signals = rest.removeprefix("order").partition(" with ")
+        return [orders.told(telling.document, text.strip().encode() or b"{}", tuple(notation.names(signals)))]
     case, _ = player.held()
     size = 1 << len(encode_state(case)).bit_length()
     counts = f"{len(case.nets)} nets, {len(case.activations)} activations, {case.open_items} items"

@@ -162,3 +162,30 @@ async def test_one_task_is_cancelled_and_must_be_named_when_there_are_several(en
         await engine.cancel_task("t", "Nobody")
     with pytest.raises(WrongState, match="dynamic"):
         await engine.add_instance("t", "C")
+
+
+async def test_signals_before_the_start_wait_for_it(engine: WorkflowEngine) -> None:
+    lines = ("start -> A; A -> end; B -> (done); routing: B", "B is {trigger: {name: paid}}")
+    await engine.register_workflow(net("source", *lines))
+    await engine.create_case("source", case_id="s")
+    for n in (1, 2):
+        assert await engine.trigger_case("paid", {"n": n}, case_id="s") == [TriggerDelivery("s", "kept")]
+    await engine.start_case("s")
+    assert await data_of(engine, "s") == {"n": 2}
+    history = await engine.get_case_history("s")
+    taken = [
+        msgspec.json.decode(event.data)["trigger"] for event in history.items if event.event_type == "trigger_taken"
+    ]
+    assert taken == [1, 2]
+
+
+async def test_a_signal_whose_data_cannot_be_taken_over_is_an_incident(engine: WorkflowEngine) -> None:
+    lines = ("start -> B; B -> C; C -> end; routing: B", "B is {trigger: {name: paid}, out: {total: data.sum}}")
+    await engine.register_workflow(net("mapped", *lines))
+    await engine.run_case("mapped", case_id="m")
+    await engine.trigger_case("paid", {"amount": 7}, case_id="m")
+    [incident] = (await engine.get_case("m")).incidents
+    assert incident.kind == "output_error"
+    await engine.update_case_data("m", {"sum": 9})
+    await engine.resolve_incident(incident.incident_id, "retry")
+    assert await data_of(engine, "m") == {"sum": 9, "total": 9}
