@@ -47,7 +47,10 @@ def ended(step: Step, activation: Activation, node: TaskNode, run: Instance) -> 
         output = (run.output or EMPTY) if run.state == "completed" else b""
         if output and not take_output(step, activation, node, output, run.number, run.data):
             return
-    advance(step, activation, node)
+    if node.single_run and not activation.incidents and run.state in DONE_STATES:
+        leave(step, activation, node)  # as `advance` would find out: the only instance is done
+    else:
+        advance(step, activation, node)
 
 
 def take_output(
@@ -213,6 +216,20 @@ def leave(
     """The flow goes on. `release`: instances run on behind it. `via`: the flow to this target alone is taken.
     `met`: whether a completion condition held. False: an incident stands for it."""
     number = activation.net
+    if node.busy_end:
+        return _leave_busily(step, activation, node, release, via, met)
+    produced = _branch(node, via) if via is not None else _take_split(step, activation, node)
+    if produced is None:
+        return False
+    step.emit(e.TaskCompleted(number, node.id, activation.number, *produced, met))
+    return _arrived(step, step.case.nets[number], produced)
+
+
+def _leave_busily(
+    step: Step, activation: Activation, node: TaskNode, release: bool, via: str | None, met: bool | None
+) -> bool:
+    """`leave` for a task whose end does more than put tokens."""
+    number = activation.net
     if node.many is not None and node.many.collect is not None and not _collect(step, activation, node.many.collect):
         return False
     produced = _branch(node, via) if via is not None else _take_split(step, activation, node)
@@ -242,20 +259,26 @@ def leave(
         if expected:
             step.emit(e.BranchesExpected(number, join, expected))
             step.again(number, join)
-    step.touch(number, produced[0] + produced[1] if produced[1] else produced[0])
-    if net.tokens > TOKENS_MAX:
-        step.rest()
-        if not net.incident:
-            message = f"the net holds more than {TOKENS_MAX} tokens: a loop produces faster than it consumes"
-            raise_incident(step, "token_limit", number, message)
+    if not _arrived(step, net, produced):
         return False
-    if END in produced[0] and step.compiled(number).termination == "explicit":
-        complete_net(step, net)
-        return True
     for other in forced:
         found = step.case.activations.get(other)
         if found is not None:
             force(step, found)
+    return True
+
+
+def _arrived(step: Step, net: NetInstance, produced: Produced) -> bool:
+    """Tokens were put: who is concerned is looked at, and the end of the net noticed. False: there are too many."""
+    step.touch(net.number, produced[0] + produced[1] if produced[1] else produced[0])
+    if net.tokens > TOKENS_MAX:
+        step.rest()
+        if not net.incident:
+            message = f"the net holds more than {TOKENS_MAX} tokens: a loop produces faster than it consumes"
+            raise_incident(step, "token_limit", net.number, message)
+        return False
+    if END in produced[0] and step.compiled(net.number).termination == "explicit":
+        complete_net(step, net)
     return True
 
 

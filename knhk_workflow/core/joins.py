@@ -41,7 +41,8 @@ Offers = tuple[tuple[tuple[str, ...], int], ...]
 
 def offers(step: Step, node: TaskNode, net: NetInstance) -> Offers:
     """Ways to fire `node` now, in the order of its inputs; only ways that can fire at least once."""
-    if not all(condition in net.marking for condition in node.task.reads):
+    reads = node.task.reads
+    if reads and not all(condition in net.marking for condition in reads):
         return ()  # a milestone that is not, or no longer, reached (WCP-18)
     return JOINS[node.join.kind](step, node, net)
 

@@ -65,12 +65,12 @@ def start_item(step: Step, activation: Activation, run: Instance, owner: str) ->
     net = step.case.nets[activation.net]
     inputs = () if activation.started else _taken(step, net, node, activation)
     first = not activation.started
-    begun = locks.begun(activation, node)
+    begun = not node.guarded or locks.begun(activation, node)
     step.emit(e.ItemStarted(*place_of(activation, run), owner or run.owner, inputs))
     step.changed(activation, run)
     if first:
         has_consumed(step, net, node, activation, inputs)
-    if node.guarded and not begun:
+    if not begun:
         locks.take(step, net, node, activation)
 
 

@@ -111,33 +111,39 @@ class TaskNode:
     carries: tuple[str, ...] = ()  # outputs that false tokens take
     skips: tuple[str, ...] = ()  # inputs in which false tokens can arrive
 
-    @property
-    def automatic(self) -> bool:
-        """It starts when enabled, because nobody outside has to take it."""
-        return self.carrier in ("route", "net") and self.task.trigger is None
+    # What rules ask of every step, found once:
+    automatic: bool = field(init=False)
+    """It starts when enabled, because nobody outside has to take it."""
+    guarded: bool = field(init=False)
+    """It starts only while it has its locks."""
+    eager: bool = field(init=False)
+    """Its join takes the tokens although the work is only offered: nobody else can want them, and nothing but the join
+    decides that it may start."""
+    tallies: bool = field(init=False)
+    """It must remember which inputs it ran for, to know what the false tokens in the others mean."""
+    single_run: bool = field(init=False)
+    """One instance, one turn, carried out by somebody: when that is done, so is the task."""
+    busy_end: bool = field(init=False)
+    """Its end does more than put tokens: it cancels, completes, closes, announces or collects."""
 
-    @property
-    def guarded(self) -> bool:
-        """It starts only while it has its locks."""
-        return bool(self.sections) or self.mutex is not None
-
-    @property
-    def eager(self) -> bool:
-        """Its join takes the tokens although the work is only offered: nobody else can want them, and nothing but
-        the join decides that it may start."""
-        return self.join.kind == "partial" and not (
-            self.shared or self.task.reads or self.sections or self.mutex is not None
-        )
-
-    @property
-    def tallies(self) -> bool:
-        """It must remember which inputs it ran for, to know what the false tokens in the others mean."""
-        return len(self.skips) > 1 and self.join.kind in ("xor", "merge", "or", "structured-or")
-
-    @property
-    def plain(self) -> bool:
-        """Nothing but its join stands between being enabled and starting."""
-        return not self.task.reads and not self.sections and self.mutex is None and not self.skips
+    def __post_init__(self) -> None:
+        kind, task = self.join.kind, self.task
+        guarded = bool(self.sections) or self.mutex is not None
+        found = {
+            "automatic": self.carrier in ("route", "net") and task.trigger is None,
+            "guarded": guarded,
+            "eager": kind == "partial" and not (self.shared or task.reads or guarded),
+            "tallies": len(self.skips) > 1 and kind in ("xor", "merge", "or", "structured-or"),
+            "single_run": self.carrier in ("item", "net")
+            and self.many is None
+            and self.while_ is None
+            and self.until is None,
+            "busy_end": bool(
+                self.many is not None or self.region is not None or task.closes or task.completes or self.expects
+            ),
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)  # frozen from here on
 
 
 @dataclass(frozen=True, slots=True)
