@@ -197,6 +197,17 @@ HARD = (
         {"a->j s->b": FIRE, "a->j s->b r": WAIT, "a->j s->b !m": WAIT, "a->j s->b !n": FIRE, "a->j !b": WAIT},
     ),
     Hard(
+        "a milestone whose token is the one that it is wanted for",
+        net(
+            "start > s > a > j > end",
+            "s > (p) > m > (r) > z > end",
+            "(p) > n > b > j",
+            j=task(OR),
+            b=task(reads=("r",)),
+        ),
+        {"a->j p": FIRE, "a->j p*2": WAIT, "a->j p r": WAIT, "a->j n->b": FIRE, "a->j n->b p": WAIT},
+    ),
+    Hard(
         "a mutex upstream is given back",
         net("start > s > a > j > end", "s > b > j", "s > c > end", j=task(OR), b=task(mutex="m"), c=task(mutex="m")),
         {"a->j s->b !c": WAIT, "a->j s->b": WAIT, "a->j !c": FIRE},
