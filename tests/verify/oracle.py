@@ -203,8 +203,9 @@ class Game:
         for outcome in outcomes:
             tokens, work, seen = dict(state.tokens), dict(state.work), dict(state.seen)
             work[name] -= 1
-            for gone in task.cancels:
-                self.remove(gone, tokens, work, seen, name)
+            if task.join != "partial" or task.mode != "cancelling":  # that one has cancelled when it fired
+                for gone in task.cancels:
+                    self.remove(gone, tokens, work, seen, name)
             for place in outcome:
                 tokens[place] = tokens.get(place, 0) + 1
             yield self.settled(tokens, work, seen)
