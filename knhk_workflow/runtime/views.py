@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from knhk_workflow.core.explain import TaskExplanation
+from knhk_workflow.core.explanation import TaskExplanation
 from knhk_workflow.errors import Problem
 
 T = TypeVar("T")
