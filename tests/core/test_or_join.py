@@ -418,11 +418,11 @@ def assert_leads_there(
     """The witness is a live token, and its path is a way through the net to an empty input."""
     assert witness.token in (busy if witness.busy else marking), where
     assert witness.input not in marking, where
-    before = {witness.token}
-    for step in witness.path:
-        assert (step in before) if witness.busy and step == witness.path[0] else before & set(oracle.inputs[step]), (
-            where
-        )
+    at_work, path = ((witness.token,), witness.path[1:]) if witness.busy else ((), witness.path)
+    assert witness.path[: len(at_work)] == at_work, where
+    before = {place for task_ in at_work for place, _ in oracle.outputs[task_]} or {witness.token}
+    for step in path:
+        assert before & set(oracle.inputs[step]), where
         before = {place for place, _ in oracle.outputs[step]}
     assert witness.input in before, where
 
