@@ -11,7 +11,7 @@ Everything public is named here; the modules below are the engine's own affair.
 
 from __future__ import annotations
 
-from knhk_workflow.core.explain import GuardReading, TaskExplanation
+from knhk_workflow.core.explanation import GuardReading, InstanceCount, TaskExplanation, TokenPath, Wait
 from knhk_workflow.errors import (
     AlreadyExists,
     Busy,
@@ -102,6 +102,7 @@ __all__ = [
     "HistoryEvent",
     "Ids",
     "IncidentView",
+    "InstanceCount",
     "InstancesView",
     "InvalidDocument",
     "InvalidInput",
@@ -128,11 +129,13 @@ __all__ = [
     "SystemClock",
     "SystemIds",
     "TaskExplanation",
+    "TokenPath",
     "TriggerDelivery",
     "Unsound",
     "Unsupported",
     "Validation",
     "VirtualClock",
+    "Wait",
     "WorkItemFilter",
     "WorkItemView",
     "WorkflowEngine",

@@ -579,9 +579,9 @@ def _task(task: TaskExplanation) -> pb.TaskExplanation:
         arrived=task.arrived,
         missing=task.missing,
         guards=[_guard(guard) for guard in task.guards],
-        waits_for=[_wait(text) for text in task.waits_for],
-        or_join_paths=[pb.OrJoinPath(path=task.path)] if task.path else None,
-        activations=sorted({item_numbers(item)[0] for item in task.items}),
+        waits_for=[pb.WaitExplanation(kind=wait.kind, name=wait.name, detail=wait.detail) for wait in task.waits_for],
+        or_join_paths=[pb.OrJoinPath(token=way.token, input=way.input, path=way.path) for way in task.paths],
+        activations=task.activations,
     )
 
 
@@ -594,17 +594,6 @@ def _guard(guard: GuardReading) -> pb.GuardExplanation:
         error="" if decided else guard.result,
         inputs_json=msgspec.json.encode(guard.values),
     )
-
-
-# What the engine says that a task waits for begins with what it is; anything else is a task that brings the token.
-_WAITS: Final = {"incident ": "incident", "work item ": "work_item", "net instance ": "sub_net"}
-
-
-def _wait(text: str) -> pb.WaitExplanation:
-    for prefix, kind in _WAITS.items():
-        if text.startswith(prefix):
-            return pb.WaitExplanation(kind=kind, name=text.removeprefix(prefix))
-    return pb.WaitExplanation(kind="token", name=text, detail=f"the token that {text} brings")
 
 
 # -- work items -------------------------------------------------------------------------------------------------------

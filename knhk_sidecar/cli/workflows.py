@@ -17,6 +17,7 @@ from knhk_sidecar.cli.render import ago, console, grid, moment, pairs, short, sh
 from knhk_sidecar.cli.session import Session, connected, read_file, request_id_option
 
 PAGE: Final = 500  # workflows per call while listing
+TRACE_SHOWN: Final = 20  # tasks of a counterexample on the terminal; --output json has them all
 FORMATS: Final = ("json", "yaml", "yawl", "bpmn")
 _SUFFIXES: Final = {".json": "json", ".yaml": "yaml", ".yml": "yaml", ".yawl": "yawl", ".bpmn": "bpmn"}
 
@@ -166,7 +167,11 @@ def _findings(findings: Iterable[pb.Finding]) -> list[RenderableType]:
         if each.hint:
             lines.append(Text(f"        {each.hint}"))
         if each.trace:
-            lines.append(Text(f"        after {', '.join(each.trace)}", style="dim"))
+            *way, left = each.trace
+            if len(way) > TRACE_SHOWN:
+                way = [f"{len(way) - TRACE_SHOWN} tasks", *way[-TRACE_SHOWN:]]
+            lines.append(Text(f"        after {', '.join(way) or 'nothing at all'}", style="dim"))
+            lines.append(Text(f"        {left}", style="dim"))
     return lines
 
 

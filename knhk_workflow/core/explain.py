@@ -1,6 +1,7 @@
 """Why a case is where it is: for every task of every live net, in words and as data.
 
-Read-only: explaining never changes a case and evaluates guards only to show their values.
+Read-only: explaining never changes a case and evaluates guards only to show their values. A task that is live is
+explained by its work; one that is not by the first thing that keeps it: its join, a milestone, a lock.
 """
 
 from __future__ import annotations
@@ -9,54 +10,35 @@ from collections.abc import Iterator
 
 import msgspec
 
-from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Instance, NetInstance
-from knhk_workflow.model.expression import EvaluationFailed, shown_values
-from knhk_workflow.model.net import CompiledNet, Model, TaskNode
+from knhk_workflow.core import locks
+from knhk_workflow.core.case import (
+    DONE_STATES,
+    LIVE_STATES,
+    OPEN_ITEM_STATES,
+    Activation,
+    Case,
+    Instance,
+    NetInstance,
+)
+from knhk_workflow.core.explain_joins import Look, Reason, listed, marked, round_of, sources, unsatisfied
+from knhk_workflow.core.explanation import GuardReading, InstanceCount, Status, TaskExplanation, Wait
+from knhk_workflow.core.joins import amount
+from knhk_workflow.core.step import Step
+from knhk_workflow.model.expression import EvaluationFailed, Expression, shown_values
+from knhk_workflow.model.net import Model, TaskNode
 
-Status = str  # waiting | offered | started | incident | idle
-
-
-class GuardReading(msgspec.Struct, frozen=True):
-    """One guard with the values that it read and what came out (`true`, `false`, or the error)."""
-
-    flow: str
-    expression: str
-    result: str
-    values: dict[str, str]  # what it read, as people write it
-
-
-class TaskExplanation(msgspec.Struct, frozen=True):
-    """Why one task of a live net is or is not enabled.
-
-    `status`: offered (somebody may take it), started (work is going on), incident (a person is needed), waiting (some
-    tokens arrived, others are missing), idle (nothing arrived yet).
-    """
-
-    net_instance: int
-    net: str
-    task_id: str
-    status: Status
-    sentence: str
-    join: str
-    arrived: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    waits_for: tuple[str, ...] = ()
-    guards: tuple[GuardReading, ...] = ()
-    path: tuple[str, ...] = ()
-    items: tuple[str, ...] = ()
+ORDER = {"incident": 0, "started": 1, "offered": 2, "waiting": 3, "idle": 4}
 
 
 def explain(case: Case, model: Model) -> tuple[TaskExplanation, ...]:
     """All tasks of all live nets, those that something can be said about first."""
     found: list[TaskExplanation] = []
-    for net in case.nets.values():
-        if case.state in ("running", "suspended"):
-            compiled = model.nets[net.name]
-            found.extend(_task(case, net, compiled, node) for node in compiled.tasks.values())
+    if case.state in ("running", "suspended"):
+        step = Step(case, model, case.now)
+        for net in case.nets.values():
+            look = Look(case, model, net, model.nets[net.name], step)
+            found.extend(_task(look, node) for node in look.compiled.tasks.values())
     return tuple(sorted(found, key=lambda each: (ORDER[each.status], each.net_instance, each.task_id)))
-
-
-ORDER = {"incident": 0, "started": 1, "offered": 2, "waiting": 3, "idle": 4}
 
 
 def summary(case: Case, tasks: tuple[TaskExplanation, ...]) -> str:
@@ -71,7 +53,8 @@ def summary(case: Case, tasks: tuple[TaskExplanation, ...]) -> str:
         for count, text in (
             (case.open_items, f"{case.open_items} work item(s) are open"),
             (len(case.incidents), f"{len(case.incidents)} incident(s) need a person"),
-            (counts["waiting"], f"{counts['waiting']} task(s) wait for tokens"),
+            (counts["waiting"], f"{counts['waiting']} task(s) wait for tokens, signals or locks"),
+            (len(case.signals), f"{len(case.signals)} signal(s) are kept"),
         )
         if count
     ]
@@ -80,109 +63,243 @@ def summary(case: Case, tasks: tuple[TaskExplanation, ...]) -> str:
     return f"{head}: {', '.join(parts)}." if parts else f"{head}."
 
 
-def _task(case: Case, net: NetInstance, compiled: CompiledNet, node: TaskNode) -> TaskExplanation:
-    marked = tuple(place for place in node.inputs if place in net.marking)
-    missing = tuple(place for place in node.inputs if place not in net.marking)
-    live = [case.activations[number] for number in net.active.get(node.id, ())]
-    items = tuple(
-        f"{activation.number}.{run.number}.{run.attempt}@{case.case_id}"
-        for activation in live
-        for run in activation.instances.values()
-        if run.state in OPEN_ITEM_STATES
-    )
+def _task(look: Look, node: TaskNode) -> TaskExplanation:
+    live = [look.case.activations[number] for number in look.net.active.get(node.id, ())]
     stopped = next((activation for activation in live if activation.incidents), None)
     if stopped is not None:
-        incident = case.incidents[stopped.incidents[0]]
-        return TaskExplanation(
-            net.number,
-            net.name,
-            node.id,
-            "incident",
-            f"{node.id}: {incident.message} (incident {incident.number}, {incident.kind}).",
-            node.join.kind,
-            marked,
-            (),
-            (f"incident {incident.number}@{case.case_id}",),
-            tuple(_guards(node, net)) if incident.kind in ("guard_error", "no_branch") else (),
-            items=items,
-        )
-    if any(activation.started and not _only_offered(activation) for activation in live):
-        status, sentence = "started", f"{node.id} has started: {_work(case, live)}."
-        return TaskExplanation(
-            net.number,
-            net.name,
-            node.id,
-            status,
-            sentence,
-            node.join.kind,
-            marked,
-            (),
-            _work_of(live, case),
-            items=items,
-        )
-    if live:
-        roles = ", ".join(node.task.required_roles)
-        sentence = f"{node.id} is offered to {roles or 'anybody'}; it starts when somebody takes it."
-        return TaskExplanation(
-            net.number,
-            net.name,
-            node.id,
-            "offered",
-            sentence,
-            node.join.kind,
-            marked,
-            (),
-            _work_of(live, case),
-            items=items,
-        )
-    if marked:
-        sources = "; ".join(f"{place!r} gets its token from {_source(compiled, place)}" for place in missing)
-        sentence = (
-            f"{node.id} waits at its {node.join.kind}-join: {len(marked)} of {len(node.inputs)} branches arrived "
-            f"({', '.join(marked)}), missing {', '.join(missing)}: {sources}."
-        )
-        waits = tuple(sorted({source for place in missing for source in _sources(compiled, place)}))
-        return TaskExplanation(
-            net.number, net.name, node.id, "waiting", sentence, node.join.kind, marked, missing, waits
-        )
-    needs = "all of" if node.join.kind == "and" else "one of"
-    if not node.inputs:
-        sentence = f"{node.id} has no incoming flow: nothing ever enables it."
+        return _incident(look, node, live, stopped)
+    if not live:
+        reason = _not_enabled(look, node)
+        guards = tuple(_ways(look, reason.missing))
+        return _said(look, node, live, reason, guards)
+    sentence, status, waits = _live(look, node, live)
+    over = round_of(look, node)
+    if over is not None:
+        sentence = f"{sentence} {over.sentence}"
+    return _said(look, node, live, Reason(sentence, (), waits, (), status), tuple(_conditions(look, node, live)))
+
+
+def _said(
+    look: Look, node: TaskNode, live: list[Activation], reason: Reason, guards: tuple[GuardReading, ...]
+) -> TaskExplanation:
+    return TaskExplanation(
+        look.net.number,
+        look.net.name,
+        node.id,
+        reason.status,
+        reason.sentence,
+        node.join.kind,
+        marked(look, node),
+        reason.missing,
+        reason.waits_for,
+        guards,
+        reason.paths,
+        tuple(
+            _item(look.case, activation, run)
+            for activation in live
+            for run in activation.instances.values()
+            if run.state in OPEN_ITEM_STATES
+        ),
+        tuple(_count(activation, node) for activation in live) if node.many is not None else (),
+        tuple(activation.number for activation in live),
+    )
+
+
+def _incident(look: Look, node: TaskNode, live: list[Activation], stopped: Activation) -> TaskExplanation:
+    incident = look.case.incidents[stopped.incidents[0]]
+    name = f"{incident.number}@{look.case.case_id}"
+    sentence = f"{node.id}: {incident.message} (incident {incident.number}, {incident.kind})."
+    guards = tuple(_guards(node, look.net)) if incident.kind in ("guard_error", "no_branch") else ()
+    return _said(look, node, live, Reason(sentence, (), (Wait("incident", name),), (), "incident"), guards)
+
+
+# -- what is not live -------------------------------------------------------------------------------------------------
+
+
+def _not_enabled(look: Look, node: TaskNode) -> Reason:
+    trigger = node.task.trigger
+    if not node.inputs and trigger is not None:
+        sentence = f"{node.id} has no incoming flow: each signal {trigger.name!r} starts it."
+        return Reason(sentence, (), (Wait("trigger", trigger.name),), (), "idle")
+    reason = unsatisfied(look, node)
+    if reason is not None:
+        kept = sum(1 for signal in look.case.signals if trigger is not None and signal.name == trigger.name)
+        if kept:
+            return reason._replace(sentence=f"{reason.sentence} {_kept(kept)}.")
+        return reason
+    empty = tuple(place for place in node.task.reads if place not in look.net.marking)
+    if empty:
+        from_where = "; ".join(f"{place} gets its token from {sources(look.compiled, place)}" for place in empty)
+        waits = tuple(Wait("milestone", place, f"{sources(look.compiled, place)} brings it") for place in empty)
+        sentence = f"{node.id} waits for its milestone: no token in {listed(empty)}: {from_where}."
+        return Reason(sentence, empty, waits)
+    lock = locks.blocked_by(look.case, look.net, node, marked(look, node)) if node.automatic else None
+    if lock is not None:
+        wait = _lock(look, lock)
+        return Reason(f"{node.id} waits for {lock}, {wait.detail}.", (), (wait,))
+    if look.case.state == "suspended":
+        sentence = f"{node.id} can start, and does so when the case is resumed."
+        return Reason(sentence, (), (Wait("resume", look.case.case_id),))
+    return Reason(f"{node.id} is about to start: the cascade before it is still going on.")
+
+
+def _lock(look: Look, lock: str) -> Wait:
+    at = " and ".join(locks.holders(look.case, look.model, lock)) or "what is about to leave it"
+    return Wait("section", lock, f"held by {at}")
+
+
+def _ways(look: Look, missing: tuple[str, ...]) -> Iterator[GuardReading]:
+    """The guards on the flows that could bring what is missing, over the present data."""
+    data = msgspec.json.decode(look.net.data)
+    for place in missing:
+        for source in look.compiled.producers.get(place, ()):
+            for branch in source.branches:
+                if branch.condition == place and branch.when is not None:
+                    yield _reading(f"{source.id}->{branch.target}", branch.when, data)
+
+
+# -- what is live -----------------------------------------------------------------------------------------------------
+
+
+def _live(look: Look, node: TaskNode, live: list[Activation]) -> tuple[str, Status, tuple[Wait, ...]]:
+    waits = tuple(_work_of(live, look.case))
+    waiting = [each for each in live if node.task.trigger is not None and not locks.begun(each, node)]
+    waiting = [each for each in waiting if not each.instances]
+    if waiting and len(waiting) == len(live):
+        return _signal(look, node, live)
+    begun = [each for each in live if locks.begun(each, node)]
+    if node.many is not None or node.while_ is not None or node.until is not None:
+        parts = [_several(look, node, each) for each in live]
+        sentence = f"{node.id} {'; '.join(parts)}."
+        status: Status = "started" if begun else "offered"
+    elif begun:
+        sentence, status = f"{node.id} has started: {_work(look.case, begun)}.", "started"
     else:
-        sentence = f"{node.id} is not enabled: no token in {needs} {', '.join(node.inputs)}."
-    waits = tuple(sorted({source for place in missing for source in _sources(compiled, place)}))
-    return TaskExplanation(net.number, net.name, node.id, "idle", sentence, node.join.kind, marked, missing, waits)
+        roles = ", ".join(node.task.required_roles)
+        sentence, status = f"{node.id} is offered to {roles or 'anybody'}; it starts when somebody takes it.", "offered"
+    lock = None if begun else locks.blocked_by(look.case, look.net, node, live[0].inputs)
+    if lock is not None:
+        wait = _lock(look, lock)
+        sentence = f"{node.id} is offered, and it cannot start: {lock} is {wait.detail}."
+        return sentence, "waiting", (*waits, wait)
+    return sentence, status, waits
 
 
-def _only_offered(activation: Activation) -> bool:
-    """Its join has taken its tokens, but nobody has taken the work."""
+def _signal(look: Look, node: TaskNode, live: list[Activation]) -> tuple[str, Status, tuple[Wait, ...]]:
+    """A task that waits for its signal, or has got it and is kept by something else."""
+    trigger = node.task.trigger
+    assert trigger is not None
+    got = [each for each in live if each.signalled]
+    lock = locks.blocked_by(look.case, look.net, node, live[0].inputs) if node.carrier != "item" else None
+    kept = sum(1 for signal in look.case.signals if signal.name == trigger.name)
+    wait = Wait("trigger", trigger.name, f"{trigger.mode}, {kept} kept")
+    if got and lock is not None:
+        held = _lock(look, lock)
+        return f"{node.id} has got its signal {trigger.name!r} and waits for {lock}, {held.detail}.", "waiting", (held,)
+    if got:
+        resume = Wait("resume", look.case.case_id)
+        return (
+            f"{node.id} has got its signal {trigger.name!r}; it goes on when the case is resumed.",
+            "waiting",
+            (resume,),
+        )
+    often = f" {len(live)} times" if len(live) > 1 else ""
+    sentence = f"{node.id} waits{often} for the signal {trigger.name!r}"
+    if trigger.mode == "transient":
+        sentence += ", which is lost when it comes while nobody waits"
+    if kept:
+        why = f"while {lock} is {_lock(look, lock).detail}" if lock else "until the case is resumed"
+        sentence += f"; {_kept(kept).lower()} {why}"
+    return f"{sentence}.", "waiting", (wait,)
+
+
+def _kept(count: int) -> str:
+    return "A signal is kept for it" if count == 1 else f"{count} signals are kept for it"
+
+
+def _several(look: Look, node: TaskNode, activation: Activation) -> str:
+    """A task with instances or turns, in words."""
     runs = activation.instances.values()
-    return bool(runs) and all(run.state in ("offered", "allocated") for run in runs)
+    if node.many is None:
+        turn = max(activation.instances, default=1)
+        run = activation.instances.get(turn)
+        work = _run(run, look.case) if run is not None else "its work is about to begin"
+        return f"is in turn {turn} of its loop: {work}"
+    count = _count(activation, node)
+    states = [(state, sum(1 for run in runs if run.state == state)) for state in ("started", "running", "offered")]
+    open_ = listed(f"{number} {state}" for state, number in states if number)
+    told = f"has {count.total} instances: {count.done} done, {count.open} open" + (f" ({open_})" if open_ else "")
+    if count.released:
+        again = "it can be entered again when the rest is done" if node.many.sync else "nothing waits for them"
+        return f"{told}; the flow has gone on, and {again}"
+    goes_on = f"{count.threshold} are done" if count.threshold else "all are done"
+    if node.many.until is not None:
+        now = _until(look, node.many.until, count)
+        read = listed(f"{name} = {value}" for name, value in now.values.items())
+        goes_on += f", or as soon as {now.expression} is true (now {now.result}, {read})"
+    told += f"; the flow goes on when {goes_on}"
+    if node.many.dynamic:
+        told += ", more can be added" + _at_most(look, node) if count.accepts else ", closed to new ones"
+    return told
 
 
-def _sources(compiled: CompiledNet, place: str) -> tuple[str, ...]:
-    return tuple(node.id for node in compiled.producers.get(place, ()))
+def _at_most(look: Look, node: TaskNode) -> str:
+    assert node.many is not None
+    if node.many.most is None:
+        return ""
+    try:
+        return f" (at most {amount(look.step, node.many.most, look.net)})"
+    except EvaluationFailed:
+        return ""
 
 
-def _source(compiled: CompiledNet, place: str) -> str:
-    names = _sources(compiled, place)
-    return " or ".join(names) if names else "nobody"
+def _count(activation: Activation, node: TaskNode) -> InstanceCount:
+    assert node.many is not None
+    runs = activation.instances.values()
+    return InstanceCount(
+        activation.number,
+        activation.count,
+        sum(1 for run in runs if run.state in DONE_STATES),
+        sum(1 for run in runs if run.state in LIVE_STATES),
+        activation.threshold,
+        activation.released,
+        node.many.dynamic and not activation.closed and not (activation.released and node.many.sync),
+    )
 
 
-def _work_of(live: list[Activation], case: Case) -> tuple[str, ...]:
-    found: list[str] = []
+def _conditions(look: Look, node: TaskNode, live: list[Activation]) -> Iterator[GuardReading]:
+    """The conditions of a loop or of instances, over the present data."""
+    data = msgspec.json.decode(look.net.data)
+    if node.while_ is not None:
+        yield _reading("while", node.while_, data)
+    if node.until is not None:
+        yield _reading("until", node.until, data)
+    if node.many is not None and node.many.until is not None:
+        for activation in live:
+            yield _until(look, node.many.until, _count(activation, node))
+
+
+def _until(look: Look, condition: Expression, count: InstanceCount) -> GuardReading:
+    counts = {"completed": count.done, "active": count.open, "total": count.total}
+    return _reading("until", condition, msgspec.json.decode(look.net.data), counts)
+
+
+def _work_of(live: list[Activation], case: Case) -> Iterator[Wait]:
     for activation in live:
         for run in activation.instances.values():
             if run.child:
-                found.append(f"net instance {run.child}")
+                yield Wait("sub_net", str(run.child), f"sub-net {case.nets[run.child].name!r} is running")
             elif run.state in OPEN_ITEM_STATES:
-                found.append(f"work item {activation.number}.{run.number}.{run.attempt}@{case.case_id}")
-    return tuple(found)
+                yield Wait("work_item", _item(case, activation, run), _run(run, case))
+
+
+def _item(case: Case, activation: Activation, run: Instance) -> str:
+    return f"{activation.number}.{run.number}.{run.attempt}@{case.case_id}"
 
 
 def _work(case: Case, live: list[Activation]) -> str:
     runs = [run for activation in live for run in activation.instances.values()]
-    if all(run.state in ("completed", "skipped") for run in runs):
+    if all(run.state in DONE_STATES for run in runs):
         return "its work is done and it goes on when the case is resumed"
     return "; ".join(_run(run, case) for run in runs)
 
@@ -198,10 +315,13 @@ def _run(run: Instance, case: Case) -> str:
 def _guards(node: TaskNode, net: NetInstance) -> Iterator[GuardReading]:
     data = msgspec.json.decode(net.data)
     for branch in node.branches:
-        if branch.when is None:
-            continue
-        try:
-            result = "true" if branch.when.holds(data) else "false"
-        except EvaluationFailed as failure:
-            result = failure.message
-        yield GuardReading(f"{node.id}->{branch.target}", branch.when.text, result, shown_values(branch.when, data))
+        if branch.when is not None:
+            yield _reading(f"{node.id}->{branch.target}", branch.when, data)
+
+
+def _reading(flow: str, condition: Expression, data: object, item: object = None) -> GuardReading:
+    try:
+        result = "true" if condition.holds(data, item) else "false"
+    except EvaluationFailed as failure:
+        result = failure.message
+    return GuardReading(flow, condition.text, result, shown_values(condition, data, item))

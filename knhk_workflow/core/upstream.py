@@ -240,6 +240,7 @@ class Contraction:
             for place in given:
                 del step.pre[place]
                 step.tests.add(place)
+                self.kept.add(place)
                 step.post[place] -= 1
                 if not step.post[place]:
                     del step.post[place]

@@ -122,7 +122,7 @@ STATE: Final = (
         net={
             "tasks": {
                 "A": OUTSIDE,
-                **dict.fromkeys("BCDE", {**OUTSIDE, "mutex": "m"}),
+                **{task: {**OUTSIDE, "mutex": "m"} for task in "BCDE"},
                 "F": {**OUTSIDE, "join": "and"},
             },
             "flows": [

@@ -3,21 +3,27 @@
 The same content under the same id is the same version; other content is the next one. A case is created on the newest
 active version unless it names one, and stays on it. A deleted version takes no new cases; it stays readable for the
 history of those that ran on it.
+
+New content is verified before it is stored, in a thread, because that may take two seconds of computing. What cannot
+always come to its end is refused unless the caller allows it; findings and verdict stay with the version.
 """
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 
-from knhk_workflow.errors import InvalidDocument, InvalidInput, NotFound, Problem
+from knhk_workflow.errors import InvalidDocument, InvalidInput, NotFound, Problem, Unsound
 from knhk_workflow.model.document import DOCUMENT_MAX, strict_json, strict_yaml
 from knhk_workflow.model.net import Model, compile_spec
 from knhk_workflow.model.parse import canonical, findings, parse_spec, spec_digest, unsupported
 from knhk_workflow.model.spec import Spec
+from knhk_workflow.model.verify import VerifyBudget, verify
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.meta import CallMeta
 from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
@@ -27,6 +33,7 @@ from knhk_workflow.store import META_SHARD, ExpectationFailed, Journal, Keyspace
 from knhk_workflow.store.keys import parse_definition_latest
 
 MODELS_MAX: Final = 1_000  # compiled versions in memory, about 20 KB each
+VERIFY_BUDGET: Final = VerifyBudget()  # about two seconds of one core, in a thread
 REGISTER_TRIES: Final = 8  # two registrations of one id at once: the loser reads again
 
 Document = Mapping[str, object] | bytes | str
@@ -41,6 +48,15 @@ class Parsed(msgspec.Struct, frozen=True):
     canonical: bytes
     digest: bytes
     findings: tuple[Problem, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verified:
+    """A document that was verified, compiled for version 0. Findings are sorted, errors first."""
+
+    model: Model
+    findings: tuple[Problem, ...]
+    verdict: str
 
 
 def read_document(document: Document, form: str) -> object:
@@ -70,24 +86,48 @@ def check(document: Document, form: str) -> Parsed:
     return Parsed(spec, text, spec_digest(text), findings(spec))
 
 
+def verified(parsed: Parsed, budget: VerifyBudget) -> Verified:
+    """Compile a document and verify it."""
+    model = compile_spec(parsed.spec, 0, parsed.digest)
+    verification = verify(parsed.spec, model.nets, budget=budget)
+    everything = sorted((*verification.findings, *parsed.findings), key=lambda problem: problem.severity != "error")
+    return Verified(model, tuple(everything), verification.verdict)
+
+
 class Definitions:
     """The workflows of every tenant."""
 
-    def __init__(self, reads: Reads, journal: Journal, keyspace: Keyspace, clock: Clock) -> None:
+    def __init__(
+        self,
+        reads: Reads,
+        journal: Journal,
+        keyspace: Keyspace,
+        clock: Clock,
+        budget: VerifyBudget = VERIFY_BUDGET,
+    ) -> None:
         self._reads = reads
         self._journal = journal
         self._keys = keyspace
         self._clock = clock
+        self._budget = budget
         self._models: OrderedDict[tuple[str, str, int], Model] = OrderedDict()
         self._latest: dict[tuple[str, str], int] = {}
         self._changes = 0
         journal.on_commit(self._changed)
 
-    async def register(self, document: Document, form: str, meta: CallMeta) -> WorkflowView:
-        """Register a document: the version that has its content, or the next one."""
+    async def register(
+        self, document: Document, form: str, meta: CallMeta, allow_unsound: bool = False
+    ) -> WorkflowView:
+        """Register a document: the version that has its content, or the next one. Raises Unsound unless allowed."""
         parsed = check(document, form)
+        known = await self._same(parsed, meta.tenant)
+        if known is not None:
+            return known
+        analysed = await asyncio.to_thread(verified, parsed, self._budget)
+        if analysed.verdict == "unsound" and not allow_unsound:
+            raise Unsound(parsed.spec.id, analysed.findings)
         for _ in range(REGISTER_TRIES):
-            view = await self._register(parsed, meta)
+            view = await self._register(parsed, analysed, meta)
             if view is not None:
                 return view
         raise ExpectationFailed(())
@@ -98,7 +138,8 @@ class Definitions:
             parsed = check(document, form)
         except InvalidDocument as refused:
             return Validation("", refused.problems, "unchecked")
-        return Validation(parsed.spec.id, parsed.findings, "unchecked")
+        analysed = await asyncio.to_thread(verified, parsed, self._budget)
+        return Validation(parsed.spec.id, analysed.findings, analysed.verdict)
 
     async def get(self, tenant: str, spec_id: str, version: int = 0) -> WorkflowView:
         """One version; 0 is the newest active one."""
@@ -200,15 +241,21 @@ class Definitions:
                 raise NotFound("workflow", f"{spec_id}@{version}", "this version was deleted")
         return await self.model(tenant, spec_id, version)
 
-    async def _register(self, parsed: Parsed, meta: CallMeta) -> WorkflowView | None:
+    async def _same(self, parsed: Parsed, tenant: str) -> WorkflowView | None:
+        """The version that has this content already."""
+        same = await self._reads.get(self._keys.definition_digest(tenant, parsed.spec.id, parsed.digest))
+        if same is None:
+            return None
+        definition = await self._definition(tenant, parsed.spec.id, int.from_bytes(same, "big"))
+        return msgspec.structs.replace(_view(parsed.spec.id, definition), created=False)
+
+    async def _register(self, parsed: Parsed, analysed: Verified, meta: CallMeta) -> WorkflowView | None:
         """None: somebody registered the same id at the same moment."""
         tenant, spec_id = meta.tenant, parsed.spec.id
+        known = await self._same(parsed, tenant)
+        if known is not None:
+            return known
         digest_key = self._keys.definition_digest(tenant, spec_id, parsed.digest)
-        same = await self._reads.get(digest_key)
-        if same is not None:
-            number = int.from_bytes(same, "big")
-            view = _view(spec_id, await self._definition(tenant, spec_id, number))
-            return msgspec.structs.replace(view, created=False)
         start, end = self._keys.definitions(tenant, spec_id)
         newest = await self._reads.scan(start, end, limit=1, reverse=True)
         number = DEFINITIONS.read(*newest[0]).version + 1 if newest else 1
@@ -219,7 +266,8 @@ class Definitions:
             parsed.digest,
             self._clock.now(),
             meta.principal,
-            msgspec.json.encode(parsed.findings),
+            msgspec.json.encode(analysed.findings),
+            verdict=analysed.verdict,
         )
         key = self._keys.definition(tenant, spec_id, number)
         written = number.to_bytes(_u64, "big")
@@ -238,7 +286,7 @@ class Definitions:
             await self._journal.append(unit)
         except ExpectationFailed:
             return None
-        self._models[tenant, spec_id, number] = compile_spec(parsed.spec, number, parsed.digest)
+        self._models[tenant, spec_id, number] = dataclasses.replace(analysed.model, version=number)
         return _view(spec_id, definition)
 
     async def _definition(self, tenant: str, spec_id: str, version: int) -> Definition:
@@ -259,4 +307,5 @@ def _view(spec_id: str, definition: Definition) -> WorkflowView:
         definition.registered_at,
         definition.registered_by,
         msgspec.json.decode(definition.findings, type=tuple[Problem, ...]),
+        verdict=definition.verdict,
     )

@@ -286,11 +286,12 @@ class WorkflowEngine:
     ) -> WorkflowView:
         """Register a workflow. Same content = same version (`created` false); other content = the next version.
 
-        Raises InvalidDocument with every problem at once.
+        Raises InvalidDocument with every problem at once, and Unsound with the findings when a case could get stuck,
+        unless `allow_unsound`; then the findings stay with the version.
         """
         if self._store is None:
             await self.open()
-        return await self._definitions.register(document, format, meta)
+        return await self._definitions.register(document, format, meta, allow_unsound)
 
     async def validate_workflow(
         self, document: Document, *, format: str = "json", meta: CallMeta = LOCAL
@@ -463,9 +464,9 @@ class WorkflowEngine:
                 return found
 
     async def _deliver(self, case_id: str, signal: c.Signal, meta: CallMeta) -> TriggerDelivery:
-        return await self._answered(case_id, signal, meta, query.delivery_after, _decode_delivery)
         """One case's delivery. A message is known to each case by itself, whichever way it was addressed."""
         meta = _element(meta, case_id)
+        return await self._answered(case_id, signal, meta, query.delivery_after, _decode_delivery)
 
     async def add_instance(
         self, case_id: str, task_id: str, data: JsonObject = None, *, activation: int = 0, meta: CallMeta = LOCAL

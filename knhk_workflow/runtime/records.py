@@ -100,6 +100,7 @@ class Definition(msgspec.Struct, frozen=True, array_like=True):
     registered_by: str
     findings: bytes = b"[]"  # JSON of Problem
     deleted_at: int = 0
+    verdict: str = "unchecked"  # of verification: sound, unsound, undecided
 
 
 _encode = msgspec.msgpack.Encoder().encode

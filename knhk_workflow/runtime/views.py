@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from knhk_workflow.core.explain import TaskExplanation
+from knhk_workflow.core.explanation import TaskExplanation
 from knhk_workflow.errors import Problem
 
 T = TypeVar("T")
@@ -34,6 +34,7 @@ class WorkflowView(msgspec.Struct, frozen=True):
     registered_by: str
     findings: tuple[Problem, ...] = ()
     created: bool = True  # false when the same content was registered before
+    verdict: str = "unchecked"  # sound, undecided, or unsound where the caller allowed it
 
 
 class IncidentView(msgspec.Struct, frozen=True):

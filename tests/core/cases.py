@@ -12,7 +12,8 @@ from knhk_workflow.core import events as e
 from knhk_workflow.core.apply import replay
 from knhk_workflow.core.case import Case, encode_state, item_ref
 from knhk_workflow.core.decide import create, decide
-from knhk_workflow.core.explain import TaskExplanation, explain
+from knhk_workflow.core.explain import explain
+from knhk_workflow.core.explanation import TaskExplanation
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.net import compile_spec
 from knhk_workflow.model.parse import parse_spec

@@ -175,7 +175,7 @@ class Oracle:
             ways = [names * (task.split.count if kind == "threads" else 1)]
         busy = _less(dict(state.busy), (task.id,))
         for way in ways:
-            marking, left, seen = self._cancel(task, dict(state.marking), dict(busy), dict(state.seen))
+            marking, left, seen = self._left(task, state, busy)
             if END in way and self.net.termination == "explicit":
                 yield State.of({END: 1}, {})
                 continue
@@ -186,12 +186,17 @@ class Oracle:
                 if place == END and self.net.termination == "explicit":
                     yield State.of({END: 1}, {})
                 else:
-                    marking, left, seen = self._cancel(task, dict(state.marking), dict(busy), dict(state.seen))
+                    marking, left, seen = self._left(task, state, busy)
                     yield State.of(_more(marking, [place]), left, seen)
+
+    def _left(self, task: Task, state: State, busy: Tokens) -> tuple[Tokens, Tokens, dict[str, frozenset[str]]]:
+        left = dict(state.marking), dict(busy), dict(state.seen)
+        return left if task.join.mode == "cancelling" else self._cancel(task, *left)
 
     def _cancel(
         self, task: Task, marking: Tokens, busy: Tokens, seen: dict[str, frozenset[str]]
     ) -> tuple[Tokens, Tokens, dict[str, frozenset[str]]]:
+        """Empty the region of `task`: when its cancelling join fires, when any other task completes."""
         for name in task.cancels:
             if name not in self.tasks:
                 marking.pop(name, None)
@@ -276,7 +281,7 @@ def random_net(seed: int) -> Net:
                 split=Split(kind, 2 if kind == "threads" else 1),
                 cancels=tuple(cancels),
                 mutex="one" if task in locked else None,
-                reads=(rng.choice([*implicit, *places, START]),) if rng.random() < 0.1 else (),
+                reads=(rng.choice([*implicit, *places, START]),) if rng.random() < 0.2 else (),
                 on_error=rng.choice(outgoing)[1] if outgoing and rng.random() < 0.1 else None,
             )
         )

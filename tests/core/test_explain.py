@@ -5,6 +5,7 @@ from __future__ import annotations
 from knhk_workflow.core import commands as c
 from knhk_workflow.core.case import encode_state
 from knhk_workflow.core.explain import explain, summary
+from knhk_workflow.core.explanation import Wait
 from tests.core.cases import WORK, Document, Played, flow, path
 
 NET: Document = {
@@ -20,7 +21,7 @@ def test_an_offered_item() -> None:
     assert told.status == "offered"
     assert told.sentence == "C is offered to chief, clerk; it starts when somebody takes it."
     assert told.items == ("3.1.1@case",)
-    assert told.waits_for == ("work item 3.1.1@case",)
+    assert told.waits_for == (Wait("work_item", "3.1.1@case", "its work item is offered"),)
 
 
 def test_a_waiting_and_join() -> None:
@@ -32,7 +33,12 @@ def test_a_waiting_and_join() -> None:
     assert told.sentence == (
         "D waits at its and-join: 1 of 2 branches arrived (B->D), missing C->D: 'C->D' gets its token from C."
     )
-    assert (told.join, told.arrived, told.missing, told.waits_for) == ("and", ("B->D",), ("C->D",), ("C",))
+    assert (told.join, told.arrived, told.missing, told.waits_for) == (
+        "and",
+        ("B->D",),
+        ("C->D",),
+        (Wait("token", "C->D", "C brings it"),),
+    )
 
 
 def test_a_task_that_nothing_has_reached() -> None:
@@ -86,7 +92,9 @@ def test_the_case_in_one_sentence() -> None:
     played.complete("A")
     played.complete("B")
     tasks = explain(played.case, played.model)
-    assert summary(played.case, tasks) == "The case is running: 1 work item(s) are open, 1 task(s) wait for tokens."
+    assert summary(played.case, tasks) == (
+        "The case is running: 1 work item(s) are open, 1 task(s) wait for tokens, signals or locks."
+    )
     played.do(c.CancelCase("no longer wanted"))
     assert summary(played.case, ()) == "The case is cancelled: no longer wanted."
 

@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from knhk_workflow.core import commands as c
 from knhk_workflow.core.or_join import OrJoin, Verdict, Witness, compile_or_joins
 from knhk_workflow.core.upstream import Budget, Effort
 from knhk_workflow.model.net import compile_net
 from knhk_workflow.model.spec import Condition, Flow, Instances, Join, Net, Split, Task, Termination, Trigger
 from tests.conftest import Budget as RunBudget
+from tests.core.cases import WORK, Document, Played, path
 from tests.core.or_join_oracle import Oracle, State, has_cycle, random_net, random_state
 
 FIRE, WAIT, UNDECIDED = Verdict.FIRE, Verdict.WAIT, Verdict.UNDECIDED
@@ -195,6 +197,17 @@ HARD = (
         "a milestone upstream",
         net("start > s > a > j > end", "s > b > j", "s > m > (r) > n > end", j=task(OR), b=task(reads=("r",))),
         {"a->j s->b": FIRE, "a->j s->b r": WAIT, "a->j s->b !m": WAIT, "a->j s->b !n": FIRE, "a->j !b": WAIT},
+    ),
+    Hard(
+        "a milestone whose token is the one that it is wanted for",
+        net(
+            "start > s > a > j > end",
+            "s > (p) > m > (r) > z > end",
+            "(p) > n > b > j",
+            j=task(OR),
+            b=task(reads=("r",)),
+        ),
+        {"a->j p": FIRE, "a->j p*2": WAIT, "a->j p r": WAIT, "a->j n->b": FIRE, "a->j n->b p": WAIT},
     ),
     Hard(
         "a mutex upstream is given back",
@@ -405,11 +418,11 @@ def assert_leads_there(
     """The witness is a live token, and its path is a way through the net to an empty input."""
     assert witness.token in (busy if witness.busy else marking), where
     assert witness.input not in marking, where
-    before = {witness.token}
-    for step in witness.path:
-        assert (step in before) if witness.busy and step == witness.path[0] else before & set(oracle.inputs[step]), (
-            where
-        )
+    at_work, path = ((witness.token,), witness.path[1:]) if witness.busy else ((), witness.path)
+    assert witness.path[: len(at_work)] == at_work, where
+    before = {place for task_ in at_work for place, _ in oracle.outputs[task_]} or {witness.token}
+    for step in path:
+        assert before & set(oracle.inputs[step]), where
         before = {place for place, _ in oracle.outputs[step]}
     assert witness.input in before, where
 
@@ -539,3 +552,53 @@ def test_some_verdict_needs_more_than_a_glance() -> None:
     compiled = compile_net(spec)
     assert compile_or_joins(compiled)["j"].verdict(*state) is FIRE
     assert compile_or_joins(compiled, Effort(Budget(0, 0), 0, Budget(0, 0)))["j"].verdict(*state) is UNDECIDED
+
+
+# --------------------------------------------------------------------------------------------------- in a running case
+
+
+def waiting(**tasks: Document) -> Played:
+    """s forks to a and b, which an or-join brings together; a is done already."""
+    others = [each for name in tasks if name not in "sabj" for each in path("s", name)]
+    document: Document = {
+        "tasks": {"s": {"split": "and"}, "a": WORK, "b": WORK, "j": {"join": "or"}, **tasks},
+        "flows": [*path("start", "s", "a", "j", "end"), *path("s", "b", "j"), *others],
+    }
+    played = Played(document)
+    played.complete("a")
+    assert played.case.root.marking.get("a->j") == 1, "the or-join has not waited"
+    return played
+
+
+def test_in_a_case_it_fires_when_the_work_that_it_waits_for_is_cancelled() -> None:
+    played = waiting()
+    played.do(c.StartItem(played.ref("b"), "ann"))
+    played.do(c.CancelTask("b"))
+    assert played.case.state == "completed"
+
+
+def test_in_a_case_it_fires_when_a_region_takes_the_token_that_it_waits_for() -> None:
+    played = waiting(k={**WORK, "cancels": ["b"]})
+    assert "a->j" in played.case.root.marking
+    played.complete("k")
+    assert played.case.state == "completed"
+
+
+def test_in_a_case_failed_work_is_waited_for_until_it_is_dealt_with() -> None:
+    played = waiting()
+    played.do(c.StartItem(played.ref("b"), "ann"))
+    played.do(c.FailItem(played.ref("b"), "broken"))
+    assert len(played.incidents) == 1
+    assert "a->j" in played.case.root.marking
+    played.resolve("skip")
+    assert played.case.state == "completed"
+
+
+def test_in_a_case_that_is_suspended_it_waits() -> None:
+    played = waiting()
+    played.do(c.StartItem(played.ref("b"), "ann"))
+    played.do(c.SuspendCase())
+    played.complete("b")
+    assert played.case.state == "suspended"
+    played.do(c.ResumeCase())
+    assert played.case.state == "completed"

@@ -79,8 +79,10 @@ class Search:
             ref = item_ref(activation, run)
             moves.append((c.CompleteItem(ref) if run.state == "started" else c.StartItem(ref), signals))
         if case.state == "running":
-            for index in {signals.index(name) for name in signals}:
-                moves.append((c.Signal(signals[index]), signals[:index] + signals[index + 1 :]))
+            moves.extend(
+                (c.Signal(signals[index]), signals[:index] + signals[index + 1 :])
+                for index in {signals.index(name) for name in signals}
+            )
         steps: list[tuple[Step, tuple[str, ...]]] = []
         before = encode_state(case)
         for command, left in moves:

@@ -131,8 +131,22 @@ class Game:
         """(what, task, state after): `start` and `complete`."""
         if self.over(state):
             return []
+        at_once = [
+            ("start", name, after) for name in self.by_name if self.eager(name) for after in self.starts(state, name)
+        ]
+        if at_once:
+            return at_once
         found = [("start", name, after) for name in self.by_name for after in self.starts(state, name)]
         return found + [("complete", name, after) for name, _ in state.work for after in self.completions(state, name)]
+
+    def eager(self, name: str) -> bool:
+        """A partial join takes its tokens by itself, where nobody else looks at them and nothing else holds it back."""
+        task = self.by_name[name]
+        looked_at = {place for other in self.net.tasks for place in other.reads}
+        for other, inputs in self.into.items():
+            if other != name:
+                looked_at.update(inputs)
+        return task.join == "partial" and not (task.reads or task.mutex or looked_at & set(self.into[name]))
 
     def starts(self, state: State, name: str, simple: bool = False) -> Iterator[State]:
         """Ways to start a task; `simple` reads an OR-join as an XOR-join."""
@@ -189,8 +203,9 @@ class Game:
         for outcome in outcomes:
             tokens, work, seen = dict(state.tokens), dict(state.work), dict(state.seen)
             work[name] -= 1
-            for gone in task.cancels:
-                self.remove(gone, tokens, work, seen, name)
+            if task.join != "partial" or task.mode != "cancelling":  # that one has cancelled when it fired
+                for gone in task.cancels:
+                    self.remove(gone, tokens, work, seen, name)
             for place in outcome:
                 tokens[place] = tokens.get(place, 0) + 1
             yield self.settled(tokens, work, seen)

@@ -66,7 +66,7 @@ flows: {start: A, A: [B1, D], B1: B2, D: [B2, E], B2: E, E: end}
         "tasks.D",
         "error",
         "let the section be left without anything that waits for it",
-        ("A", "B1", "left: 1 token in 'A->D', 1 token in 'B1->B2'; 'D' waits for section /s"),
+        ("A", "B1", "left: 1 token in 'A->D', 1 token in 'B1->B2'; 'D' waits for section s"),
         "unsound",
     ),
     "end_not_reached": Row(

@@ -42,7 +42,8 @@ def play(game: Game, steps: list[str]) -> set[State]:
 def told(game: Game, state: State) -> str:
     """What the last line of a trace says of a state."""
     left = {place: count for place, count in state.tokens if place in game.taken} | dict(state.work)
-    return ", ".join(f"{count} token{'s' if count > 1 else ''} in {name!r}" for name, count in sorted(left.items()))
+    parts = [f"{count} token{'s' if count > 1 else ''} in {name!r}" for name, count in sorted(left.items())]
+    return ", ".join(parts[:4]) + (f", tokens in {len(parts) - 4} more" if len(parts) > 4 else "")
 
 
 def check(seed: int, net: ToyNet, right: Judgement, found: Verification) -> None:

@@ -7,7 +7,7 @@ import msgspec
 
 MARKINGS_MAX = 100_000  # kept in memory at about 300 bytes each
 FIRST_MARKINGS = 3_000  # a net of people's size has fewer; everything is known of it then
-STEPS_MAX = 150_000  # firings and backward steps; about two seconds of pure Python
+STEPS_MAX = 400_000  # firings and backward steps; about two seconds of pure Python
 
 
 class VerifyBudget(msgspec.Struct, frozen=True):

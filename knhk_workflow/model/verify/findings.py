@@ -33,7 +33,7 @@ def tokens(left: Mapping[str, int]) -> str:
     """Which tokens are left where."""
     parts = [f"{count} token{'s' if count > 1 else ''} in {name!r}" for name, count in sorted(left.items())]
     if len(parts) > _LISTED:
-        parts = [*parts[:_LISTED], f"{len(parts) - _LISTED} more places marked"]
+        parts = [*parts[:_LISTED], f"tokens in {len(parts) - _LISTED} more"]
     return ", ".join(parts) if parts else "no token at all"
 
 

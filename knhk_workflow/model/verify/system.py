@@ -109,6 +109,7 @@ class _Builder:
         self.books: dict[str, list[int]] = {}  # task -> places of its join's bookkeeping
         self.fresh: dict[str, dict[int, int]] = {}  # task -> how that bookkeeping looks in the beginning
         self.asks: dict[str, tuple[dict[int, int], dict[int, int]]] = {}  # where `need` is computed: (asked, answers)
+        self.ran: dict[str, dict[str, int]] = {}  # task -> input that false tokens reach -> runs for it in this round
         self.groups = 0
         self.forced = {name for node in net.tasks.values() for name in node.task.completes if name in net.tasks}
         self.force: dict[str, int] = {}
@@ -171,7 +172,7 @@ class _Builder:
 
     def _bookkeeping(self) -> None:
         system = self.system
-        for condition in sorted({name for node in self.net.tasks.values() for name in node.carries}):
+        for condition in sorted({name for node in self.net.tasks.values() for name in (*node.carries, *node.skips)}):
             self.dead[condition] = system.place(f"skipped {condition}")
         for node in self.net.tasks.values():
             for taken in (*self._choices(node), *((name,) for name in node.outputs)) if node.expects else ():
@@ -198,6 +199,9 @@ class _Builder:
                 self.books.setdefault(node.id, []).extend((*ask, *answers.values()))
                 self.fresh[node.id] = self.fresh.get(node.id, {}) | ask
                 system.initial.update(ask)
+            if node.tallies:
+                self.ran[node.id] = {name: system.place(f"{node.id} ran for {name}") for name in node.skips}
+                self.books.setdefault(node.id, []).extend(self.ran[node.id].values())
             if node.task.trigger is not None and not node.inputs:
                 signal = system.place(f"signal {node.id}")
                 system.signals.add(signal)
@@ -218,10 +222,12 @@ class _Builder:
             busy = system.busy[node.id] = system.place(node.id, live=True)
         if busy is None:
             for way in ways:
+                way.post = _sum(way.post, self._tally(node, way.pre))
                 for post, resets in outcomes:
                     system.rules.append(Rule(node.id, "fire", way.pre, _sum(way.post, post), resets, empty=way.empty))
             return
         for way in ways:
+            way.post = _sum(way.post, self._tally(node, way.pre))
             fresh = self._fresh(node, node.withdrawn)
             system.rules.append(
                 Rule(
@@ -233,6 +239,7 @@ class _Builder:
                     reads,
                     way.empty | self._locks(node, way.pre),
                     way.join,
+                    urgent=0 if node.eager else -1,
                     cost=0,
                 )
             )
@@ -289,7 +296,7 @@ class _Builder:
             yield from self._structured(node)
         else:
             yield from self._local(node)
-        if kind != "local-or" and node.skips:
+        if node.skips:
             self._skipped(node)
 
     def _partial(self, node: TaskNode, inputs: list[int]) -> Iterator[_Way]:
@@ -324,6 +331,11 @@ class _Builder:
             pre = {place: 1, fired: 1, unseen[place]: 1}
             post = {fired: 1, seen[place]: 1}
             system.rules.append(Rule(node.id, "move", pre, post, urgent=group, cost=0))
+        for name in node.skips:
+            place = system.conditions[name]
+            pre = {self.dead[name]: 1, fired: 1, unseen[place]: 1}
+            post = {fired: 1, seen[place]: 1}
+            system.rules.append(Rule(node.id, "move", pre, post, urgent=group, cost=0))
         for places in _subsets(node, inputs, branches):
             pre = _sum({fired: 1}, {seen[place]: 1 for place in places})
             resets = frozenset((*unseen.values(), *seen.values()))
@@ -345,6 +357,10 @@ class _Builder:
                         empty |= {places[each] for each in (*block.conditions, name)}
                         empty |= {self.system.busy[task] for task in block.tasks}
                     yield _Way(_sum({places[name]: 1 for name in present}, {token: 1}), empty=frozenset(empty))
+            gone = {places[each] for name in expected for each in (*node.blocks[name].conditions, name)}
+            gone |= {self.system.busy[task] for name in expected for task in node.blocks[name].tasks}
+            given_up = Rule(node.id, "move", {token: 1}, {}, empty=frozenset(gone), urgent=self._group(), cost=0)
+            self.system.rules.append(given_up)  # every branch died without delivering
 
     def _local(self, node: TaskNode) -> Iterator[_Way]:
         """Every input has delivered true or false; fires with the true ones, passes false on when there is none."""
@@ -354,33 +370,57 @@ class _Builder:
         for size in range(1, len(node.inputs) + 1):
             for present in combinations(node.inputs, size):
                 absent = [name for name in node.inputs if name not in present]
-                if all(name in self.dead for name in absent):
+                if set(absent) <= set(node.skips):
                     yield _Way(_sum({places[name]: 1 for name in present}, {self.dead[name]: 1 for name in absent}))
-        if all(name in self.dead for name in node.inputs):
-            self._skip(node, {self.dead[name]: 1 for name in node.inputs})
+
+    def _tally(self, node: TaskNode, pre: Mapping[int, int]) -> dict[int, int]:
+        """What a start notes of the inputs that it ran for, to know what false tokens in the others mean."""
+        places = self.system.conditions
+        return {place: 1 for name, place in self.ran.get(node.id, {}).items() if places[name] in pre}
 
     def _skipped(self, node: TaskNode) -> None:
-        """False tokens go past a task that is skipped (dead path elimination)."""
-        places = self.system.conditions
-        if node.join.kind in ("xor", "merge"):
-            for name in node.inputs:
-                if name in self.dead:
-                    self._skip(node, {self.dead[name]: 1})
-            return
-        if node.join.kind != "and":  # one true branch is enough for it not to be skipped
-            if all(name in self.dead for name in node.inputs):
-                self._skip(node, {self.dead[name]: 1 for name in node.inputs})
-            return
+        """False tokens go past a task that is sure not to run in this round (dead path elimination)."""
         if 2 ** len(node.inputs) > WAYS_MAX:
             raise TooManyWays(node.id)
-        for size in range(1, len(node.inputs) + 1):
-            for absent in combinations([name for name in node.inputs if name in self.dead], size):
-                present = {places[name]: 1 for name in node.inputs if name not in absent}
-                self._skip(node, _sum({self.dead[name]: 1 for name in absent}, present))
+        if node.join.kind in ("and", "local-or", "partial"):
+            for size in range(1, len(node.skips) + 1):
+                for absent in combinations(node.skips, size):
+                    self._passed_over(node, absent, [name for name in node.inputs if name not in absent])
+            return
+        ran = self.ran.get(node.id, {})
+        for size in range(len(ran) + 1):
+            for done in combinations(ran, size):
+                rest = [name for name in node.skips if name not in done]
+                pre = _sum({self.dead[name]: 1 for name in rest}, {ran[name]: 1 for name in done})
+                others = frozenset(place for name, place in ran.items() if name not in done)
+                self._skip(node, pre, others, passed=not done)
 
-    def _skip(self, node: TaskNode, pre: dict[int, int]) -> None:
-        post = {self.dead[name]: 1 for name in node.outputs if name in self.dead and name in node.carries}
-        self.system.rules.append(Rule(node.id, "move", pre, post, urgent=self._group(), cost=0))
+    def _passed_over(self, node: TaskNode, absent: tuple[str, ...], present: list[str]) -> None:
+        """Every input has delivered, those of `absent` false, and the others do not fire the join."""
+        places = self.system.conditions
+        pre = _sum({self.dead[name]: 1 for name in absent}, {places[name]: 1 for name in present})
+        empty = frozenset(places[name] for name in absent)
+        if node.join.kind == "and" or not present:
+            self._skip(node, pre, empty)
+        elif node.join.kind == "partial":
+            idle = {self.books[node.id][0]: 1} if node.join.mode != "cancelling" else {}
+            if isinstance(node.join.need, int) and len(present) < node.join.need:
+                self._skip(node, _sum(pre, idle), empty, kept=idle)
+            ask, answers = self.asks.get(node.id, ({}, {}))
+            for need, answer in answers.items():
+                if len(present) < need:
+                    self._skip(node, _sum(pre, idle, {answer: 1}), empty, kept=_sum(idle, ask))
+
+    def _skip(
+        self,
+        node: TaskNode,
+        pre: dict[int, int],
+        empty: frozenset[int] = frozenset(),
+        kept: Mapping[int, int] | None = None,
+        passed: bool = True,
+    ) -> None:
+        post = _sum(kept or {}, {self.dead[name]: 1 for name in node.carries} if passed else {})
+        self.system.rules.append(Rule(node.id, "move", pre, post, empty=empty, urgent=self._group(), cost=0))
 
     # ------------------------------------------------------------------------------------------------------ splits
 

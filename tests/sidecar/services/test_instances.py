@@ -90,3 +90,39 @@ async def test_instances_and_tasks_are_cancelled(running: Sidecar, order: str) -
         assert refusal.code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
     why = pb.CancelTaskRequest(case_id=order, task_id="pay", reason="x")
     assert (await refused(running.cases.CancelTask(why))).code is grpc.StatusCode.UNIMPLEMENTED
+
+
+MERGE = {
+    "id": "merge",
+    "tasks": {
+        "open": {},
+        "pick": {"required_roles": ["r"]},
+        "pack": {"required_roles": ["r"]},
+        "ship": {"required_roles": ["r"], "join": "or"},
+    },
+    "flows": [
+        {"from": "start", "to": "open"},
+        {"from": "open", "to": "pick"},
+        {"from": "open", "to": "pack"},
+        {"from": "pick", "to": "ship"},
+        {"from": "pack", "to": "ship"},
+        {"from": "ship", "to": "end"},
+    ],
+}
+
+
+async def test_what_keeps_a_task_is_explained(running: Sidecar, order: str) -> None:
+    request = pb.ExplainCaseRequest(case_id=order, task_id="pay")
+    (pay,) = (await running.cases.ExplainCase(request)).tasks
+    assert pay.status == pb.TASK_STATUS_WAITING
+    assert [(wait.kind, wait.name) for wait in pay.waits_for] == [("trigger", "paid")]
+    assert len(pay.activations) == 1
+    await running.workflows.RegisterWorkflow(pb.RegisterWorkflowRequest(spec_json=json.dumps(MERGE).encode()))
+    run = await running.cases.RunCase(pb.RunCaseRequest(spec_id="merge", case_id="m"))
+    pick = next(item for item in run.open_work_items if item.task_id == "pick")
+    await running.items.CompleteWorkItem(pb.CompleteWorkItemRequest(item_id=pick.item_id))
+    (ship,) = (await running.cases.ExplainCase(pb.ExplainCaseRequest(case_id="m", task_id="ship"))).tasks
+    (way,) = ship.or_join_paths
+    assert (way.token, way.input, list(way.path)) == ("open->pack", "pack->ship", ["pack"])
+    assert ship.join_kind == "or"
+    assert list(ship.missing) == ["pack->ship"]
