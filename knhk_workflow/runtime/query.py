@@ -387,8 +387,8 @@ def resume_token(positions: Mapping[int, int]) -> str:
 
 
 def positions_of(token: str, newest: Mapping[int, int]) -> dict[int, int]:
-    """The log positions in a WatchCases token. `newest` are those of now: a token names the same shards and nothing that
-    has not happened yet. Raises InvalidInput."""
+    """The log positions in a WatchCases token. `newest` are those of now: a token names the same shards, and nothing
+    that has not happened yet. Raises InvalidInput."""
     hint = "use the resume_token of a received message, unchanged"
     try:
         found = msgspec.json.decode(base64.urlsafe_b64decode(token), type=dict[str, int])
