@@ -34,9 +34,7 @@ from knhk_workflow.store.store import Range
 
 SCAN_ROWS_MAX: Final = 5_000  # rows that one filtered page looks at; a page may then be short and still have a token
 LOG_PAGE: Final = 64
-HISTORY_BYTES: Final = (
-    1024 * 1024
-)  # of event data in a page: with one event of 2 MB more, below the 4 MB of a gRPC message
+HISTORY_BYTES: Final = 1024 * 1024  # of event data in a page; with one event of 2 MB more still below gRPC's 4 MB
 HISTORY_RECORDS: Final = 32  # read at once; each may hold 2 MB
 
 R = TypeVar("R")
