@@ -59,7 +59,9 @@ if TYPE_CHECKING:
 
 SERVICE: Final = "knhk-sidecar"
 LOOK_SECONDS: Final = 0.5  # how late health tells a change of the engine
-STREAM_GRACE_SECONDS: Final = 2.0  # a stream that takes work may finish what it has; its client repeats the rest
+STREAM_GRACE_SECONDS: Final = (
+    2.0  # a stream may finish the work it has, a wait may succeed; the client repeats the rest
+)
 EXPIRY_WARNING_SECONDS: Final = (
     3_600.0  # our own certificate ends within this: whoever rotates it has failed repeatedly
 )

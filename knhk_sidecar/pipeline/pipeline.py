@@ -87,7 +87,7 @@ class Pipeline:
         return await self._observe.run(call, request)
 
     def end_streams(self, *, working: bool) -> None:
-        """For going down: ends the streams that only watch, and with `working` those that take work too."""
+        """For going down: ends the streams that only watch; with `working` all streams, and calls that only wait."""
         self._admit.end_streams(working=working)
 
     def deadline(self, seconds: float | None) -> int:

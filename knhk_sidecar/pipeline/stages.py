@@ -65,12 +65,13 @@ class Refusal(Exception):
 
 
 class Leaving(StoreUnavailable):
-    """The daemon is going down; the stream can be opened again elsewhere or later, after what was received."""
+    """The daemon is going down; a stream can be opened again elsewhere or later, after what was received, and a call
+    that only waited can be sent again."""
 
     reason = "LEAVING"
 
     def __init__(self) -> None:
-        super().__init__("the sidecar is going down; open the stream again and go on after what was received")
+        super().__init__("the sidecar is going down; ask again, a stream for what comes after what was received")
 
 
 class Observe:
@@ -239,12 +240,15 @@ class Admit:
 
     def end_streams(self, *, working: bool) -> None:
         """The daemon is going down: no new streams, and those that only watch end now; with `working`, all of them do.
+        Calls that only wait for a case end with the latter; one that changed something keeps its answer.
 
         Health ends its own, after it told its watchers.
         """
         self._leaving = True
         for task, method in tuple(self._open.items()):
-            if method.permission is not Permission.HEALTH and (working or not method.client_streaming):
+            if method.permission is not Permission.HEALTH and (
+                working or (method.streams and not method.client_streaming)
+            ):
                 self._ended.add(task)
                 task.cancel()
 
@@ -274,19 +278,30 @@ class Admit:
             raise Busy("the number of calls that wait for a case", STREAM_RETRY_AFTER_MS)
         self.waiting += 1
         try:
-            return await self._proceed(call, request)
+            return await (self._proceed if call.method.has_request_id else self._ending)(call, request)
         finally:
             self.waiting -= 1
 
     async def _stream(self, call: Call, request: Request) -> Message | None:
-        if self._leaving:
-            raise Leaving
         count = self._streams.get(call.peer, 0)
         if count >= self._streams_max:
             raise Busy("the number of open streams of this connection", STREAM_RETRY_AFTER_MS)
+        self._streams[call.peer] = count + 1
+        try:
+            return await self._ending(call, request)
+        finally:
+            rest = self._streams[call.peer] - 1
+            if rest:
+                self._streams[call.peer] = rest
+            else:
+                del self._streams[call.peer]
+
+    async def _ending(self, call: Call, request: Request) -> Message | None:
+        """What `end_streams` may end while it runs."""
+        if self._leaving:
+            raise Leaving
         task = asyncio.current_task()
         assert task is not None
-        self._streams[call.peer] = count + 1
         self._open[task] = call.method
         try:
             return await self._proceed(call, request)
@@ -298,11 +313,6 @@ class Admit:
         finally:
             del self._open[task]
             self._ended.discard(task)
-            rest = self._streams[call.peer] - 1
-            if rest:
-                self._streams[call.peer] = rest
-            else:
-                del self._streams[call.peer]
 
 
 class Invoke:

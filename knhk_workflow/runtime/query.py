@@ -45,9 +45,7 @@ from knhk_workflow.store.store import Range
 
 SCAN_ROWS_MAX: Final = 5_000  # rows that one filtered page looks at; a page may then be short and still have a token
 LOG_PAGE: Final = 64
-HISTORY_BYTES: Final = (
-    1024 * 1024
-)  # of event data in a page: with one event of 2 MB more, below the 4 MB of a gRPC message
+HISTORY_BYTES: Final = 1024 * 1024  # of event data in a page; with one event of 2 MB more still below gRPC's 4 MB
 HISTORY_RECORDS: Final = 32  # read at once; each may hold 2 MB
 
 R = TypeVar("R")
@@ -426,8 +424,8 @@ def resume_token(positions: Mapping[int, int]) -> str:
 
 
 def positions_of(token: str, newest: Mapping[int, int]) -> dict[int, int]:
-    """The log positions in a WatchCases token. `newest` are those of now: a token names the same shards and nothing that
-    has not happened yet. Raises InvalidInput."""
+    """The log positions in a WatchCases token. `newest` are those of now: a token names the same shards, and nothing
+    that has not happened yet. Raises InvalidInput."""
     hint = "use the resume_token of a received message, unchanged"
     try:
         found = msgspec.json.decode(base64.urlsafe_b64decode(token), type=dict[str, int])

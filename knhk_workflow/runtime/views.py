@@ -52,8 +52,8 @@ class IncidentView(msgspec.Struct, frozen=True):
 class WorkItemView(msgspec.Struct, frozen=True):
     """One work item. `item_id` is `activation.instance.attempt@case_id`.
 
-    `state` while it is open: offered, allocated, started or suspended; then completed, failed, skipped, withdrawn (before
-    its start) or terminated (after it).
+    `state` while it is open: offered, allocated, started or suspended; then completed, failed, skipped, withdrawn
+    (before its start) or terminated (after it).
     """
 
     item_id: str

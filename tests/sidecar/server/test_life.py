@@ -156,7 +156,7 @@ async def test_sigterm_lets_running_calls_finish_and_ends_watches(tmp_path: Path
             assert (await serving.read()).status == health_pb2.HealthCheckResponse.SERVING
             watch = cases.WatchCase(pb.WatchCaseRequest(case_id=case.case_id))
             await watch.read()
-            request = pb.WaitCaseRequest(case_id=case.case_id, timeout=Duration(seconds=2))
+            request = pb.WaitCaseRequest(case_id=case.case_id, timeout=Duration(seconds=1))
             waiting = asyncio.ensure_future(cases.WaitCase(request, timeout=20))
             await asyncio.sleep(0.2)
             running.process.send_signal(signal.SIGTERM)
