@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from knhk_sidecar.config import PREFIX, SETTINGS, SidecarConfig
 from knhk_workflow import StateStore, WorkflowEngine
+from tests.patterns.golden import stories
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -28,9 +30,16 @@ SHAPING_LATER = frozenset(
 
 
 def patterns() -> Sequence[str]:
-    """The patterns that run in this version."""
-    with_net = (view for view in WorkflowEngine(StateStore(":memory:")).list_patterns() if view.available)
-    return [_row(str(view.pattern_id), view.name, view.construct) for view in with_net]
+    """Every pattern that runs, what carries it, and the stories that prove it."""
+    own = {story.pattern: story.name for story in stories() if story.own_net}
+    others = Counter(story.pattern for story in stories() if not story.own_net)
+    rows = []
+    for view in WorkflowEngine(StateStore(":memory:")).list_patterns():
+        if view.available:
+            more = others[view.pattern_id]
+            proved = f"`{own[view.pattern_id]}`" + (f" and {more} more" if more else "")
+            rows.append(_row(str(view.pattern_id), view.name, view.construct, proved))
+    return rows
 
 
 def settings() -> Sequence[str]:

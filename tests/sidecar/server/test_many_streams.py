@@ -68,7 +68,7 @@ HEADERS = b"".join(
         (b":scheme", b"http"),
         (b":path", b"/knhk.sidecar.v1.AdminService/GetStatus"),
         (b":authority", b"localhost"),
-        (b"te", b"trailers"),
+        (b"te", b"trailers"),  # codespell:ignore te
         (b"content-type", b"application/grpc"),
     )
 )
