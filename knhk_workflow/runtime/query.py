@@ -71,7 +71,7 @@ def case_view(case: Case, model: Model, created_by: str) -> CaseView:
         len(case.incidents),
         created_by,
         case.root.data,
-        tuple(_item_view(case, model, activation, run) for activation, run in case.open_work())
+        tuple(_item_view(case, model, activation, run, run.data) for activation, run in case.open_work())
         if case.open_items
         else (),
         tuple(
@@ -95,7 +95,7 @@ def work_item(case: Case, model: Model, ref: c.ItemRef) -> WorkItemView:
     activation = case.activations.get(ref.activation)
     run = activation.instances.get(ref.instance) if activation is not None else None
     if activation is not None and run is not None and run.attempt == ref.attempt and run.state in OPEN_ITEM_STATES:
-        return _item_view(case, model, activation, run)
+        return _item_view(case, model, activation, run, run.data or case.nets[activation.net].data)
     name = f"{ref.activation}.{ref.instance}.{ref.attempt}@{case.case_id}"
     if 0 < ref.activation <= case.last_activation:
         raise NotFound("open work item", name, "it is finished or withdrawn; the case's history tells how")
@@ -138,10 +138,10 @@ def delivery_after(step: Step) -> TriggerDelivery:
     return TriggerDelivery(step.case.case_id, received.outcome, received.task, received.activation)
 
 
-def _item_view(case: Case, model: Model, activation: Activation, run: Instance) -> WorkItemView:
+def _item_view(case: Case, model: Model, activation: Activation, run: Instance, data: bytes) -> WorkItemView:
     net = case.nets[activation.net]
     node = model.nets[net.name].tasks[activation.task]
-    return _shown(case, (net.name, node, activation, run), run.data or net.data)
+    return _shown(case, (net.name, node, activation, run), data)
 
 
 def _item_id(case: Case, item: ItemInNet) -> str:

@@ -69,7 +69,7 @@ class WorkItemView(msgspec.Struct, frozen=True):
     priority: int
     offered_at: int
     changed_at: int
-    data: bytes = b""  # the work's input; filled by get_work_item and in a case's work, empty in lists
+    data: bytes = b""  # the work's input: all of it from get_work_item, what `in` maps in a case's work, none in lists
     case_state: str = ""  # these three are filled in answers to operations on the item:
     case_sequence: int = 0  # the case's state and newest event after it
     opened: tuple[str, ...] = ()  # ids of work items that it offered

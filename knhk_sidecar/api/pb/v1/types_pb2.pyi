@@ -632,7 +632,9 @@ class WorkItem(_message.Message):
     owner: _builtins.str
     """Who has it; empty while it is offered."""
     data_json: _builtins.bytes
-    """Input, a JSON object."""
+    """Input, a JSON object. In answers about a case only what the task's `in` maps: without a mapping the work sees the
+    data of its net, which GetWorkItem gives.
+    """
     output_json: _builtins.bytes
     """Output, a JSON object; only after completion."""
     attempt: _builtins.int
