@@ -362,7 +362,7 @@ def cancel_task(session: Session, case_id: str, task_id: str, activation: int | 
 @case.command("trigger")
 @click.argument("name")
 @click.option("--case", "case_id", default="", help="The case to deliver to.")
-@click.option("--key", default="", help="The business key of the cases to deliver to.")
+@click.option("--business-key", default="", help="The business key of the cases to deliver to.")
 @data_option
 @set_option
 @request_id_option
@@ -371,7 +371,7 @@ def trigger(
     session: Session,
     name: str,
     case_id: str,
-    key: str,
+    business_key: str,
     data: str | None,
     assignments: tuple[str, ...],
     request_id: str,
@@ -380,12 +380,12 @@ def trigger(
 
     \b
     Example:
-      knhk case trigger payment-received --key order-1 --set amount=250
+      knhk case trigger payment-received --business-key order-1 --set amount=250
     """
-    if not case_id and not key:
-        raise Failure(Exit.USAGE, "a signal needs --case or --key", "for example --key order-1")
+    if not case_id and not business_key:
+        raise Failure(Exit.USAGE, "a signal needs --case or --business-key", "for example --case order-1")
     request = pb.TriggerCaseRequest(
-        name=name, case_id=case_id, key=key, data_json=data_argument(data, assignments), request_id=request_id
+        name=name, case_id=case_id, key=business_key, data_json=data_argument(data, assignments), request_id=request_id
     )
     with session.client() as client:
         answer = client.cases.TriggerCase(request, timeout=session.timeout)

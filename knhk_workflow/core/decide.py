@@ -27,13 +27,13 @@ from knhk_workflow.core.completion import CHOICE_INCIDENTS, DATA_BYTES_MAX, adva
 from knhk_workflow.core.data import EMPTY, merge
 from knhk_workflow.core.enabling import INSTANCES_MAX, begin
 from knhk_workflow.core.incidents import raise_incident
-from knhk_workflow.core.joins import amount, binding
+from knhk_workflow.core.joins import amount, binding, consumed
 from knhk_workflow.core.settle import settle
 from knhk_workflow.core.starting import offer_item, run_instance, start_item, start_without_work
 from knhk_workflow.core.step import Step
 from knhk_workflow.core.triggers import deliver, receive
 from knhk_workflow.errors import LimitExceeded, NotFound, Stale, WrongState
-from knhk_workflow.model.net import Model
+from knhk_workflow.model.net import SINGLE, Model
 
 
 def create(model: Model, command: c.CreateCase, now: int) -> Step:
@@ -322,8 +322,13 @@ def _cancel_task(step: Step, command: c.CancelTask) -> None:
 def _take_away(step: Step, activation: Activation) -> None:
     """Cancelling an offered task takes its tokens too: the thread ends there (WCP-19)."""
     net = step.case.nets[activation.net]
-    step.emit(e.TokensRemoved(net.number, activation.task, activation.inputs))
-    step.touch(net.number, activation.inputs)
+    node = step.node(activation)
+    inputs = binding(step, node, net, activation.inputs)
+    if inputs:  # otherwise a paused cascade took them already
+        step.emit(e.TokensRemoved(net.number, activation.task, inputs))
+        if node.join.kind in SINGLE or node.tallies:
+            consumed(step, node, net, inputs)
+        step.touch(net.number, inputs)
 
 
 def _add_instance(step: Step, command: c.AddInstance) -> None:

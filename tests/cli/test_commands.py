@@ -289,7 +289,9 @@ def test_signals_instances_and_tasks_are_commanded(daemon: Daemon) -> None:
     assert (added["instance"], added["item_id"]) == (3, "2.3.1@constructs")
     closed = mapping(mapping(daemon.json("work", "close-instances", "constructs", "ask"))["group"])
     assert closed["accepts_instances"] is False
-    (delivery,) = listed(daemon.json("case", "trigger", "paid", "--key", "k-1", "--set", "amount=7"), "deliveries")
+    (delivery,) = listed(
+        daemon.json("case", "trigger", "paid", "--business-key", "k-1", "--set", "amount=7"), "deliveries"
+    )
     assert (delivery["outcome"], delivery["task_id"]) == ("TRIGGER_OUTCOME_CONSUMED", "pay")
     shown = daemon.knhk("case", "trigger", "paid", "--case", "constructs")
     assert "lost, nobody waits" in shown.stdout

@@ -30,7 +30,9 @@ class Coverability:
         for packed in space.rules:
             rule = packed.rule
             if join is not None and (
-                packed is join or space.system.end in rule.post or not space.system.signals.isdisjoint(rule.pre)
+                (rule.join and rule.task == join.rule.task)
+                or space.system.end in rule.post
+                or not space.system.signals.isdisjoint(rule.pre)
             ):
                 continue
             for step in _backwards(rule):
