@@ -594,7 +594,7 @@ class WorkflowEngine:
             while not self._closed:
                 news.clear()
                 before = dict(positions)
-                async for event, token in self._query.log(meta.tenant, positions):
+                async for event, token in self._query.log(meta.tenant, positions, self._positions()):
                     yield event, token
                 if positions == before:  # a portion of other tenants' events moves on without yielding any
                     await news.wait()

@@ -299,10 +299,17 @@ class Query:
             more = bool(found) and found[-1].sequence < head.sequence
         return Page(tuple(found), str(found[-1].sequence) if more else "")
 
-    async def log(self, tenant: str, positions: dict[int, int]) -> AsyncIterator[tuple[HistoryEvent, str]]:
-        """Events committed after `positions` (changed in place), with the token to resume after each."""
+    async def log(
+        self, tenant: str, positions: dict[int, int], newest: Mapping[int, int]
+    ) -> AsyncIterator[tuple[HistoryEvent, str]]:
+        """Events committed after `positions` (changed in place), with the token to resume after each.
+
+        Nothing beyond `newest` is read: the store may hold a batch that is not acknowledged yet.
+        """
         for shard in sorted(positions):
-            start, end = self._keys.log_range(shard, positions[shard] + 1)
+            start, end = self._keys.log(shard, positions[shard] + 1), self._keys.log(shard, newest[shard] + 1)
+            if start >= end:
+                continue
             for key, value in await self._reads.scan(start, end, limit=LOG_PAGE):
                 batch, _ = unseal_log(key, value)
                 before = dict(positions)

@@ -51,7 +51,7 @@ async def test_a_crash_in_the_middle() -> None:
         store.faults = [Fault.NOTHING] * survived + [Fault.REFUSED] * 999
         running = asyncio.create_task(engine.run_case(f"doubling-{LEVELS}", case_id=case_id))
         async with asyncio.timeout(30):
-            while len(store.faults) > 998:  # until the first refusal has come
+            while len(store.faults) > 998:  # noqa: ASYNC110  # until the first refusal has come; the store tells nobody
                 await asyncio.sleep(0.005)
         assert await effects(engine) == [case_id]
         running.cancel()

@@ -16,8 +16,8 @@ import msgspec
 
 from knhk_workflow import StoreUnavailable, WorkflowEngine
 from knhk_workflow.core import apply as core_apply
+from knhk_workflow.core import decide as core_decide
 from knhk_workflow.core import events as e
-from knhk_workflow.core import settle
 from knhk_workflow.core.case import Case
 from knhk_workflow.core.step import Step
 from knhk_workflow.runtime import live
@@ -204,15 +204,15 @@ def _token_twice(right: Any) -> Any:
 def _completed_twice(right: Any) -> Any:
     """An item that was completed is completed again by the same command."""
 
-    def finish(step: Step, activation: Any, node: Any, output: bytes = b"") -> None:
+    def ended(step: Step, *about: Any) -> None:
         for event in reversed(step.events):
             if isinstance(event, e.ItemCompleted) and len(step.events) % 7 == 0:
                 step.events.append(event)
                 step.case.sequence += 1
                 break
-        right(step, activation, node, output)
+        right(step, *about)
 
-    return finish
+    return ended
 
 
 def _applier(kind: type[e.Event], wrong: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -235,6 +235,6 @@ BUGS: Final[tuple[Bug, ...]] = (
     Bug("snapshot of another moment", "runtime/live.py", live, "encode_state", _early_snapshot),
     Bug("finished work stays listed", "runtime/live.py", LiveCases, "unit", _row_kept),
     Bug("change beside the events", "core/step.py", Step, "emit", _unrecorded_change),
-    Bug("item completed twice", "core/settle.py", settle, "finish", _completed_twice),
+    Bug("item completed twice", "core/decide.py", core_decide, "ended", _completed_twice),
     Bug("token counted twice", "core/apply.py", core_apply, "APPLY", _applier(e.TaskCompleted, _token_twice)),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
 import grpc
 import grpc.aio
@@ -66,13 +66,16 @@ async def test_metadata_that_is_too_large_is_refused(strict: Sidecar) -> None:
         assert await served(channel)
 
 
+Watch: TypeAlias = "grpc.aio.UnaryStreamCall[pb.WatchCasesRequest, pb.WatchCasesResponse]"
+
+
 async def test_streams_leave_room_for_calls(strict: Sidecar) -> None:
     async with developer(strict.addresses) as channel:
         watches = [pb.CaseServiceStub(channel).WatchCases(pb.WatchCasesRequest()) for _ in range(4)]
-        reads = [asyncio.ensure_future(watch.read()) for watch in watches]
+        reads = [asyncio.ensure_future(_until_refused(watch)) for watch in watches]
         done, still = await asyncio.wait(reads, timeout=3, return_when=asyncio.FIRST_COMPLETED)
         (refused,) = done
-        error = refused.exception()
+        error = refused.result()
         assert isinstance(error, grpc.aio.AioRpcError)
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         trailing = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata())
@@ -81,6 +84,18 @@ async def test_streams_leave_room_for_calls(strict: Sidecar) -> None:
         for watch in watches:
             watch.cancel()
         await asyncio.wait(still)
+
+
+async def _until_refused(
+    watch: grpc.aio.UnaryStreamCall[pb.WatchCasesRequest, pb.WatchCasesResponse],
+) -> grpc.aio.AioRpcError:
+    """The refusal of a watch that was not let in; one that was reads on for ever."""
+    try:
+        async for _ in watch:
+            pass
+    except grpc.aio.AioRpcError as error:
+        return error
+    raise AssertionError("the watch ended without a refusal")
 
 
 async def test_a_flood_of_cancelled_calls_disturbs_nobody(strict: Sidecar) -> None:
