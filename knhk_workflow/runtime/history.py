@@ -16,7 +16,9 @@ from knhk_workflow.runtime.records import CommitRecord
 from knhk_workflow.runtime.views import HistoryEvent
 
 _HIDDEN = frozenset({"salt", "digest", "tenant", "case_id"})
-_JSON = frozenset({"data", "patch", "output"})
+_JSON = frozenset({"data", "patch", "output", "element"})
+_PLAIN: Mapping[str, object] = {"count": 1, "threshold": 0, "elements": (), "dead": (), "consumed": ()}
+"""What a field says of a task without the construct that it belongs to: left out."""
 
 
 def _snake(name: str) -> str:
@@ -38,7 +40,12 @@ def _content(case_id: str, event: e.Event, record: CommitRecord) -> bytes:
         value = getattr(event, name)
         if name in _HIDDEN or value is None or value == b"" or value == "":
             continue
-        content[name] = msgspec.Raw(value) if name in _JSON else value
+        if name in _PLAIN and value == _PLAIN[name]:
+            continue
+        if name == "elements":
+            content[name] = [msgspec.Raw(element) for element in value]
+        else:
+            content[name] = msgspec.Raw(value) if name in _JSON else value
     if "attempt" in content:
         content["item_id"] = f"{content['activation']}.{content['instance']}.{content['attempt']}@{case_id}"
     content["by"] = record.principal
