@@ -373,7 +373,7 @@ class WorkflowEngine:
             except WorkflowError as error:
                 answers[index] = error
         refused: list[tuple[int, _Birth, WorkflowError]] = []
-        held: list[tuple[int, _Birth, LiveCase, Unit]] = []
+        held: list[tuple[int, _Birth, LiveCase, Unit, CaseView]] = []
         try:
             for case_id in sorted(births):  # one order for all batches, so that two of them cannot wait for each other
                 index, birth = births[case_id]
@@ -382,20 +382,19 @@ class WorkflowEngine:
                 except WorkflowError as error:
                     refused.append((index, birth, error))
         except BaseException:
-            self._cases.abandon([live for _, _, live, _ in held])
+            self._cases.abandon([live for _, _, live, _, _ in held])
             raise
-        views = {index: self._view(live) for index, _, live, _ in held}
-        outcomes = await self._cases.commit([(live, unit) for _, _, live, unit in held])
-        for (index, birth, _, _), outcome in zip(held, outcomes, strict=True):
+        outcomes = await self._cases.commit([(live, unit) for _, _, live, unit, _ in held])
+        for (index, birth, _, _, view), outcome in zip(held, outcomes, strict=True):
             if isinstance(outcome, int):
-                answers[index] = views[index]
+                answers[index] = view
             else:
                 refused.append((index, birth, _taken(outcome, birth.case_id)))
         for index, birth, refusal in refused:
             answers[index] = await self._replayed_or(refusal, birth)
-        for index, _, live, _ in held:
-            if live.continuing is not None and answers[index] is views[index]:  # not somebody else's case by now
-                answers[index] = await self._rest(meta, live.keys.case_id, views[index])
+        for index, _, live, _, view in held:
+            if live.continuing is not None and answers[index] is view:  # not somebody else's case by now
+                answers[index] = await self._rest(meta, live.keys.case_id, view)
         return [answers[index] for index in range(len(requests))]
 
     async def start_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> CaseView:
@@ -794,8 +793,7 @@ class WorkflowEngine:
             await self.open()
         birth = await self._birth(asked, start, meta)
         try:
-            live, unit = await self._conceive(birth)
-            view = self._view(live)
+            live, unit, view = await self._conceive(birth)
             [outcome] = await self._cases.commit([(live, unit)])
             if not isinstance(outcome, int):
                 raise _taken(outcome, birth.case_id)
@@ -824,8 +822,8 @@ class WorkflowEngine:
         checked_schema(model.spec, data)
         return _Birth(case_id, data, asked.business_key, model, start, meta, request)
 
-    async def _conceive(self, birth: _Birth) -> tuple[LiveCase, Unit]:
-        """The new case, held, and what it writes. Raises AlreadyExists; then nothing is held."""
+    async def _conceive(self, birth: _Birth) -> tuple[LiveCase, Unit, CaseView]:
+        """The new case, held, what it writes, and its view. Whatever it raises (AlreadyExists), nothing is held."""
         meta, model = birth.meta, birth.model
         live = self._cases.entry(meta.tenant, birth.case_id)
         await live.acquire()
@@ -848,7 +846,8 @@ class WorkflowEngine:
             )
             step = create(model, command, now)
             live.state, live.model, live.created_by = step.case, model, meta.principal
-            return live, self._cases.unit(live, step, meta, self._record(live, birth.request, step.case.sequence, b""))
+            record = self._record(live, birth.request, step.case.sequence, b"")
+            return live, self._cases.unit(live, step, meta, record), self._view(live)
         except AlreadyExists:
             self._cases.done(live)
             raise
