@@ -30,7 +30,7 @@ from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
 from knhk_workflow.runtime.records import DEFINITIONS, Definition, pack
 from knhk_workflow.runtime.views import Page, Validation, WorkflowView
 from knhk_workflow.store import META_SHARD, ExpectationFailed, Journal, Keyspace, Reads, Unit, Write
-from knhk_workflow.store.keys import parse_definition_latest
+from knhk_workflow.store.keys import parse_definition, parse_definition_latest
 
 MODELS_MAX: Final = 1_000  # compiled versions in memory, about 20 KB each
 VERIFY_BUDGET: Final = VerifyBudget()  # about two seconds of one core, in a thread
@@ -158,6 +158,20 @@ class Definitions:
             view = _view(spec_id, await self._definition(tenant, spec_id, int.from_bytes(value, "big")))
             views.append(msgspec.structs.replace(view, document=b""))
         return Page(tuple(views), encode_token(rows[size - 1][0], "workflows") if len(rows) > size else "")
+
+    async def versions(self, tenant: str, page_size: int, page_token: str) -> Page[WorkflowView]:
+        """Every active version of every workflow, by id and version, without documents."""
+        size = page_size_of(page_size)
+        start, end = self._keys.definitions(tenant)
+        after = decode_token(page_token, "versions")
+        rows = await self._reads.scan(max(start, after + b"\0") if after else start, end, limit=size + 1)
+        found = [(parse_definition(key)[1], DEFINITIONS.read(key, value)) for key, value in rows[:size]]
+        views = (
+            msgspec.structs.replace(_view(spec_id, definition), document=b"")
+            for spec_id, definition in found
+            if not definition.deleted_at
+        )
+        return Page(tuple(views), encode_token(rows[size - 1][0], "versions") if len(rows) > size else "")
 
     async def delete(self, tenant: str, spec_id: str, version: int) -> None:
         """Take a version (0 = all) out of use. The caller has made sure that no case is open on it."""

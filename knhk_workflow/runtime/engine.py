@@ -31,6 +31,7 @@ from knhk_workflow.errors import (
     RequestMismatch,
     StoreError,
     StoreUnavailable,
+    Unsupported,
     WorkflowError,
     WrongState,
 )
@@ -308,11 +309,13 @@ class WorkflowEngine:
         return await self._definitions.get(meta.tenant, spec_id, version)
 
     async def list_workflows(
-        self, *, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
+        self, *, all_versions: bool = False, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
     ) -> Page[WorkflowView]:
-        """The newest active version of each workflow, by id, without documents."""
+        """The newest active version of each workflow, or every active one, by id and version, without documents."""
         if self._store is None:
             await self.open()
+        if all_versions:
+            return await self._definitions.versions(meta.tenant, page_size, page_token)
         return await self._definitions.list(meta.tenant, page_size, page_token)
 
     async def delete_workflow(self, spec_id: str, version: int = 0, *, meta: CallMeta = LOCAL) -> None:
@@ -410,25 +413,38 @@ class WorkflowEngine:
         """running -> suspended: results of started work are accepted and wait, nothing else goes on."""
         return await self._on_case(case_id, c.SuspendCase(reason), meta)
 
-    async def resume_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> CaseView:
+    async def resume_case(self, case_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> CaseView:
         """suspended -> running; what waited is taken up."""
-        return await self._on_case(case_id, c.ResumeCase(), meta, rest=True)
+        return await self._on_case(case_id, c.ResumeCase(reason), meta, rest=True)
 
     async def cancel_case(self, case_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> CaseView:
         """End the case as cancelled, with all its work. Cancelling a cancelled case is fine."""
         return await self._on_case(case_id, c.CancelCase(reason), meta)
 
     async def update_case_data(
-        self, case_id: str, patch: JsonObject, *, expected_sequence: int = 0, meta: CallMeta = LOCAL
+        self,
+        case_id: str,
+        patch: JsonObject,
+        *,
+        expected_sequence: int = 0,
+        replace: bool = False,
+        net: str = "",
+        meta: CallMeta = LOCAL,
     ) -> CaseView:
-        """Replace top-level keys of the case's data; `expected_sequence` guards against a change in between."""
-        command = c.UpdateCaseData(json_object(patch, "data"), expected_sequence)
+        """Replace top-level keys of the case's data; `expected_sequence` guards against a change in between.
+
+        `replace`: the object given becomes the data. `net`: a live sub-net's name, or its number where several live.
+        """
+        checked_id(net, "net", empty=True)
+        command = c.UpdateCaseData(json_object(patch, "data"), expected_sequence, replace, net)
         return await self._on_case(case_id, command, meta)
 
-    async def cancel_task(self, case_id: str, task_id: str, *, activation: int = 0, meta: CallMeta = LOCAL) -> CaseView:
+    async def cancel_task(
+        self, case_id: str, task_id: str, reason: str = "", *, activation: int = 0, meta: CallMeta = LOCAL
+    ) -> CaseView:
         """Withdraw or stop one activation of a task; nothing flows on. 0: the only one that there is."""
         checked_id(task_id, "task_id")
-        return await self._on_case(case_id, c.CancelTask(task_id, activation), meta, rest=True)
+        return await self._on_case(case_id, c.CancelTask(task_id, activation, reason), meta, rest=True)
 
     async def trigger_case(
         self, name: str, data: JsonObject = None, *, case_id: str = "", key: str = "", meta: CallMeta = LOCAL
@@ -501,14 +517,15 @@ class WorkflowEngine:
         return await self._answered(case_id, command, meta, query.instances_after, _decode_instances)
 
     async def resolve_incident(
-        self, incident_id: str, action: str, data: JsonObject = None, *, meta: CallMeta = LOCAL
+        self, incident_id: str, action: str, data: JsonObject = None, reason: str = "", *, meta: CallMeta = LOCAL
     ) -> CaseView:
         """Close an incident: `retry`, `skip`, `complete` (with data) or `fail_case`."""
         number, case_id = parse_incident_id(incident_id)
         if action not in ("retry", "skip", "complete", "fail_case"):
             raise InvalidInput.field("action", f"{action!r} is not an action", "use retry, skip, complete or fail_case")
         body = json_object(data, "data") if data is not None else b""
-        return await self._on_case(case_id, c.ResolveIncident(number, action, body), meta, rest=True)  # type: ignore[arg-type]  # checked above
+        command = c.ResolveIncident(number, action, body, reason)  # type: ignore[arg-type]  # checked above
+        return await self._on_case(case_id, command, meta, rest=True)
 
     async def get_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> CaseView:
         """The case as it was last committed, with data, open work and incidents."""
@@ -600,23 +617,35 @@ class WorkflowEngine:
         finally:
             self._log_watchers.discard(news)
 
-    async def watch_token(self) -> str:
-        """The token for `watch_cases` from this moment on."""
+    async def watch_token(self, *, from_start: bool = False) -> str:
+        """The token for `watch_cases` from this moment on, or from the oldest event kept."""
         if self._store is None:
             await self.open()
-        return query.resume_token(self._positions())
+        return query.resume_token(dict.fromkeys(self._positions(), 0) if from_start else self._positions())
 
     async def explain_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> Explanation:
         """Why the case is where it is: for each task of each live net, what it waits for."""
         async with self._reading(case_id, meta) as live:
-            return query.explanation(*live.loaded())
+            found = query.explanation(*live.loaded(), self._clock.now())
+        completed = await self._query.completions(meta.tenant, case_id, found.sequence)
+        return msgspec.structs.replace(found, completed=completed)
 
     async def list_incidents(
-        self, *, case_id: str = "", page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
+        self,
+        *,
+        case_id: str = "",
+        include_resolved: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
+        meta: CallMeta = LOCAL,
     ) -> Page[IncidentView]:
-        """Open incidents, of one case or of all."""
+        """Open incidents, of one case or of all; of one case the resolved ones too, from its history."""
         if self._store is None:
             await self.open()
+        if include_resolved:
+            if not case_id:
+                raise Unsupported("listing the resolved incidents of all cases", "name a case")
+            return await self._query.all_incidents(meta.tenant, case_id, page_size, page_token)
         return await self._query.incidents(meta.tenant, case_id, page_size, page_token)
 
     # -- work items ---------------------------------------------------------------------------------------------------
@@ -685,9 +714,9 @@ class WorkflowEngine:
         checked_id(code, "code")
         return await self._on_item(item_id, lambda ref: c.FailItem(ref, code, message, user), meta)
 
-    async def skip_work_item(self, item_id: str, *, meta: CallMeta = LOCAL) -> WorkItemView:
+    async def skip_work_item(self, item_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> WorkItemView:
         """Go on without this work."""
-        return await self._on_item(item_id, c.SkipItem, meta)
+        return await self._on_item(item_id, lambda ref: c.SkipItem(ref, reason), meta)
 
     # -- patterns -----------------------------------------------------------------------------------------------------
 

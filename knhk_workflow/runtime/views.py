@@ -38,7 +38,10 @@ class WorkflowView(msgspec.Struct, frozen=True):
 
 
 class IncidentView(msgspec.Struct, frozen=True):
-    """An open incident. `incident_id` is `number@case_id`."""
+    """An incident. `incident_id` is `number@case_id`; an open one has no `resolution`.
+
+    `resolution`: retry, skip, complete, fail_case, or cancelled where what it was about was removed.
+    """
 
     incident_id: str
     case_id: str
@@ -47,6 +50,9 @@ class IncidentView(msgspec.Struct, frozen=True):
     task_id: str
     raised_at: int
     spec_id: str = ""
+    resolution: str = ""
+    resolved_at: int = 0
+    resolved_by: str = ""
 
 
 class WorkItemView(msgspec.Struct, frozen=True):
@@ -173,6 +179,8 @@ class Explanation(msgspec.Struct, frozen=True):
     sentence: str
     tasks: tuple[TaskExplanation, ...]
     incidents: tuple[IncidentView, ...]
+    marking: dict[str, int] = {}  # tokens by condition; in sub-nets by `net/condition`
+    completed: dict[str, int] = {}  # how often each task was completed, by task, in sub-nets by `net/task`
 
 
 class Stimulus(msgspec.Struct, frozen=True):

@@ -205,7 +205,6 @@ async def test_all_cases_are_watched_from_now_on_and_from_a_token(running: Sidec
             (pb.WatchCasesRequest(resume_token=b64encode(positions).decode()), grpc.StatusCode.INVALID_ARGUMENT)
             for positions in (b'{"0":-5}', b'{"0":99999999999999999999}', b'{"0":1000000}', b'{"7":1}', b"{}")
         ),
-        (pb.WatchCasesRequest(from_start=True), grpc.StatusCode.UNIMPLEMENTED),
     ],
 )
 async def test_what_cannot_be_watched_is_refused(
@@ -214,3 +213,17 @@ async def test_what_cannot_be_watched_is_refused(
     with pytest.raises(aio.AioRpcError) as caught:
         await anext(aiter(running.cases.WatchCases(wanted)))
     assert caught.value.code() is code
+
+
+async def test_a_watch_may_begin_at_the_beginning(running: Sidecar) -> None:
+    for number in range(3):
+        await running.cases.RunCase(pb.RunCaseRequest(spec_id="routing", case_id=f"old-{number}"))
+    watch = running.cases.WatchCases(pb.WatchCasesRequest(from_start=True, event_types=["case_created"]))
+    seen: list[str] = []
+    async for message in watch:
+        if message.HasField("event"):
+            seen.append(message.event.case_id)
+        if len(seen) == 3:
+            break
+    watch.cancel()
+    assert seen == ["old-0", "old-1", "old-2"]
