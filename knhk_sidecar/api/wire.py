@@ -33,6 +33,7 @@ from knhk_workflow import (
     InstancesView,
     InvalidInput,
     LimitExceeded,
+    MessageView,
     PatternExecutionContext,
     PatternResult,
     PatternView,
@@ -41,7 +42,6 @@ from knhk_workflow import (
     Stale,
     Stimulus,
     TaskExplanation,
-    TriggerDelivery,
     Unsupported,
     Validation,
     WorkflowView,
@@ -533,10 +533,10 @@ def replaces(mode: pb.DataUpdateMode.ValueType) -> bool:
     return mode == pb.DATA_UPDATE_MODE_REPLACE
 
 
-def triggered(message_id: str, deliveries: Iterable[TriggerDelivery]) -> pb.TriggerCaseResponse:
+def triggered(message: MessageView) -> pb.TriggerCaseResponse:
     """What became of a signal, case by case."""
     return pb.TriggerCaseResponse(
-        message_id=message_id,
+        message_id=message.message_id,
         deliveries=[
             pb.TriggerDelivery(
                 case_id=one.case_id,
@@ -544,7 +544,7 @@ def triggered(message_id: str, deliveries: Iterable[TriggerDelivery]) -> pb.Trig
                 task_id=one.task_id,
                 activation=one.activation,
             )
-            for one in deliveries
+            for one in message.deliveries
         ],
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from hashlib import blake2b
 from typing import Final, TypeVar
 
@@ -39,7 +39,7 @@ from knhk_workflow.fortune5.config import Fortune5Config
 from knhk_workflow.fortune5.slo import Fortune5Integration, Unmeasured
 from knhk_workflow.model.net import Model
 from knhk_workflow.patterns.catalogue import HINT, PATTERNS, find
-from knhk_workflow.runtime import query, sandbox
+from knhk_workflow.runtime import messages, query, sandbox
 from knhk_workflow.runtime.clock import NS_PER_S, Clock, Ids, SystemClock, SystemIds
 from knhk_workflow.runtime.definitions import Definitions, Document
 from knhk_workflow.runtime.inputs import (
@@ -63,6 +63,7 @@ from knhk_workflow.runtime.views import (
     HistoryEvent,
     IncidentView,
     InstancesView,
+    MessageView,
     Page,
     PatternExecutionContext,
     PatternResult,
@@ -97,6 +98,8 @@ class EngineLimits(msgspec.Struct, frozen=True):
     """Bounds of one engine that an operator may set."""
 
     cached_cases: int = CACHED_CASES
+    message_cases: int = messages.CASES_MAX
+    """Most cases that one message may reach."""
     journal: JournalLimits = JournalLimits()
 
 
@@ -224,9 +227,20 @@ class WorkflowEngine:
                         self._limits.cached_cases,
                     )
                     self._query = query.Query(store, keyspace)
+                    self._messages = messages.Messages(
+                        store,
+                        self._journal,
+                        keyspace,
+                        self._definitions,
+                        self._clock,
+                        self._deliver,
+                        self._spawn,
+                        self._limits.message_cases,
+                    )
                     self._keyspace = keyspace
                     self._store = store
                     await self._recover()
+                    await self._messages.recover()
                 except BaseException:
                     self._store = None
                     for task in self._tasks:
@@ -241,6 +255,8 @@ class WorkflowEngine:
     async def close(self) -> None:
         """Finish what was accepted and release the store. Twice is fine."""
         self._closed = True
+        if self._store is not None:
+            self._messages.close()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -447,41 +463,44 @@ class WorkflowEngine:
         return await self._on_case(case_id, c.CancelTask(task_id, activation, reason), meta, rest=True)
 
     async def trigger_case(
-        self, name: str, data: JsonObject = None, *, case_id: str = "", key: str = "", meta: CallMeta = LOCAL
-    ) -> list[TriggerDelivery]:
-        """Deliver a signal to one case, or to every open case with a business key: one command for each case, in the
-        order of the list of cases. With a request id each case takes the message once, however often it is sent.
+        self,
+        name: str,
+        data: JsonObject = None,
+        *,
+        case_id: str = "",
+        key: str = "",
+        time_to_live: int | None = None,
+        meta: CallMeta = LOCAL,
+    ) -> MessageView:
+        """Deliver a signal to one case; without one to the open cases with a business key; without either to every open
+        case whose workflow waits for it (see runtime/messages.py). With a request id each case takes it once, however
+        often it is sent.
 
-        Raises NotFound for an unknown case; a business key that no case has gives an empty answer.
+        `time_to_live`: nanoseconds for which a persistent signal is kept when nobody waits for it. None: as long as the
+        case lives, or one hour when it is not addressed to a case; 0: not at all. Raises NotFound for an unknown case.
+        A key that no case has gives an empty answer, and the message waits.
         """
         checked_id(name, "name")
         checked_id(case_id, "case_id", empty=True)
         checked_id(key, "key", empty=True)
-        if not case_id and not key:
-            raise InvalidInput.field("case_id", "a case or a business key is needed", "give case_id, or key")
-        command = c.Signal(name, json_object(data, "data") if data is not None else b"")
+        if time_to_live is not None and not 0 <= time_to_live <= messages.TIME_TO_LIVE_MAX:
+            raise InvalidInput.field("time_to_live", "must be between 0 and ten years", "for example 1h")
+        if self._store is None:
+            await self.open()
+        body = json_object(data, "data") if data is not None else b""
         if case_id:
-            return [await self._deliver(case_id, command, meta)]
-        found: list[TriggerDelivery] = []
-        token = ""
-        while True:
-            page = await self.list_cases(CaseFilter(business_key=key), page_token=token, meta=meta)
-            for case in page.items:
-                try:
-                    if case.state not in c.ENDED or meta.request_id:
-                        found.append(await self._deliver(case.case_id, command, meta))
-                except WrongState:
-                    continue  # it has ended, without having taken this message before
-                if len(found) > BATCH_MAX:
-                    raise LimitExceeded("cases that one message reaches", BATCH_MAX, len(found), "use narrower keys")
-            token = page.next_token
-            if not token:
-                return found
+            signal = c.Signal(name, body, time_to_live)
+            return MessageView(meta.request_id, (await self._deliver(case_id, signal, _element(meta, case_id)),))
+        if not meta.request_id:
+            meta = msgspec.structs.replace(meta, request_id=f"m-{self._ids.case_id()}")
+        request = self._request(meta, (name, key, body, time_to_live))
+        asked = messages.Sending(meta, request.scope, request.fingerprint, name, key, body, time_to_live)
+        return await self._messages.send(asked)
 
     async def _deliver(self, case_id: str, signal: c.Signal, meta: CallMeta) -> TriggerDelivery:
         """One case's delivery. A message is known to each case by itself, whichever way it was addressed."""
-        meta = _element(meta, case_id)
-        return await self._answered(case_id, signal, meta, query.delivery_after, _decode_delivery)
+        about = (case_id, msgspec.structs.replace(signal, expires=0))
+        return await self._answered(case_id, signal, meta, query.delivery_after, _decode_delivery, about)
 
     async def add_instance(
         self, case_id: str, task_id: str, data: JsonObject = None, *, activation: int = 0, meta: CallMeta = LOCAL
@@ -912,11 +931,12 @@ class WorkflowEngine:
         meta: CallMeta,
         view: Callable[[Step], T],
         stored: Callable[[bytes], T],
+        about: object = None,
     ) -> T:
         """Carry a command out whose answer is a view of its step; repeated, the answer is the one that was stored."""
         if self._store is None:
             await self.open()
-        request = self._request(meta, (case_id, command)) if meta.request_id else None
+        request = self._request(meta, about or (case_id, command)) if meta.request_id else None
 
         def answer(_: LiveCase, step: Step) -> tuple[T, bytes]:
             found = view(step)
@@ -1100,6 +1120,7 @@ class WorkflowEngine:
 
     def _committed(self, shard: int, position: int, units: Sequence[Unit]) -> None:
         self._commits += 1
+        self._messages.notice(units)
         for event in self._log_watchers:
             event.set()
 
@@ -1118,9 +1139,11 @@ class WorkflowEngine:
                 start = rows[-1][0] + b"\0"
 
     async def _sweep(self) -> None:
-        """Delete expired idempotency records, now and then."""
+        """Delete expired idempotency records and messages, now and then."""
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
+            with suppress(StoreUnavailable, OutcomeUnknown, Busy):  # the next round does it
+                await self._messages.sweep()
             for shard in (*range(self._keyspace.shards), META_SHARD):
                 try:
                     swept = 1

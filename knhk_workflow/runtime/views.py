@@ -113,6 +113,18 @@ class TriggerDelivery(msgspec.Struct, frozen=True):
     activation: int = 0
 
 
+class MessageView(msgspec.Struct, frozen=True):
+    """What became of a signal: one delivery for each case that has it.
+
+    `message_id` is the request id; without one, a message to several cases gets an id of its own. `waits_until`: how
+    long the message waits for a case that is not there yet; 0 = it does not.
+    """
+
+    message_id: str
+    deliveries: tuple[TriggerDelivery, ...]
+    waits_until: int = 0
+
+
 class CaseView(msgspec.Struct, frozen=True):
     """A case at one sequence. Lists leave `data`, `work` and `incidents` empty."""
 

@@ -230,14 +230,18 @@ class CaseService:
         return pb.CancelTaskResponse(case=wire.case(view))
 
     async def trigger_case(self, request: pb.TriggerCaseRequest, meta: CallMeta) -> pb.TriggerCaseResponse:
-        """Deliver a signal to a case, or to the open cases with a business key."""
+        """Deliver a signal to a case, to the open cases with a business key, or to all that wait for it."""
         name = wire.required(request.name, "name", "payment-received")
-        wire.not_yet(request.HasField("time_to_live"), "CaseService.TriggerCase.time_to_live")
-        wire.not_yet(not request.case_id and not request.key, "CaseService.TriggerCase without case_id and key")
-        deliveries = await self._engine.trigger_case(
-            name, request.data_json or None, case_id=request.case_id, key=request.key, meta=meta
+        lives = wire.duration_ns(request.time_to_live, "time_to_live") if request.HasField("time_to_live") else None
+        found = await self._engine.trigger_case(
+            name,
+            request.data_json or None,
+            case_id=request.case_id,
+            key=request.key,
+            time_to_live=lives,
+            meta=meta,
         )
-        return wire.triggered(meta.request_id, deliveries)
+        return wire.triggered(found)
 
     async def update_case_data(self, request: pb.UpdateCaseDataRequest, meta: CallMeta) -> pb.UpdateCaseDataResponse:
         """Replace top-level keys of a net's data, or all of it."""
