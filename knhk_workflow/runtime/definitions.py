@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from knhk_workflow.core.or_join import compile_or_joins
 from knhk_workflow.errors import InvalidDocument, InvalidInput, NotFound, Problem, Unsound
 from knhk_workflow.model.document import DOCUMENT_MAX, strict_json, strict_yaml
 from knhk_workflow.model.net import Model, compile_spec
@@ -86,9 +87,19 @@ def check(document: Document, form: str) -> Parsed:
     return Parsed(spec, text, spec_digest(text), findings(spec))
 
 
+def compiled(spec: Spec, version: int, digest: bytes) -> Model:
+    """Compile a workflow, its or-joins analysed: what takes long is done here, not when a case first asks."""
+    model = compile_spec(spec, version, digest)
+    for net in model.nets.values():
+        if any(node.join.kind == "or" for node in net.tasks.values()):
+            for join in compile_or_joins(net).values():
+                join.prepare()
+    return model
+
+
 def verified(parsed: Parsed, budget: VerifyBudget) -> Verified:
     """Compile a document and verify it."""
-    model = compile_spec(parsed.spec, 0, parsed.digest)
+    model = compiled(parsed.spec, 0, parsed.digest)
     verification = verify(parsed.spec, model.nets, budget=budget)
     everything = sorted((*verification.findings, *parsed.findings), key=lambda problem: problem.severity != "error")
     return Verified(model, tuple(everything), verification.verdict)
@@ -239,8 +250,8 @@ class Definitions:
         found = self._models.get(name)
         if found is None:
             definition = await self._definition(tenant, spec_id, number)
-            spec = parse_spec(strict_json(definition.document, max_bytes=DOCUMENT_MAX))
-            found = self._models[name] = compile_spec(spec, number, definition.digest)
+            made = await asyncio.to_thread(_recompiled, definition)
+            found = self._models.setdefault(name, made)  # somebody may have needed it in the meantime
             if len(self._models) > MODELS_MAX:
                 self._models.popitem(last=False)
         else:
@@ -309,6 +320,11 @@ class Definitions:
         if stored is None:
             raise NotFound("workflow", f"{spec_id}@{version}")
         return DEFINITIONS.read(key, stored)
+
+
+def _recompiled(definition: Definition) -> Model:
+    spec = parse_spec(strict_json(definition.document, max_bytes=DOCUMENT_MAX))
+    return compiled(spec, definition.version, definition.digest)
 
 
 def _view(spec_id: str, definition: Definition) -> WorkflowView:

@@ -38,10 +38,11 @@ from knhk_workflow.errors import (
 from knhk_workflow.fortune5.config import Fortune5Config
 from knhk_workflow.fortune5.slo import Fortune5Integration, Unmeasured
 from knhk_workflow.model.net import Model
+from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.patterns.catalogue import HINT, PATTERNS, find
 from knhk_workflow.runtime import messages, query, sandbox
 from knhk_workflow.runtime.clock import NS_PER_S, Clock, Ids, SystemClock, SystemIds
-from knhk_workflow.runtime.definitions import Definitions, Document
+from knhk_workflow.runtime.definitions import VERIFY_BUDGET, Definitions, Document
 from knhk_workflow.runtime.inputs import (
     JsonObject,
     checked_id,
@@ -98,6 +99,8 @@ class EngineLimits(msgspec.Struct, frozen=True):
     """Bounds of one engine that an operator may set."""
 
     cached_cases: int = CACHED_CASES
+    verification: VerifyBudget = VERIFY_BUDGET
+    """What verifying one workflow may take; counted, so that the same workflow always gets the same verdict."""
     message_cases: int = messages.CASES_MAX
     """Most cases that one message may reach."""
     journal: JournalLimits = JournalLimits()
@@ -216,7 +219,9 @@ class WorkflowEngine:
                     journal = await Journal.open(store, self._clock.now, limits=self._limits.journal)
                     self._journal = journal
                     self._journal.on_commit(self._committed)
-                    self._definitions = Definitions(store, self._journal, keyspace, self._clock)
+                    self._definitions = Definitions(
+                        store, self._journal, keyspace, self._clock, self._limits.verification
+                    )
                     self._cases = LiveCases(
                         store,
                         self._journal,
