@@ -12,7 +12,7 @@ import msgspec
 from knhk_sidecar.api import pb, wire
 from knhk_sidecar.api.faults import SlowReader, to_status
 from knhk_sidecar.api.services.pages import filtered
-from knhk_sidecar.api.services.streams import QUIET, closed_after, followed, multiplexed
+from knhk_sidecar.api.services.streams import QUIET, Tell, closed_after, followed, multiplexed
 from knhk_workflow import (
     CallMeta,
     CaseView,
@@ -107,7 +107,9 @@ class CaseService:
     ) -> AsyncIterator[pb.StreamRunCaseResponse]:
         """Run cases as they arrive."""
 
-        async def carry_out(request: pb.StreamRunCaseRequest) -> pb.StreamRunCaseResponse:
+        async def carry_out(
+            request: pb.StreamRunCaseRequest, _: Tell[pb.StreamRunCaseResponse]
+        ) -> pb.StreamRunCaseResponse:
             run = request.run
             try:
                 response = await self._run(run, wire.mutation(meta, run.request_id or request.request_id))

@@ -11,7 +11,7 @@ import pytest
 from grpc import aio
 
 from knhk_sidecar.api import pb
-from knhk_sidecar.api.services.streams import QUIET, followed, multiplexed
+from knhk_sidecar.api.services.streams import QUIET, Tell, followed, multiplexed
 from tests.sidecar.services.server import Sidecar, info_of, refusal_of
 
 
@@ -23,7 +23,7 @@ async def numbers(count: int) -> AsyncIterator[int]:
 async def test_answers_may_overtake_each_other_within_a_bound() -> None:
     under_way = most = 0
 
-    async def carry_out(n: int) -> int:
+    async def carry_out(n: int, _: Tell[int]) -> int:
         nonlocal under_way, most
         under_way += 1
         most = max(most, under_way)
@@ -40,7 +40,7 @@ async def test_answers_may_overtake_each_other_within_a_bound() -> None:
 async def test_who_does_not_take_answers_gets_no_more_work_done() -> None:
     begun = 0
 
-    async def carry_out(n: int) -> int:
+    async def carry_out(n: int, _: Tell[int]) -> int:
         nonlocal begun
         begun += 1
         return n
@@ -56,7 +56,7 @@ async def test_who_does_not_take_answers_gets_no_more_work_done() -> None:
 async def test_leaving_cancels_what_is_under_way() -> None:
     cancelled = 0
 
-    async def carry_out(n: int) -> int:
+    async def carry_out(n: int, _: Tell[int]) -> int:
         nonlocal cancelled
         if n == 0:
             return n
@@ -80,7 +80,7 @@ async def test_a_stream_of_requests_that_breaks_ends_the_stream_of_answers() -> 
         yield 1
         raise ConnectionError("gone")
 
-    async def carry_out(n: int) -> int:
+    async def carry_out(n: int, _: Tell[int]) -> int:
         return n
 
     answers = multiplexed(broken(), carry_out)
