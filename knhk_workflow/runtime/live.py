@@ -40,6 +40,7 @@ from knhk_workflow.runtime.records import (
     pack,
 )
 from knhk_workflow.store import CaseKeys, Expectation, Journal, Keyspace, Outcome, Reads, Unit, Write, digest, seal
+from knhk_workflow.store.codec import UNREADABLE
 from knhk_workflow.store.keys import parse_case_record
 
 SNAPSHOT_RECORDS: Final = 64  # replaying 64 records takes about 1 ms
@@ -319,7 +320,7 @@ class LiveCases:
             if record.codec != STATE_CODEC or _hash(record.state) != record.state_hash:
                 return None
             case = decode_state(record.state)
-        except (StoreCorrupt, StoreFormat, msgspec.DecodeError):
+        except (StoreCorrupt, StoreFormat, *UNREADABLE):
             return None  # a cache that cannot be read is no cache; the records decide
         mine = (case.tenant, case.case_id) == (keys.tenant, keys.case_id) and case.sequence <= sequence
         return case if mine else None

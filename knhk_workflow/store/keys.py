@@ -333,6 +333,19 @@ def shard_in(key: bytes) -> int:
     return int(_read_u16(key, 0)[0])
 
 
+def shard_range(shard: int) -> Range:
+    """All keys of a shard."""
+    return _u16(shard), _u16(shard + 1)
+
+
+def kind_of(key: bytes) -> bytes:
+    """The kind of a key: one of the constants above; empty when it has none."""
+    if key[2:4] == _SYSTEM:
+        return key[4:5]
+    end = key.find(_END, 2)
+    return key[end + 2 : end + 3] if end >= 0 else b""
+
+
 def is_log(key: bytes) -> bool:
     """Whether this is the key of a batch record."""
     return key[2:5] == _SYSTEM + LOG
