@@ -53,6 +53,7 @@ class Activation(msgspec.Struct, array_like=True):
     released: bool = False  # the flow has gone on, instances still run
     signalled: bool = False  # the trigger it waited for has come
     signal: bytes = b""  # what that brought
+    left: list[str] = []  # locks that it let go of when its work failed, and takes again before it goes on
 
 
 class NetInstance(msgspec.Struct, array_like=True):

@@ -285,6 +285,8 @@ def _resume_activation(
             advance(step, activation, node)
         return
     start_without_work(step, activation)
+    if activation.left:
+        locks.take(step, net, node, activation)
     if kind in CHOICE_INCIDENTS or node.carrier in ("route", "trigger"):
         if command.data:
             step.emit(e.DataUpdated(net.number, command.data))
@@ -454,7 +456,7 @@ def _startable(step: Step, activation: Activation, name: str, verb: str, states:
 def _unlocked(step: Step, activation: Activation, kind: str, name: str) -> None:
     """Refuse work whose lock somebody else holds."""
     node = step.node(activation)
-    lock = locks.blocked_by(step.case, step.case.nets[activation.net], node, activation.inputs)
+    lock = locks.blocked_by(step.case, step.case.nets[activation.net], node, activation.inputs, activation.left)
     if lock is not None:
         at = " and ".join(locks.holders(step.case, step.model, lock)) or "a cascade that is still going on"
         raise WrongState(kind, name, "free to start", f"waiting for {lock}, held at {at}", "it can when that has ended")
