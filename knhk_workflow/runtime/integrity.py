@@ -476,6 +476,6 @@ class _CaseWalk:
         return ""
 
 
-def summary_of(error: StoreError) -> Examination:
+def refused(error: StoreError) -> Examination:
     """What an examination says of a store that cannot even be opened."""
     return Examination(0, 0, 0, 0, 0, (), (Finding(type(error).reason, error.message),), 1)

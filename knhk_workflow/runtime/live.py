@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from knhk_workflow.core.apply import replay
-from knhk_workflow.core.case import OPEN_ITEM_STATES, Case, decode_state, encode_state
+from knhk_workflow.core.case import OPEN_ITEM_STATES, Case, Incident, decode_state, encode_state
 from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.step import ItemInNet, Step
 from knhk_workflow.errors import NotFound, StoreCorrupt, StoreFormat
@@ -199,12 +199,12 @@ class LiveCases:
             tuple(step.events),  # type: ignore[arg-type]  # Event is the base of exactly EventType
         )
         payload = _encode(record)
-        head = pack(_head(case, live.created_by))
+        head = pack(head_of(case, live.created_by))
         writes: list[Write] = [(keys.record(first), seal(payload)), (keys.head, head)]
         expect: list[Expectation] = [(keys.head, live.head)]
         for (number, instance), item in step.items.items():
             writes.append(
-                (keys.item(number, instance), _item_row(case, item) if item[3].state in OPEN_ITEM_STATES else None)
+                (keys.item(number, instance), item_row(case, item) if item[3].state in OPEN_ITEM_STATES else None)
             )
         if step.incidents:
             _incident_rows(keys, step, writes)
@@ -377,7 +377,8 @@ def _hash(state: bytes) -> bytes:
     return blake2b(state, digest_size=16).digest()
 
 
-def _head(case: Case, created_by: str) -> CaseHead:
+def head_of(case: Case, created_by: str) -> CaseHead:
+    """What lists show of a case."""
     return CaseHead(
         case.sequence,
         case.state,
@@ -393,7 +394,7 @@ def _head(case: Case, created_by: str) -> CaseHead:
     )
 
 
-def _item_row(case: Case, item: ItemInNet) -> bytes:
+def item_row(case: Case, item: ItemInNet) -> bytes:
     """What the work list shows of an open item."""
     net, node, _, run = item
     task = node.task
@@ -417,9 +418,10 @@ def _item_row(case: Case, item: ItemInNet) -> bytes:
 def _incident_rows(keys: CaseKeys, step: Step, writes: list[Write]) -> None:
     for number in step.incidents:
         incident = step.case.incidents.get(number)
-        row = None
-        if incident is not None:
-            row = pack(
-                IncidentRow(incident.kind, incident.message, incident.task, incident.raised_at, step.case.spec_id)
-            )
+        row = incident_row(incident, step.case.spec_id) if incident is not None else None
         writes.append((keys.incident(number), row))
+
+
+def incident_row(incident: Incident, spec_id: str) -> bytes:
+    """What lists show of an incident."""
+    return pack(IncidentRow(incident.kind, incident.message, incident.task, incident.raised_at, spec_id))

@@ -346,6 +346,19 @@ def kind_of(key: bytes) -> bytes:
     return key[end + 2 : end + 3] if end >= 0 else b""
 
 
+def past_kind(key: bytes) -> bytes:
+    """The end of the range of all keys of the same shard, tenant and kind."""
+    if key[2:4] == _SYSTEM:
+        return _under(key[:5])[1]
+    return _under(key[: key.find(_END, 2) + 3])[1]
+
+
+def case_in(key: bytes) -> tuple[str, str]:
+    """(tenant, case id) of a key that has its case behind its kind: a record, head, snapshot, item or incident."""
+    reader = _Reader(key, kind_of(key))
+    return reader.tenant, reader.text()
+
+
 def is_log(key: bytes) -> bool:
     """Whether this is the key of a batch record."""
     return key[2:5] == _SYSTEM + LOG
