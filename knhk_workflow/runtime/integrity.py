@@ -32,6 +32,7 @@ from knhk_workflow.runtime.records import (
     HEADS,
     INCIDENTS,
     ITEMS,
+    MESSAGES,
     REQUESTS,
     SNAPSHOTS,
     CommitRecord,
@@ -46,6 +47,7 @@ from knhk_workflow.store.keys import (
     INCIDENT,
     ITEM,
     LEASE,
+    MESSAGE,
     RECORD,
     REQUEST,
     REQUEST_EXPIRY,
@@ -429,6 +431,8 @@ class _Examiner:
             if spec_digest(definition.document) != definition.digest or definition.version != version:
                 broken = f"workflow {spec_id!r} version {version} does not match its digest"
                 self._wrong("WORKFLOW_WRONG", broken, shard, 0, tenant)
+        elif kind == MESSAGE:
+            MESSAGES.read(key, value)
         elif kind in _CHECKED:
             unseal(key, value)
 
