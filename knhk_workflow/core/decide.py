@@ -201,13 +201,16 @@ def _item_done(step: Step, activation: Activation, run: Instance) -> None:
 
 
 def _fail_item(step: Step, command: c.FailItem) -> None:
+    if len(command.data) > DATA_BYTES_MAX:
+        raise LimitExceeded("work item failure bytes", DATA_BYTES_MAX, len(command.data))
     _need(step, "running", "suspended")
     activation, run = _begin(step, command.item, "fail", command.owner)
-    step.emit(e.ItemFailed(*place_of(activation, run), command.code, command.message))
+    step.emit(e.ItemFailed(*place_of(activation, run), command.code, command.message, command.data))
     step.changed(activation, run)
     node = step.node(activation)
     task = node.task
-    if task.retry is not None and run.attempt < task.retry.max_attempts and step.case.state == "running":
+    again = task.retry is not None and run.attempt < task.retry.max_attempts and not command.permanent
+    if again and step.case.state == "running":
         offer_item(step, node, activation, run.number, run.attempt + 1)
     elif task.on_error is not None and node.many is None and step.case.state == "running":
         leave(step, activation, node, via=task.on_error)

@@ -172,7 +172,7 @@ class ItemCompleted(Event, frozen=True, tag=14):
 
 
 class ItemFailed(Event, frozen=True, tag=15):
-    """Work ended badly; what follows (retry, incident) is in later events."""
+    """Work ended badly; what follows (retry, incident) is in later events. `data`: what is known beyond the message."""
 
     net: int
     task: str
@@ -181,6 +181,7 @@ class ItemFailed(Event, frozen=True, tag=15):
     attempt: int
     code: str
     message: str = ""
+    data: bytes = b""
 
 
 class ItemSkipped(Event, frozen=True, tag=16):

@@ -778,11 +778,21 @@ class WorkflowEngine:
         return list(await asyncio.gather(*(one(index, asked) for index, asked in enumerate(requests))))
 
     async def fail_work_item(
-        self, item_id: str, code: str, message: str = "", user: str = "", *, meta: CallMeta = LOCAL
+        self,
+        item_id: str,
+        code: str,
+        message: str = "",
+        user: str = "",
+        *,
+        data: JsonObject = None,
+        permanent: bool = False,
+        meta: CallMeta = LOCAL,
     ) -> WorkItemView:
-        """The work failed: an incident on its task, which keeps its place."""
+        """The work failed: it is offered again while its task's `retry` says so, unless the failure is `permanent`.
+        Then its error flow is taken, or an incident asks a person. `data` stands in the history."""
         checked_id(code, "code")
-        return await self._on_item(item_id, lambda ref: c.FailItem(ref, code, message, user), meta)
+        body = json_object(data, "data") if data is not None else b""
+        return await self._on_item(item_id, lambda ref: c.FailItem(ref, code, message, user, body, permanent), meta)
 
     async def skip_work_item(self, item_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> WorkItemView:
         """Go on without this work."""
