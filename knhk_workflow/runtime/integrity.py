@@ -115,7 +115,7 @@ class Examination(msgspec.Struct, frozen=True):
 class Progress(Protocol):
     """Told now and then how far it is."""
 
-    def __call__(self, done: int, total: int) -> None: ...
+    def __call__(self, done: int, total: int, /) -> None: ...
 
 
 async def examine(reads: Reads, shards: int, progress: Progress | None = None) -> Examination:
