@@ -17,7 +17,8 @@ OPEN_ITEM_STATES = frozenset({"offered", "allocated", "started", "suspended"})
 BEGUN_ITEM_STATES = frozenset({"started", "suspended"})
 DONE_STATES = frozenset({"completed", "skipped", "forced"})
 STOPPED_STATES = frozenset({"withdrawn", "terminated"})
-LIVE_STATES = OPEN_ITEM_STATES | {"running"}
+RETRYING = "retrying"  # it failed and is offered again when its timer fires
+LIVE_STATES = OPEN_ITEM_STATES | {"running", RETRYING}
 
 
 class Instance(msgspec.Struct, array_like=True):
@@ -33,6 +34,7 @@ class Instance(msgspec.Struct, array_like=True):
     changed_at: int = 0
     offered_at: int = 0
     held: bool = False  # it ended while the case was suspended: what follows from that is still to come
+    timer: int = 0  # its time-out while it is open, its retry while it waits for one; 0 = none
 
 
 class Activation(msgspec.Struct, array_like=True):
@@ -53,6 +55,7 @@ class Activation(msgspec.Struct, array_like=True):
     released: bool = False  # the flow has gone on, instances still run
     signalled: bool = False  # the trigger it waited for has come
     signal: bytes = b""  # what that brought
+    timers: tuple[int, ...] = ()  # those of the activation as a whole
 
 
 class NetInstance(msgspec.Struct, array_like=True):
@@ -106,6 +109,18 @@ class Lock(msgspec.Struct, array_like=True):
     waiting: list[tuple[int, str]] = []
 
 
+class Timer(msgspec.Struct, array_like=True, frozen=True):
+    """Something that happens by itself at `due` (nanoseconds since the epoch), or later, never earlier."""
+
+    number: int
+    kind: str
+    net: int
+    task: str
+    activation: int
+    instance: int  # 0 = the activation as a whole
+    due: int
+
+
 class Incident(msgspec.Struct, array_like=True):
     """An open question to a person."""
 
@@ -147,6 +162,8 @@ class Case(msgspec.Struct, array_like=True):
     signals: list[Kept] = []
     last_trigger: int = 0
     locks: dict[str, Lock] = {}
+    timers: dict[int, Timer] = {}
+    last_timer: int = 0
 
     @property
     def root(self) -> NetInstance:
@@ -189,6 +206,7 @@ def encode_state(case: Case) -> bytes:
             activations=dict(sorted(case.activations.items())),
             incidents=dict(sorted(case.incidents.items())),
             locks=dict(sorted(case.locks.items())),
+            timers=dict(sorted(case.timers.items())),
         )
     )
 

@@ -24,7 +24,7 @@ def begun(activation: Activation, node: TaskNode) -> bool:
     runs = activation.instances.values()
     if runs:
         return any(run.state not in NOT_BEGUN or run.attempt > 1 for run in runs)
-    return node.task.trigger is None or activation.signalled
+    return not node.awaits or activation.signalled
 
 
 def blocked_by(case: Case, net: NetInstance, node: TaskNode, inputs: tuple[str, ...]) -> str | None:
