@@ -379,8 +379,9 @@ def _item_started(case: Case, event: e.ItemStarted) -> None:
     run = _run(case, event, "started")
     if event.owner:
         run.owner = event.owner
-    if event.consumed:
-        case.activations[event.activation].started = True
+    activation = case.activations[event.activation]
+    if event.consumed or not activation.inputs:  # a task that a signal started has nothing to consume
+        activation.started = True
         net = case.nets[event.net]
         for condition in event.consumed:
             net.take(condition)
