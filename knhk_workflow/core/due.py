@@ -61,7 +61,9 @@ def fire(step: Step, timer: Timer) -> None:
     """A timer of a running case at rest is due."""
     activation = step.case.activations[timer.activation]
     node = step.node(activation)
-    step.emit(e.TimerFired(timer.net, timer.task, timer.activation, timer.instance, timer.number, timer.kind))
+    step.emit(
+        e.TimerFired(timer.net, timer.task, timer.activation, timer.instance, timer.number, timer.kind, timer.due)
+    )
     if timer.kind == "timer":
         go_on(step, step.case.nets[timer.net], node)
     elif timer.kind == "retry":

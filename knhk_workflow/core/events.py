@@ -409,6 +409,7 @@ class TimerFired(Event, frozen=True, tag=40):
     instance: int
     timer: int
     kind: str
+    due: int
 
 
 class TimerDisarmed(Event, frozen=True, tag=41):
@@ -420,6 +421,7 @@ class TimerDisarmed(Event, frozen=True, tag=41):
     instance: int
     timer: int
     kind: str
+    due: int
 
 
 EventType = (

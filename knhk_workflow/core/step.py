@@ -110,7 +110,8 @@ class Step:
     def disarm(self, number: int) -> None:
         """A timer is not needed any more."""
         timer = self.case.timers[number]
-        self.emit(TimerDisarmed(timer.net, timer.task, timer.activation, timer.instance, number, timer.kind))
+        place = timer.net, timer.task, timer.activation, timer.instance
+        self.emit(TimerDisarmed(*place, number, timer.kind, timer.due))
 
     def untimed(self, activation: Activation) -> None:
         """An activation ends: none of its timers is needed any more."""

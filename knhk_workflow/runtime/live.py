@@ -4,8 +4,8 @@ A case is locked from the start of a command until its step is durable, so nobod
 that fails throws the cached state away: the next touch replays from the store, and there is no rollback code.
 
 The step of a command becomes one `Unit` of the journal: the commit record, the case's head (which the next commit
-expects unchanged), the rows of the work list, incidents, the effect that keeps a paused cascade alive, the idempotency
-record, and every SNAPSHOT_RECORDS records a snapshot. All of it is there or nothing is.
+expects unchanged), the rows of the work list, timers, incidents, the effect that keeps a paused cascade alive, the
+idempotency record, and every SNAPSHOT_RECORDS records a snapshot. All of it is there or nothing is.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.step import ItemInNet, Step
 from knhk_workflow.errors import NotFound, StoreCorrupt, StoreFormat
 from knhk_workflow.model.net import Model
+from knhk_workflow.runtime import timers
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.definitions import Definitions
 from knhk_workflow.runtime.meta import CallMeta
@@ -62,6 +63,7 @@ class LiveCase:
         "changed",
         "continuing",
         "created_by",
+        "due",
         "head",
         "keys",
         "model",
@@ -76,6 +78,7 @@ class LiveCase:
         self.model: Model | None = None
         self.head: bytes | None = None
         self.created_by = ""
+        self.due = 0  # of the nearest timer that the step on its way to the disk made; 0 = none
         self.records = 0
         self.bytes = 0
         self.busy = False
@@ -126,6 +129,7 @@ class LiveCases:
         clock: Clock,
         keyspace: Keyspace,
         unsettled: Callable[[LiveCase], None],
+        armed: Callable[[int], None],
         limit: int = CACHED_CASES,
     ) -> None:
         self._reads = reads
@@ -134,6 +138,7 @@ class LiveCases:
         self._clock = clock
         self._keyspace = keyspace
         self._unsettled = unsettled
+        self._armed = armed
         self._limit = limit
         self._cases: dict[tuple[str, str], LiveCase] = {}
 
@@ -181,6 +186,7 @@ class LiveCases:
         live.state = None
         live.model = None
         live.head = None
+        live.due = 0
         if not live.turns and not live.changed and live.continuing is None:
             self._cases.pop((live.keys.tenant, live.keys.case_id), None)
 
@@ -209,6 +215,8 @@ class LiveCases:
             _incident_rows(keys, step, writes)
         if case.ready or step.paused:
             writes.append((keys.effect(CONTINUE), b"" if case.ready else None))
+        if case.timers or step.timed:
+            live.due = timers.rows(keys, step, writes)
         if live.head is None and case.business_key:
             writes.append((keys.business_key(case.business_key), b""))
         if request is not None:
@@ -264,6 +272,9 @@ class LiveCases:
             return
         for event in live.changed:
             event.set()
+        if live.due:
+            self._armed(live.due)
+            live.due = 0
         if live.state is not None and live.state.ready and live.state.state == "running":
             self._unsettled(live)
         live.release()

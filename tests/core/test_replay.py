@@ -19,7 +19,16 @@ from knhk_workflow import InvalidDocument, WorkflowError
 from knhk_workflow.core import commands as c
 from knhk_workflow.core import events as e
 from knhk_workflow.core.apply import replay
-from knhk_workflow.core.case import LIVE_STATES, RETRYING, OPEN_ITEM_STATES, Activation, Case, decode_state, encode_state, item_ref
+from knhk_workflow.core.case import (
+    LIVE_STATES,
+    OPEN_ITEM_STATES,
+    RETRYING,
+    Activation,
+    Case,
+    decode_state,
+    encode_state,
+    item_ref,
+)
 from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.decide import create, decide
 from knhk_workflow.core.explain import explain, summary

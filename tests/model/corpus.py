@@ -42,6 +42,7 @@ tasks:
   k: {trigger: paid, loop: {while: "true"}, required_roles: r}
   l: {required_roles: r, instances: {until: size(data.xs) > 2, sync: false}, timeout: 2d, deadline: data.due}
   m: {timer: {after: data.wait}}
+  n: {required_roles: r, retry: {backoff: 0}}
 flows:
   - {from: start, to: a}
   - {from: a, to: b, when: data.x > 1}
@@ -286,8 +287,9 @@ INVALID: tuple[Bad, ...] = (
     ),
     _bad(
         "time where nothing takes any",
-        "{id: x, tasks: {a: {timer: 5m, trigger: t}, b: {timer: 5m, instances: 2}, c: {timer: 5m, loop: {until: data.d}},"
-        " d: {timer: 5m, timeout: 5m}, e: {deadline: data.due}, f: {required_roles: r, timeout: 5m, on_timeout: e},"
+        "{id: x, tasks: {a: {timer: 5m, trigger: t}, b: {timer: 5m, instances: 2},"
+        " c: {timer: 5m, loop: {until: data.d}}, d: {timer: 5m, timeout: 5m}, e: {deadline: data.due},"
+        " f: {required_roles: r, timeout: 5m, on_timeout: e},"
         " g: {timer: 5m, for_each: data.xs}}, flows: {start: [a, b, c, d, e, f, g], e: [a, b]}}",
         "tasks.a.trigger conflict",
         "tasks.b.instances conflict",

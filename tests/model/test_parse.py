@@ -147,7 +147,19 @@ def test_every_construct_is_either_executed_or_listed() -> None:
     assert all(problem.code == "unsupported_construct" and problem.severity == "error" for problem in listed)
     paths = {problem.path for problem in listed}
     assert {"tasks.j.timer.every", "tasks.g.workflow", "tasks.h.connector", "tasks.g.allocation"} <= paths
-    assert not {"sections", "tasks.a.split", "tasks.a.instances", "tasks.d.join", "tasks.f.net", "tasks.e.in", "tasks.e.timer", "tasks.f.timeout"} & paths
+    assert (
+        not {
+            "sections",
+            "tasks.a.split",
+            "tasks.a.instances",
+            "tasks.d.join",
+            "tasks.f.net",
+            "tasks.e.in",
+            "tasks.e.timer",
+            "tasks.f.timeout",
+        }
+        & paths
+    )
 
 
 def test_a_document_that_holds_itself_is_refused() -> None:
