@@ -93,7 +93,9 @@ class VirtualClock:
                 wake()
 
     def call_at(self, due: int, wake: Callable[[], None]) -> Alarm:
-        """When `advance` gets there."""
+        """When `advance` gets there; at once when it is there already."""
+        if due <= self._now:
+            wake()
         self._made += 1
         alarm = _VirtualAlarm(wake)
         heapq.heappush(self._alarms, (due, self._made, alarm))

@@ -86,24 +86,24 @@ class Timers:
             except StoreError:
                 await asyncio.sleep(PAUSE_S)
                 continue
-            if self._since > self._clock.now():
-                alarm = self._clock.call_at(due, self._woken.set) if due < NEVER else None
-                try:
-                    await self._woken.wait()
-                finally:
-                    if alarm is not None:
-                        alarm.cancel()
-            self._alarm = 0
+            alarm = self._clock.call_at(due, self._woken.set) if due < NEVER else None
+            try:
+                await self._woken.wait()
+            finally:
+                self._alarm = 0
+                if alarm is not None:
+                    alarm.cancel()
 
     async def fire_due(self) -> None:
-        """Return when nothing is due any more that could be fired."""
+        """Return when nothing is left of what is due now and could be fired."""
         async with self._turn:
-            while self._since <= self._clock.now():
-                begin, self._since = self._since, self._clock.now() + 1
+            now = self._clock.now()
+            while self._since <= now:
+                begin, self._since = self._since, now + 1
                 missed = NEVER
                 try:
                     for shard in range(self._keyspace.shards):
-                        missed = min(missed, await self._fire_shard(shard, begin))
+                        missed = min(missed, await self._fire_shard(shard, begin, now))
                 except (StoreError, asyncio.CancelledError) as error:
                     self._since = min(self._since, begin)
                     if isinstance(error, asyncio.CancelledError):
@@ -113,9 +113,9 @@ class Timers:
                     self._since = min(self._since, missed)
                     await asyncio.sleep(PAUSE_S)
 
-    async def _fire_shard(self, shard: int, begin: int) -> int:
-        """Fire what a shard has due from `begin` on, in order; the earliest that has to be tried again."""
-        start, end = self._keyspace.timers(shard, self._clock.now(), begin)
+    async def _fire_shard(self, shard: int, begin: int, now: int) -> int:
+        """Fire what a shard has due from `begin` to `now`, in order; the earliest that has to be tried again."""
+        start, end = self._keyspace.timers(shard, now, begin)
         missed = NEVER
         while True:
             page = await self._reads.scan(start, end, limit=PAGE)
