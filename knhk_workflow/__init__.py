@@ -46,6 +46,7 @@ from knhk_workflow.fortune5.config import (
     SpiffeConfig,
 )
 from knhk_workflow.fortune5.slo import Fortune5Integration, SloMetrics
+from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SystemClock, SystemIds, VirtualClock
 from knhk_workflow.runtime.engine import CompleteRequest, EngineLimits, RunRequest, WorkflowEngine
 from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta
@@ -58,6 +59,7 @@ from knhk_workflow.runtime.views import (
     HistoryEvent,
     IncidentView,
     InstancesView,
+    MessageView,
     Page,
     PatternExecutionContext,
     PatternResult,
@@ -108,6 +110,7 @@ __all__ = [
     "InvalidInput",
     "JournalLimits",
     "LimitExceeded",
+    "MessageView",
     "NotFound",
     "Page",
     "PatternExecutionContext",
@@ -134,6 +137,7 @@ __all__ = [
     "Unsound",
     "Unsupported",
     "Validation",
+    "VerifyBudget",
     "VirtualClock",
     "Wait",
     "WorkItemFilter",

@@ -20,6 +20,7 @@ from knhk_workflow.core.case import (
     Activation,
     Case,
     Instance,
+    NetInstance,
     item_ref,
     place_of,
 )
@@ -96,7 +97,7 @@ def _resume(step: Step, command: c.ResumeCase) -> None:
         for instance, run in sorted(activation.instances.items())
         if run.held and step.node(activation).many is not None
     ]
-    step.emit(e.StateChanged("suspended", "running"))
+    step.emit(e.StateChanged("suspended", "running", command.reason))
     for number, instance in held:
         found = step.case.activations.get(number)
         if found is not None:
@@ -123,11 +124,26 @@ def _update(step: Step, command: c.UpdateCaseData) -> None:
             f"at sequence {case.sequence}",
             "read it again and repeat the change",
         )
-    size = len(merge(case.root.data, command.patch))
+    net = _net(step, command.net) if command.net else case.root
+    size = len(command.patch if command.replace else merge(net.data, command.patch))
     if size > DATA_BYTES_MAX:
         raise LimitExceeded("case data bytes", DATA_BYTES_MAX, size)
-    if command.patch != EMPTY:
-        step.emit(e.DataUpdated(1, command.patch))
+    if command.replace or command.patch != EMPTY:
+        step.emit(e.DataUpdated(net.number, command.patch, command.replace))
+
+
+def _net(step: Step, name: str) -> NetInstance:
+    """The live net instance with this name or number. Raises NotFound, WrongState when several have the name."""
+    case = step.case
+    found = [net for _, net in sorted(case.nets.items()) if net.name == name and net.number != 1]
+    found = found or [net for net in case.nets.values() if str(net.number) == name]
+    if not found and name not in step.model.nets:
+        raise NotFound("net", name)
+    if len(found) != 1:
+        live = f"{len(found)} of them: " + ", ".join(str(net.number) for net in found) if found else "none"
+        hint = "name one by its number" if found else "its data begins with net_started"
+        raise WrongState("net", f"{name}@{case.case_id}", "one live instance", live, hint)
+    return found[0]
 
 
 def _claim(step: Step, command: c.ClaimItem) -> None:
@@ -172,7 +188,7 @@ def _complete_item(step: Step, command: c.CompleteItem) -> None:
 def _skip_item(step: Step, command: c.SkipItem) -> None:
     _need(step, "running", "suspended")
     activation, run = _begin(step, command.item, "skip", "")
-    step.emit(e.ItemSkipped(*place_of(activation, run)))
+    step.emit(e.ItemSkipped(*place_of(activation, run), command.reason))
     _item_done(step, activation, run)
 
 
@@ -199,7 +215,7 @@ def _resolve(step: Step, command: c.ResolveIncident) -> None:
         raise NotFound("incident", f"{command.incident}@{case.case_id}", "it may be resolved already")
     _need(step, "running", "suspended")
     if command.action == "fail_case":
-        step.emit(e.IncidentResolved(incident.number, command.action))
+        step.emit(e.IncidentResolved(incident.number, command.action, command.reason))
         end_case(step, "failed", incident.message)
         return
     _need(step, "running")
@@ -213,7 +229,7 @@ def _resolve(step: Step, command: c.ResolveIncident) -> None:
                 f"about a net ({incident.kind})",
                 "only retry or fail_case can resolve it",
             )
-        step.emit(e.IncidentResolved(incident.number, command.action))
+        step.emit(e.IncidentResolved(incident.number, command.action, command.reason))
         _look_again(step)
         settle(step)
         return
@@ -227,7 +243,7 @@ def _resolve(step: Step, command: c.ResolveIncident) -> None:
         )
     if command.action != "retry" and not locks.begun(activation, step.node(activation)):
         _unlocked(step, activation, "incident", f"{incident.number}@{case.case_id}")
-    step.emit(e.IncidentResolved(incident.number, command.action))
+    step.emit(e.IncidentResolved(incident.number, command.action, command.reason))
     _resume_activation(step, activation, incident.kind, incident.instance, command)
     settle(step)
 
@@ -302,14 +318,14 @@ def _look_again(step: Step) -> None:
 
 def _signal(step: Step, command: c.Signal) -> None:
     _need(step, "created", "running", "suspended")
-    receive(step, command.name, command.data)
+    receive(step, command)
     settle(step)
 
 
 def _cancel_task(step: Step, command: c.CancelTask) -> None:
     _need(step, "running", "suspended")
     activation = _one(step, command.task, command.activation)
-    withdraw(step, activation, "cancelled" if activation.started else "withdrawn")
+    withdraw(step, activation, "cancelled" if activation.started else "withdrawn", command.reason)
     if not activation.started:
         _take_away(step, activation)
     settle(step)

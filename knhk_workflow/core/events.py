@@ -107,12 +107,13 @@ class TaskCompleted(Event, frozen=True, tag=8):
 
 
 class TaskCancelled(Event, frozen=True, tag=9):
-    """An activation ended without effect. `reason`: withdrawn (never started), cancelled."""
+    """An activation ended without effect. `reason`: withdrawn (never started), cancelled; `detail`: why, in words."""
 
     net: int
     task: str
     activation: int
     reason: str
+    detail: str = ""
 
 
 class ItemOffered(Event, frozen=True, tag=10):
@@ -190,6 +191,7 @@ class ItemSkipped(Event, frozen=True, tag=16):
     activation: int
     instance: int
     attempt: int
+    reason: str = ""
 
 
 class ItemWithdrawn(Event, frozen=True, tag=17):
@@ -213,10 +215,11 @@ class ItemTerminated(Event, frozen=True, tag=18):
 
 
 class DataUpdated(Event, frozen=True, tag=19):
-    """Top-level keys of a net instance's data were replaced by those of `patch`."""
+    """Top-level keys of a net instance's data were replaced by those of `patch`; with `replace`, all of the data."""
 
     net: int
     patch: bytes
+    replace: bool = False
 
 
 class IncidentRaised(Event, frozen=True, tag=20):
@@ -236,6 +239,7 @@ class IncidentResolved(Event, frozen=True, tag=21):
 
     incident: int
     action: str
+    reason: str = ""
 
 
 class SettlePaused(Event, frozen=True, tag=22):
@@ -333,7 +337,10 @@ class DeadPathMoved(Event, frozen=True, tag=32):
 
 
 class TriggerReceived(Event, frozen=True, tag=33):
-    """A signal came. `outcome`: taken (by the activation), kept (until somebody waits), lost (nobody waits)."""
+    """A signal came. `outcome`: taken (by the activation), kept (until somebody waits), lost (nobody waits).
+
+    `expires`: until when it is kept, nanoseconds since the epoch; 0 = as long as the case lives.
+    """
 
     trigger: int
     name: str
@@ -342,6 +349,7 @@ class TriggerReceived(Event, frozen=True, tag=33):
     net: int = 0
     task: str = ""
     activation: int = 0
+    expires: int = 0
 
 
 class TriggerTaken(Event, frozen=True, tag=34):
@@ -424,6 +432,13 @@ class TimerDisarmed(Event, frozen=True, tag=41):
     due: int
 
 
+class TriggerExpired(Event, frozen=True, tag=50):
+    """The time to live of a kept signal was over before anybody took it. (Tags 39 to 49 are left to timers.)"""
+
+    trigger: int
+    name: str
+
+
 EventType = (
     CaseCreated
     | StateChanged
@@ -466,4 +481,5 @@ EventType = (
     | TimerArmed
     | TimerFired
     | TimerDisarmed
+    | TriggerExpired
 )

@@ -48,6 +48,7 @@ LEASE: Final = b"O"
 TIMER: Final = b"T"
 EFFECT: Final = b"E"
 REQUEST_EXPIRY: Final = b"X"
+MESSAGE: Final = b"M"
 
 _u16 = struct.Struct(">H").pack
 _u64 = struct.Struct(">Q").pack
@@ -269,6 +270,14 @@ class Keyspace:
         """Expiry entries in order; with `until_s` only those with expiry_s <= until_s."""
         return self._until(self._system(shard) + REQUEST_EXPIRY, until_s)
 
+    def message(self, shard: int, tenant: str, scope: bytes) -> bytes:
+        """A message that is on its way to cases or waits for one; `scope` is the hash of its request."""
+        return self._system(shard) + MESSAGE + _text(tenant) + scope
+
+    def messages(self, shard: int) -> Range:
+        """The messages of all tenants."""
+        return _under(self._system(shard) + MESSAGE)
+
     def audit(self, shard: int, tenant: str, time_ns: int, number: int) -> bytes:
         """An audit entry; `number` tells entries of the same time apart."""
         return self._area(shard, tenant) + AUDIT + _u64_u64(time_ns, number)
@@ -377,6 +386,12 @@ def parse_request_expiry(key: bytes) -> tuple[int, int]:
     """(expiry in s, log position)"""
     reader = _Reader(key, REQUEST_EXPIRY)
     return reader.number(), reader.number()
+
+
+def parse_message(key: bytes) -> tuple[str, bytes]:
+    """(tenant, scope)"""
+    reader = _Reader(key, MESSAGE)
+    return reader.text(), key[reader.at :]
 
 
 def parse_log(key: bytes) -> tuple[int, int]:

@@ -107,10 +107,9 @@ class WorkItemService:
 
     async def skip_work_item(self, request: pb.SkipWorkItemRequest, meta: CallMeta) -> pb.SkipWorkItemResponse:
         """Pass over an item."""
-        wire.not_yet(bool(request.reason), "WorkItemService.SkipWorkItem.reason")
         name = wire.item_id(request.item_id)
         await self._owned(name, request.user, meta)
-        item = await self._engine.skip_work_item(name, meta=meta)
+        item = await self._engine.skip_work_item(name, request.reason, meta=meta)
         return pb.SkipWorkItemResponse(
             item=wire.work_item(item), case_state=wire.CASE_STATES[item.case_state], sequence=item.case_sequence
         )
