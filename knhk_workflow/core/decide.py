@@ -17,6 +17,7 @@ from knhk_workflow.core.case import (
     DONE_STATES,
     LIVE_STATES,
     OPEN_ITEM_STATES,
+    RETRYING,
     Activation,
     Case,
     Instance,
@@ -430,6 +431,8 @@ def _item(step: Step, ref: c.ItemRef, verb: str, *states: str) -> tuple[Activati
         raise Stale("work item", name, f"attempt {run.attempt}", f"attempt {ref.attempt}", "list the work again")
     if run.state not in states:
         shown = run.state if run.state in OPEN_ITEM_STATES else f"{run.state} already"
+        if run.state == RETRYING:
+            shown = "failed, and waits to be tried again"
         raise WrongState("work item", name, " or ".join(states), shown)
     if not locks.begun(activation, step.node(activation)):
         _startable(step, activation, name, verb, states)

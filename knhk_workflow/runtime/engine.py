@@ -776,6 +776,10 @@ class WorkflowEngine:
         """
         asked = self._script(pattern_id, context)
         if context.durable:
+            if any(move.move == sandbox.ADVANCE for move in asked.moves):
+                raise Unsupported(
+                    "advance_clock in a durable run", "it lives in the engine's own time; run it in memory"
+                )
             return await self._kept_run(asked, meta)
         run = sandbox.Run(asked, self._clock, meta.principal)
         for count, _ in enumerate(run):
