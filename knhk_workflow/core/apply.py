@@ -285,9 +285,13 @@ def _lock_taken(case: Case, event: e.LockTaken) -> None:
         lock = case.locks[event.lock] = Lock()
     lock.net = event.net
     lock.activation = event.activation
+    if event.again:
+        case.activations[event.again].left.remove(event.lock)
 
 
 def _lock_released(case: Case, event: e.LockReleased) -> None:
+    for number in event.failed:
+        case.activations[number].left.append(event.lock)
     del case.locks[event.lock]  # who waited is looked at again, and waits again when somebody was faster
 
 

@@ -55,6 +55,7 @@ class Activation(msgspec.Struct, array_like=True):
     released: bool = False  # the flow has gone on, instances still run
     signalled: bool = False  # the trigger it waited for has come
     signal: bytes = b""  # what that brought
+    left: list[str] = []  # locks that it let go of when its work failed, and takes again before it goes on
     timers: tuple[int, ...] = ()  # those of the activation as a whole
 
 

@@ -105,12 +105,14 @@ class CompleteItem(Command, frozen=True, tag=10):
 
 
 class FailItem(Command, frozen=True, tag=11):
-    """The work ended badly."""
+    """The work ended badly. `permanent`: trying again is pointless, the remaining attempts are given up."""
 
     item: ItemRef
     code: str
     message: str = ""
     owner: str = ""
+    data: bytes = b""
+    permanent: bool = False
 
 
 class SkipItem(Command, frozen=True, tag=12):

@@ -201,11 +201,13 @@ def _item_done(step: Step, activation: Activation, run: Instance) -> None:
 
 
 def _fail_item(step: Step, command: c.FailItem) -> None:
+    if len(command.data) > DATA_BYTES_MAX:
+        raise LimitExceeded("work item failure bytes", DATA_BYTES_MAX, len(command.data))
     _need(step, "running", "suspended")
     activation, run = _begin(step, command.item, "fail", command.owner)
-    step.emit(e.ItemFailed(*place_of(activation, run), command.code, command.message))
+    step.emit(e.ItemFailed(*place_of(activation, run), command.code, command.message, command.data))
     step.changed(activation, run)
-    due.failed(step, step.node(activation), activation, run, command.code, command.message)
+    due.failed(step, step.node(activation), activation, run, command.code, command.message, permanent=command.permanent)
     settle(step)
 
 
@@ -282,6 +284,8 @@ def _resume_activation(
             advance(step, activation, node)
         return
     start_without_work(step, activation)
+    if activation.left:
+        locks.take(step, net, node, activation)
     if kind in CHOICE_INCIDENTS or node.carrier in ("route", "trigger"):
         if command.data:
             step.emit(e.DataUpdated(net.number, command.data))
@@ -453,7 +457,7 @@ def _startable(step: Step, activation: Activation, name: str, verb: str, states:
 def _unlocked(step: Step, activation: Activation, kind: str, name: str) -> None:
     """Refuse work whose lock somebody else holds."""
     node = step.node(activation)
-    lock = locks.blocked_by(step.case, step.case.nets[activation.net], node, activation.inputs)
+    lock = locks.blocked_by(step.case, step.case.nets[activation.net], node, activation.inputs, activation.left)
     if lock is not None:
         at = " and ".join(locks.holders(step.case, step.model, lock)) or "a cascade that is still going on"
         raise WrongState(kind, name, "free to start", f"waiting for {lock}, held at {at}", "it can when that has ended")

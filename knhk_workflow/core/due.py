@@ -75,10 +75,19 @@ def fire(step: Step, timer: Timer) -> None:
         _too_late(step, node, activation, timer.kind)
 
 
-def failed(step: Step, node: TaskNode, activation: Activation, run: Instance, code: str, message: str) -> None:
-    """An attempt at the work has failed: another one, the error flow, or a person."""
+def failed(
+    step: Step,
+    node: TaskNode,
+    activation: Activation,
+    run: Instance,
+    code: str,
+    message: str,
+    *,
+    permanent: bool = False,
+) -> None:
+    """An attempt at the work has failed: another one (unless that is pointless), the error flow, or a person."""
     task, running = node.task, step.case.state == "running"
-    if task.retry is not None and run.attempt < task.retry.max_attempts:
+    if task.retry is not None and run.attempt < task.retry.max_attempts and not permanent:
         if running and not task.retry.backoff:
             offer_item(step, node, activation, run.number, run.attempt + 1)
         else:
@@ -135,7 +144,10 @@ def _kept_out(step: Step, node: TaskNode, activation: Activation) -> bool:
     """Whether offered work could not begin because somebody else holds its lock."""
     if not node.guarded or locks.begun(activation, node):
         return False
-    return locks.blocked_by(step.case, step.case.nets[activation.net], node, activation.inputs) is not None
+    return (
+        locks.blocked_by(step.case, step.case.nets[activation.net], node, activation.inputs, activation.left)
+        is not None
+    )
 
 
 def _stop(step: Step, activation: Activation, run: Instance, code: str) -> None:

@@ -172,7 +172,7 @@ class ItemCompleted(Event, frozen=True, tag=14):
 
 
 class ItemFailed(Event, frozen=True, tag=15):
-    """Work ended badly; what follows (retry, incident) is in later events."""
+    """Work ended badly; what follows (retry, incident) is in later events. `data`: what is known beyond the message."""
 
     net: int
     task: str
@@ -181,6 +181,7 @@ class ItemFailed(Event, frozen=True, tag=15):
     attempt: int
     code: str
     message: str = ""
+    data: bytes = b""
 
 
 class ItemSkipped(Event, frozen=True, tag=16):
@@ -363,18 +364,23 @@ class TriggerTaken(Event, frozen=True, tag=34):
 
 
 class LockTaken(Event, frozen=True, tag=35):
-    """A critical section or mutex is held by a net instance (section) or an activation (mutex)."""
+    """A critical section or mutex is held by a net instance (section) or an activation (mutex).
+
+    `again`: the activation that had let go of it by failing, and goes on now.
+    """
 
     lock: str
     net: int
     task: str
     activation: int
+    again: int = 0
 
 
 class LockReleased(Event, frozen=True, tag=36):
-    """Nobody is inside any more."""
+    """Nobody is inside any more. `failed`: activations that let go of it because their work has failed."""
 
     lock: str
+    failed: tuple[int, ...] = ()
 
 
 class LockAwaited(Event, frozen=True, tag=37):

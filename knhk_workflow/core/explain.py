@@ -111,8 +111,13 @@ def _incident(look: Look, node: TaskNode, live: list[Activation], stopped: Activ
     incident = look.case.incidents[stopped.incidents[0]]
     name = f"{incident.number}@{look.case.case_id}"
     sentence = f"{node.id}: {incident.message} (incident {incident.number}, {incident.kind})."
+    waits: tuple[Wait, ...] = (Wait("incident", name),)
+    if stopped.left:
+        sentence += f" It has let go of {listed(stopped.left)} and takes it again before it goes on."
+        lock = locks.blocked_by(look.case, look.net, node, stopped.inputs, stopped.left)
+        waits += (_lock(look, lock),) if lock is not None else ()
     guards = tuple(_guards(node, look.net)) if incident.kind in ("guard_error", "no_branch") else ()
-    return _said(look, node, live, Reason(sentence, (), (Wait("incident", name),), (), "incident"), guards)
+    return _said(look, node, live, Reason(sentence, (), waits, (), "incident"), guards)
 
 
 # -- what is not live -------------------------------------------------------------------------------------------------
@@ -189,7 +194,7 @@ def _work_in_hand(look: Look, node: TaskNode, live: list[Activation]) -> tuple[s
     else:
         roles = ", ".join(node.task.required_roles)
         sentence, status = f"{node.id} is offered to {roles or 'anybody'}; it starts when somebody takes it.", "offered"
-    lock = None if begun else locks.blocked_by(look.case, look.net, node, live[0].inputs)
+    lock = None if begun else locks.blocked_by(look.case, look.net, node, live[0].inputs, live[0].left)
     if lock is not None:
         wait = _lock(look, lock)
         sentence = f"{node.id} is offered, and it cannot start: {lock} is {wait.detail}."

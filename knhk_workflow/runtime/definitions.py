@@ -250,7 +250,7 @@ class Definitions:
         found = self._models.get(name)
         if found is None:
             definition = await self._definition(tenant, spec_id, number)
-            made = await asyncio.to_thread(_recompiled, definition)
+            made = await asyncio.to_thread(recompiled, definition)
             found = self._models.setdefault(name, made)  # somebody may have needed it in the meantime
             if len(self._models) > MODELS_MAX:
                 self._models.popitem(last=False)
@@ -322,7 +322,7 @@ class Definitions:
         return DEFINITIONS.read(key, stored)
 
 
-def _recompiled(definition: Definition) -> Model:
+def recompiled(definition: Definition) -> Model:
     spec = parse_spec(strict_json(definition.document, max_bytes=DOCUMENT_MAX))
     return compiled(spec, definition.version, definition.digest)
 

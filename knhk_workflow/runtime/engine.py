@@ -43,6 +43,7 @@ from knhk_workflow.patterns.catalogue import HINT, PATTERNS, find
 from knhk_workflow.runtime import messages, query, sandbox
 from knhk_workflow.runtime.clock import NS_PER_S, Clock, Ids, SystemClock, SystemIds
 from knhk_workflow.runtime.definitions import VERIFY_BUDGET, Definitions, Document
+from knhk_workflow.runtime.export import export
 from knhk_workflow.runtime.inputs import (
     JsonObject,
     checked_id,
@@ -51,6 +52,7 @@ from knhk_workflow.runtime.inputs import (
     parse_incident_id,
     parse_item_id,
 )
+from knhk_workflow.runtime.integrity import Examination, Progress, examine
 from knhk_workflow.runtime.live import CACHED_CASES, LiveCase, LiveCases
 from knhk_workflow.runtime.meta import LOCAL, CallMeta
 from knhk_workflow.runtime.pages import PAGE_SIZE_MAX, page_size_of
@@ -77,7 +79,17 @@ from knhk_workflow.runtime.views import (
     WorkItemFilter,
     WorkItemView,
 )
-from knhk_workflow.store import ExpectationFailed, Journal, JournalLimits, Keyspace, OutcomeUnknown, Store, Unit
+from knhk_workflow.store import (
+    ExpectationFailed,
+    Journal,
+    JournalLimits,
+    Keyspace,
+    OutcomeUnknown,
+    Snapshot,
+    Store,
+    Unit,
+)
+from knhk_workflow.store.backup import Piece, take
 from knhk_workflow.store.keys import META_SHARD, parse_effect
 
 REQUEST_ID_BYTES_MAX: Final = 128
@@ -685,6 +697,40 @@ class WorkflowEngine:
             return await self._query.all_incidents(meta.tenant, case_id, page_size, page_token)
         return await self._query.incidents(meta.tenant, case_id, page_size, page_token)
 
+    # -- keeping ------------------------------------------------------------------------------------------------------
+
+    async def backup(self, *, after_token: str = "") -> AsyncIterator[Piece]:
+        """The whole store, of all tenants, as it is now, in pieces that joined are a backup file. Calls go on.
+
+        With the token that an earlier backup ended with: only what happened since. Raises InvalidInput for a token of
+        another store, StoreCorrupt when the store is damaged, StoreUnavailable when it was opened again meanwhile.
+        """
+        async with self._moment() as reads:
+            async for piece in take(reads, self._keyspace.shards, self._clock.now(), after_token):
+                yield piece
+
+    async def verify_store(self, *, progress: Progress | None = None) -> Examination:
+        """Examine everything in the store, of all tenants, as it is now; calls go on meanwhile."""
+        async with self._moment() as reads:
+            return await examine(reads, self._keyspace.shards, progress)
+
+    async def export_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> bytes:
+        """A case with its whole history as a JSON document that `prove_export` can prove without the store."""
+        async with self._moment() as reads:
+            return await export(reads, self._keyspace, meta.tenant, case_id)
+
+    @asynccontextmanager
+    async def _moment(self) -> AsyncIterator[Snapshot]:
+        """A snapshot of the store."""
+        if self._store is None:
+            await self.open()
+        assert self._store is not None
+        snapshot = await self._store.snapshot()
+        try:
+            yield snapshot
+        finally:
+            await snapshot.close()
+
     # -- work items ---------------------------------------------------------------------------------------------------
 
     async def list_work_items(
@@ -745,11 +791,21 @@ class WorkflowEngine:
         return list(await asyncio.gather(*(one(index, asked) for index, asked in enumerate(requests))))
 
     async def fail_work_item(
-        self, item_id: str, code: str, message: str = "", user: str = "", *, meta: CallMeta = LOCAL
+        self,
+        item_id: str,
+        code: str,
+        message: str = "",
+        user: str = "",
+        *,
+        data: JsonObject = None,
+        permanent: bool = False,
+        meta: CallMeta = LOCAL,
     ) -> WorkItemView:
-        """The work failed: an incident on its task, which keeps its place."""
+        """The work failed: it is offered again while its task's `retry` says so, unless the failure is `permanent`.
+        Then its error flow is taken, or an incident asks a person. `data` stands in the history."""
         checked_id(code, "code")
-        return await self._on_item(item_id, lambda ref: c.FailItem(ref, code, message, user), meta)
+        body = json_object(data, "data") if data is not None else b""
+        return await self._on_item(item_id, lambda ref: c.FailItem(ref, code, message, user, body, permanent), meta)
 
     async def skip_work_item(self, item_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> WorkItemView:
         """Go on without this work."""

@@ -26,6 +26,8 @@ _PLAIN: Mapping[str, object] = {
     "consumed": (),
     "replace": False,
     "expires": 0,
+    "again": 0,
+    "failed": (),
 }
 """What a field says where the construct that it belongs to is not used: left out."""
 

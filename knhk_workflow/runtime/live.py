@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from knhk_workflow.core.apply import replay
-from knhk_workflow.core.case import OPEN_ITEM_STATES, Case, decode_state, encode_state
+from knhk_workflow.core.case import OPEN_ITEM_STATES, Case, Incident, decode_state, encode_state
 from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.step import ItemInNet, Step
 from knhk_workflow.errors import NotFound, StoreCorrupt, StoreFormat
@@ -41,6 +41,7 @@ from knhk_workflow.runtime.records import (
     pack,
 )
 from knhk_workflow.store import CaseKeys, Expectation, Journal, Keyspace, Outcome, Reads, Unit, Write, digest, seal
+from knhk_workflow.store.codec import UNREADABLE
 from knhk_workflow.store.keys import parse_case_record
 
 SNAPSHOT_RECORDS: Final = 64  # replaying 64 records takes about 1 ms
@@ -204,12 +205,12 @@ class LiveCases:
             tuple(step.events),  # type: ignore[arg-type]  # Event is the base of exactly EventType
         )
         payload = _encode(record)
-        head = pack(_head(case, live.created_by))
+        head = pack(head_of(case, live.created_by))
         writes: list[Write] = [(keys.record(first), seal(payload)), (keys.head, head)]
         expect: list[Expectation] = [(keys.head, live.head)]
         for (number, instance), item in step.items.items():
             writes.append(
-                (keys.item(number, instance), _item_row(case, item) if item[3].state in OPEN_ITEM_STATES else None)
+                (keys.item(number, instance), item_row(case, item) if item[3].state in OPEN_ITEM_STATES else None)
             )
         if step.incidents:
             _incident_rows(keys, step, writes)
@@ -330,7 +331,7 @@ class LiveCases:
             if record.codec != STATE_CODEC or _hash(record.state) != record.state_hash:
                 return None
             case = decode_state(record.state)
-        except (StoreCorrupt, StoreFormat, msgspec.DecodeError):
+        except (StoreCorrupt, StoreFormat, *UNREADABLE):
             return None  # a cache that cannot be read is no cache; the records decide
         mine = (case.tenant, case.case_id) == (keys.tenant, keys.case_id) and case.sequence <= sequence
         return case if mine else None
@@ -387,7 +388,8 @@ def _hash(state: bytes) -> bytes:
     return blake2b(state, digest_size=16).digest()
 
 
-def _head(case: Case, created_by: str) -> CaseHead:
+def head_of(case: Case, created_by: str) -> CaseHead:
+    """What lists show of a case."""
     return CaseHead(
         case.sequence,
         case.state,
@@ -403,7 +405,7 @@ def _head(case: Case, created_by: str) -> CaseHead:
     )
 
 
-def _item_row(case: Case, item: ItemInNet) -> bytes:
+def item_row(case: Case, item: ItemInNet) -> bytes:
     """What the work list shows of an open item."""
     net, node, _, run = item
     task = node.task
@@ -427,9 +429,10 @@ def _item_row(case: Case, item: ItemInNet) -> bytes:
 def _incident_rows(keys: CaseKeys, step: Step, writes: list[Write]) -> None:
     for number in step.incidents:
         incident = step.case.incidents.get(number)
-        row = None
-        if incident is not None:
-            row = pack(
-                IncidentRow(incident.kind, incident.message, incident.task, incident.raised_at, step.case.spec_id)
-            )
+        row = incident_row(incident, step.case.spec_id) if incident is not None else None
         writes.append((keys.incident(number), row))
+
+
+def incident_row(incident: Incident, spec_id: str) -> bytes:
+    """What lists show of an incident."""
+    return pack(IncidentRow(incident.kind, incident.message, incident.task, incident.raised_at, spec_id))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -48,7 +48,14 @@ from knhk_workflow.runtime.views import (
     WorkItemView,
 )
 from knhk_workflow.store import Keyspace, Reads, unseal_log
-from knhk_workflow.store.keys import parse_case_head, parse_case_record, parse_incident, parse_item, parse_log
+from knhk_workflow.store.keys import (
+    parse_business_key,
+    parse_case_head,
+    parse_case_record,
+    parse_incident,
+    parse_item,
+    parse_log,
+)
 from knhk_workflow.store.store import Range
 
 SCAN_ROWS_MAX: Final = 5_000  # rows that one filtered page looks at; a page may then be short and still have a token
@@ -220,18 +227,25 @@ class Query:
         return HEADS.read(key, stored)
 
     async def cases(self, tenant: str, wanted: CaseFilter, page_size: int, page_token: str) -> Page[CaseView]:
-        """Cases by shard and id."""
+        """Cases by shard and id; those with one business key by its index."""
 
         def read(key: bytes, value: bytes) -> CaseView | None:
             head = HEADS.read(key, value)
-            if (
-                (wanted.state and head.state != wanted.state)
-                or (wanted.spec_id and head.spec_id != wanted.spec_id)
-                or (wanted.business_key and head.business_key != wanted.business_key)
-            ):
+            if (wanted.state and head.state != wanted.state) or (wanted.spec_id and head.spec_id != wanted.spec_id):
                 return None
             return _listed(tenant, parse_case_head(key)[1], head)
 
+        if wanted.business_key:
+            indexed = [
+                self._keys.business_keys(shard, tenant, wanted.business_key) for shard in range(self._keys.shards)
+            ]
+
+            async def look_up(key: bytes, _: bytes) -> CaseView | None:
+                head = self._keys.case_head(tenant, parse_business_key(key)[2])
+                value = await self._reads.get(head)
+                return read(head, value) if value is not None else None
+
+            return await self._page(indexed, look_up, page_size, page_token, f"cases {tenant} {wanted}")
         ranges = [self._keys.cases(shard, tenant) for shard in range(self._keys.shards)]
         return await self._page(ranges, read, page_size, page_token, f"cases {tenant} {wanted}")
 
@@ -418,7 +432,7 @@ class Query:
     async def _page(
         self,
         ranges: list[Range],
-        read: Callable[[bytes, bytes], R | None],
+        read: Callable[[bytes, bytes], R | None] | Callable[[bytes, bytes], Awaitable[R | None]],
         page_size: int,
         page_token: str,
         bound_to: str,
@@ -440,7 +454,8 @@ class Query:
                         return Page(tuple(found), encode_token(last, bound_to))
                     looked += 1
                     last = key
-                    view = read(key, value)
+                    made = read(key, value)
+                    view = await made if isinstance(made, Awaitable) else made
                     if view is not None:
                         found.append(view)
                 if len(rows) < min(SCAN_ROWS_MAX, size + 1):

@@ -13,7 +13,7 @@ import msgspec
 
 from knhk_workflow.core.events import EventType
 from knhk_workflow.errors import StoreCorrupt
-from knhk_workflow.store.codec import seal, unseal
+from knhk_workflow.store.codec import UNREADABLE, seal, unseal
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -140,7 +140,7 @@ class Reader(Generic[S]):
         """The record in `value`."""
         try:
             return self._decode(unseal(key, value))
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise StoreCorrupt(f"the value of key {key.hex()} does not decode: {error}", key=key.hex()) from error
 
 

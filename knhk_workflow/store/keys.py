@@ -335,6 +335,32 @@ def shard_in(key: bytes) -> int:
     return int(_read_u16(key, 0)[0])
 
 
+def shard_range(shard: int) -> Range:
+    """All keys of a shard."""
+    return _u16(shard), _u16(shard + 1)
+
+
+def kind_of(key: bytes) -> bytes:
+    """The kind of a key: one of the constants above; empty when it has none."""
+    if key[2:4] == _SYSTEM:
+        return key[4:5]
+    end = key.find(_END, 2)
+    return key[end + 2 : end + 3] if end >= 0 else b""
+
+
+def past_kind(key: bytes) -> bytes:
+    """The end of the range of all keys of the same shard, tenant and kind."""
+    if key[2:4] == _SYSTEM:
+        return _under(key[:5])[1]
+    return _under(key[: key.find(_END, 2) + 3])[1]
+
+
+def case_in(key: bytes) -> tuple[str, str]:
+    """(tenant, case id) of a key that has its case behind its kind: a record, head, snapshot, item or incident."""
+    reader = _Reader(key, kind_of(key))
+    return reader.tenant, reader.text()
+
+
 def is_log(key: bytes) -> bool:
     """Whether this is the key of a batch record."""
     return key[2:5] == _SYSTEM + LOG

@@ -12,12 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from knhk_workflow import CallMeta, EngineLimits, LimitExceeded, MessageView, StateStore, VirtualClock, WorkflowEngine
+from knhk_workflow import (
+    CallMeta,
+    EngineLimits,
+    LimitExceeded,
+    MessageView,
+    StateStore,
+    StoreUnavailable,
+    VirtualClock,
+    WorkflowEngine,
+)
 from knhk_workflow.runtime import messages
 from tests.patterns.notation import Document, document
 from tests.patterns.players import KeptStore
 from tests.runtime.message_sender import KEY, REQUEST
 from tests.runtime.place import store_of
+from tests.store.faulty import Fault, FaultyStore
 
 HOUR = 3_600
 
@@ -212,6 +222,35 @@ async def test_a_caller_that_leaves_changes_nothing(engine: WorkflowEngine) -> N
     await asyncio.wait([calling])
     await engine._messages.flush()
     assert [await received(engine, f"c-{number}") for number in range(5)] == [["kept"]] * 5
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_store_that_fails_in_between_delays_and_doubles_nothing(seed: int) -> None:
+    rng = random.Random(seed)
+    store = FaultyStore(KeptStore())
+    async with WorkflowEngine(StateStore.over(store)) as engine:
+        await engine.register_workflow(waiting("persistent"))
+        for number in range(5):
+            await engine.run_case("persistent", case_id=f"c-{number}", business_key=KEY)
+        # The message itself is written; what follows is refused, lost, or written without anybody being told.
+        store.faults = [Fault.NOTHING, *rng.choices([Fault.REFUSED, Fault.LOST, Fault.APPLIED, Fault.NOTHING], k=4)]
+        sent = await engine.trigger_case("paid", {"n": 1}, key=KEY, meta=REQUEST)
+        assert outcomes(sent) == {f"c-{number}": "kept" for number in range(5)}
+        assert [await received(engine, f"c-{number}") for number in range(5)] == [["kept"]] * 5
+        assert await stored(engine) == 0
+        assert await engine.trigger_case("paid", {"n": 1}, key=KEY, meta=REQUEST) == sent
+
+
+async def test_a_message_that_cannot_be_written_is_not_sent() -> None:
+    store = FaultyStore(KeptStore())
+    async with WorkflowEngine(StateStore.over(store)) as engine:
+        await engine.register_workflow(waiting("persistent"))
+        await engine.run_case("persistent", case_id="c", business_key=KEY)
+        store.faults = [Fault.REFUSED]
+        with pytest.raises(StoreUnavailable):
+            await engine.trigger_case("paid", {"n": 1}, key=KEY, meta=REQUEST)
+        assert await received(engine, "c") == []
+        assert outcomes(await engine.trigger_case("paid", {"n": 1}, key=KEY, meta=REQUEST)) == {"c": "kept"}
 
 
 async def test_too_many_cases_are_refused_before_any_gets_it() -> None:

@@ -22,10 +22,12 @@ from knhk_workflow import (
     NotFound,
     Page,
     RunRequest,
+    Unsupported,
     WorkflowEngine,
     WorkflowError,
 )
 
+CHUNK_BYTES = 1024 * 1024  # of an export in one message
 HISTORY_SHOWN = 1_000  # events that an execution may bring along; the rest is in GetCaseHistory
 WATCHED_CASES = 10_000  # whose workflow a filtered watch remembers, about 200 bytes each
 
@@ -282,6 +284,21 @@ class CaseService:
         return pb.ResolveIncidentResponse(case=wire.case(view), incident=resolved)
 
     # -- watch --------------------------------------------------------------------------------------------------------
+
+    async def export_case(self, request: pb.ExportCaseRequest, meta: CallMeta) -> AsyncIterator[pb.ExportCaseResponse]:
+        """The case as a document that proves itself."""
+        if request.format not in ("", "json"):
+            raise Unsupported(f"export as {request.format}", "use json")
+        case_id = wire.case_id(request.case_id)
+        document = await self._engine.export_case(case_id, meta=meta)
+        name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in case_id)
+        for at in range(0, len(document), CHUNK_BYTES):
+            first = not at
+            yield pb.ExportCaseResponse(
+                chunk=document[at : at + CHUNK_BYTES],
+                media_type="application/json" if first else "",
+                file_name=f"{name}.json" if first else "",
+            )
 
     async def watch_case(self, request: pb.WatchCaseRequest, meta: CallMeta) -> AsyncIterator[pb.WatchCaseResponse]:
         """A case's events, past ones first, until the case has ended."""
