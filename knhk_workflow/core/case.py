@@ -188,6 +188,11 @@ class Case(msgspec.Struct, array_like=True):
         found = self.locks.get(lock)
         return found if found is not None and (found.net or found.activation) else None
 
+    def due(self, activation: Activation, run: Instance) -> int:
+        """By when open work is to be done: the nearer one of its time-out and the task's deadline; 0 = no such time."""
+        numbers = (*activation.timers, run.timer) if run.state in OPEN_ITEM_STATES else ()
+        return min((self.timers[number].due for number in numbers if number), default=0)
+
     def tokens(self) -> int:
         """Live tokens over all nets."""
         return sum(net.tokens for net in self.nets.values())

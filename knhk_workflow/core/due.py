@@ -104,6 +104,7 @@ def _too_long(step: Step, node: TaskNode, activation: Activation, run: Instance)
     """One attempt at the work has taken too long."""
     if _kept_out(step, node, activation):
         begun(step, node, activation, run.number)  # a lock keeps everybody from beginning: that is not its fault
+        step.changed(activation, run)
         return
     if node.task.on_timeout is not None and not activation.released:
         _escape(step, node, activation, node.task.on_timeout)

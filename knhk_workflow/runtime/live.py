@@ -407,7 +407,7 @@ def head_of(case: Case, created_by: str) -> CaseHead:
 
 def item_row(case: Case, item: ItemInNet) -> bytes:
     """What the work list shows of an open item."""
-    net, node, _, run = item
+    net, node, activation, run = item
     task = node.task
     return pack(
         ItemRow(
@@ -422,6 +422,7 @@ def item_row(case: Case, item: ItemInNet) -> bytes:
             run.offered_at,
             run.changed_at,
             case.spec_id,
+            case.due(activation, run) if case.timers else 0,
         )
     )
 

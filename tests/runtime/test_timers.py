@@ -105,6 +105,8 @@ async def test_work_that_is_done_before_leaves_no_timer(place: Place) -> None:
         await registered(engine, waiting("1h", timeout="30m", deadline="data.due"))
         case = await engine.run_case("waiting", {"due": "2026-01-02T00:00:00Z"})
         assert await rows(engine) == 3
+        [listed] = (await engine.list_work_items()).items
+        assert listed.due_at == item_of(case, "sign").due_at == place.clock.now() + 1_800 * 10**9
         await engine.start_work_item(item_of(case, "sign").item_id)
         assert await rows(engine) == 2
         await engine.complete_work_item(item_of(case, "sign").item_id)
@@ -134,7 +136,7 @@ async def test_retries_survive_a_restart(place: Place) -> None:
         await registered(engine, waiting("30d", retry={"max_attempts": 2, "backoff": "1h"}))
         case = await engine.run_case("waiting", case_id="k")
         failed = await engine.fail_work_item(item_of(case, "sign").item_id, "broken")
-        assert failed.state == "failed"
+        assert (failed.state, failed.retry_at) == ("failed", place.clock.now() + 3_600 * 10**9)
         assert (await engine.get_case("k")).work == ()
         assert (await engine.list_work_items()).items == ()
         explained = await engine.explain_case("k")
