@@ -302,7 +302,7 @@ class LiveCases:
                         "restore it from a backup",
                         case_id=keys.case_id,
                     )
-                case = _replayed(case, record, keys)
+                case = replayed(case, record, keys)
                 records += 1
                 size += len(value)
             if not page:
@@ -373,7 +373,7 @@ class _Commit:
             self._told.set_result(self._outcomes)
 
 
-def _replayed(case: Case | None, record: CommitRecord, keys: CaseKeys) -> Case:
+def replayed(case: Case | None, record: CommitRecord, keys: CaseKeys) -> Case:
     """One record folded. Events that cannot follow this state were damaged, or written by something else."""
     try:
         return replay(case, record.time, record.events)
