@@ -61,6 +61,7 @@ from knhk_workflow.store.keys import (
     parse_effect,
     parse_incident,
     parse_item,
+    parse_timer,
     past_kind,
     shard_range,
 )
@@ -145,6 +146,7 @@ class _Examiner:
         self._suspects: set[tuple[str, str]] = set()
         """Cases whose records do not add up to that: looked at one by one."""
         self._continuing: set[tuple[str, str]] = set()
+        self._timers: dict[tuple[str, str], set[tuple[int, str]]] = {}
         self._definitions: dict[tuple[str, str, int], bytes | None] = {}
         self._total = 0
 
@@ -287,7 +289,7 @@ class _Examiner:
                     return
 
     async def _shard(self, shard: int) -> None:
-        await self._effects(shard)
+        await self._pending(shard)
         case: _CaseWalk | None = None
         beside: _Beside | None = None
         async for key, value in self._rows(shard, shard_range(shard)):
@@ -316,10 +318,17 @@ class _Examiner:
         if case is not None and beside is not None:
             await self._case(shard, case, beside)
         await self._leave(shard, beside)
+        for tenant, case_id in sorted(self._timers):
+            lost = f"case {case_id!r} has timers, but no records"
+            self._wrong("HISTORY_MISSING", lost, shard, 0, tenant, case_id)
 
-    async def _effects(self, shard: int) -> None:
-        """Which cases have something left to do automatically."""
+    async def _pending(self, shard: int) -> None:
+        """Which cases have something left to do automatically, and which timers there are."""
         self._continuing.clear()
+        self._timers.clear()
+        async for key, _ in self._rows(shard, self._keys.timers(shard)):
+            due, tenant, case_id, timer = parse_timer(key)
+            self._timers.setdefault((tenant, case_id), set()).add((due, timer))
         async for key, _ in self._rows(shard, self._keys.effects(shard)):
             tenant, case_id, effect = parse_effect(key)
             if effect == CONTINUE:
@@ -365,6 +374,7 @@ class _Examiner:
         self._cases += 1
         tenant, case_id, state = walked.tenant, walked.case_id, walked.state
         told = self._told.pop((tenant, case_id), None)
+        timers = self._timers.pop((tenant, case_id), set())
         if told is None or not walked.sound or told != walked.sum:
             self._suspects.add((tenant, case_id))
         keys = self._keys.case(tenant, case_id)
@@ -392,6 +402,9 @@ class _Examiner:
                 wrong("WORKFLOW_WRONG", f"its workflow {state.spec_id!r} version {state.version} is missing or another")
             if ((tenant, case_id) in self._continuing) != bool(state.ready):
                 wrong("EFFECT_WRONG", "what is left to do automatically is not what its events say")
+            armed = {(timer.due, str(number)) for number, timer in state.timers.items()}
+            if timers != armed:
+                wrong("TIMERS_WRONG", "its timers are not those that its events say")
             _work(state, items, incidents, wrong)
             if snapshots:
                 await self._snapshot(*snapshots[0], walked, wrong)

@@ -339,6 +339,7 @@ class _Restoration:
             ]
             if state.ready:
                 writes.append((keys.effect(CONTINUE), b""))
+            writes += [(keys.timer(timer.due, str(number)), b"") for number, timer in state.timers.items()]
             if state.business_key:
                 writes.append((keys.business_key(state.business_key), b""))
             await store.commit(writes, (), True)

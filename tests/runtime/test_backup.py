@@ -235,3 +235,28 @@ async def test_a_backup_has_all_tenants_and_an_export_one_case(tmp_path: Path) -
     async with WorkflowEngine(StateStore(str(tmp_path / "restored"))) as engine:
         for meta in (CallMeta(), other):
             assert (await engine.get_case("same", meta=meta)).tenant == meta.tenant
+
+
+async def test_timers_come_back_as_they_were_at_the_moment(tmp_path: Path) -> None:
+    """A time-out that was disarmed later is armed again where that had not happened yet."""
+    document = {
+        "id": "timed",
+        "tasks": {"a": {"required_roles": ["clerk"], "timeout": "2d"}, "b": {"required_roles": ["clerk"]}},
+        "flows": [{"from": "start", "to": "a"}, {"from": "a", "to": "b"}, {"from": "b", "to": "end"}],
+    }
+    async with WorkflowEngine(StateStore(str(tmp_path / "store"))) as engine:
+        await engine.register_workflow(document)
+        case = await engine.run_case("timed", {}, case_id="one")
+        before = engine.status().position
+        await engine.complete_work_item(case.work[0].item_id)
+        assert (await engine.verify_store()).intact
+        await backup(engine, tmp_path / "whole")
+    for position, armed in ((before, 1), (before + 1, 0)):
+        into = tmp_path / f"at-{position}"
+        await restore_store([str(tmp_path / "whole")], str(into), until=Moment(position=position))
+        store = await LevelDBStore.open(str(into))
+        assert len(await store.scan(*Keyspace(store.shards).timers(0), limit=10)) == armed
+        await store.commit([(Keyspace(store.shards).case("default", "one").timer(17, "9"), b"")], (), True)
+        await store.close()
+        found = await verify_store(str(into))
+        assert [finding.code for finding in found.findings] == ["TIMERS_WRONG"]
