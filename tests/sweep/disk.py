@@ -5,7 +5,8 @@ safe once that file is synced, and its name with it; renamings and removals are 
 the directory itself is synced. `strict` is POSIX to the letter: a name is safe only when its directory is synced.
 
 Two losses are worked out. `after_power_loss`: nothing that is not safe is there. `after_disorder`: of what is not safe,
-some is there, in any order: of each directory the old or the new names, of each file some of the writes.
+some is there: of each directory the old or the new names, of each file some of the writes. A file grows only as far as
+what was written before is there, as file systems with a journal do it; with `reorder` it comes in any order.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ class Disk:
         """Put what is safe into `into`."""
         self._put(into, self._safe, {id(held): held.safe for held in self._safe.values() if held is not None})
 
-    def after_disorder(self, into: Path, random: Random) -> None:
+    def after_disorder(self, into: Path, random: Random, *, reorder: bool = False) -> None:
         """Put what is safe, and some of what is not, into `into`."""
         names: dict[str, _File | None] = {}
         for directory in sorted({os.path.dirname(path) for path in (*self._safe, *self._names)}):
@@ -167,14 +168,17 @@ class Disk:
                 continue
             data = bytearray(held.safe)
             for offset, written in held.since:
-                if random.random() < 0.5:
-                    continue
+                lost = random.random() < 0.5
+                torn = random.random() < 0.3
                 if written is None:
-                    _truncate(data, offset)
-                else:
-                    _write(
-                        data, offset, written[: random.randint(0, len(written))] if random.random() < 0.3 else written
-                    )
+                    if not lost:
+                        _truncate(data, offset)
+                    continue
+                grows = offset + len(written) > len(data)
+                if not lost:
+                    _write(data, offset, written[: random.randint(0, len(written))] if torn else written)
+                if grows and (lost or torn) and not reorder:
+                    break
             contents[id(held)] = bytes(data)
         self._put(into, names, contents)
 

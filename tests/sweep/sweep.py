@@ -71,13 +71,16 @@ class Tally:
 class Sweep:
     """A process that runs the workload, again and again, and a place for its volumes. Close it after use."""
 
-    def __init__(self, place: Path, *, seed: int = 1, sync: bool = True, strict: bool = False) -> None:
+    def __init__(
+        self, place: Path, *, seed: int = 1, sync: bool = True, strict: bool = False, reorder: bool = False
+    ) -> None:
         place.mkdir(parents=True, exist_ok=True)
         self.place = place
         self.seed = seed
         self.sync = sync
         self.strict = strict
         """Power loss by the letter of POSIX: see disk.py."""
+        self.reorder = reorder
         self.volume = place / "volume"
         self.trace = place / "trace"
         self._process = subprocess.Popen(
@@ -161,7 +164,7 @@ class Sweep:
         yield "torn" if torn else "crash", asyncio.run(judge(self.volume, ran.acknowledged, expected))
         after = self.place / "after"
         if torn:
-            disk.after_disorder(after, random)
+            disk.after_disorder(after, random, reorder=self.reorder)
         else:
             disk.after_power_loss(after)
         yield "both" if torn else "power", asyncio.run(judge(after, ran.acknowledged, expected))
@@ -223,10 +226,11 @@ class Sweep:
 
 
 def sweep(place: Path, modes: tuple[Mode, ...], every: int, *, offset: int = 0, seed: int = 1, strict: bool = False,
+reorder: bool = False,
           sync: bool = True, bursts: tuple[tuple[int, int], ...] = BURSTS) -> dict[Mode, Tally]:  # fmt: skip
     """Every `every`-th point from `offset` on, in each of the modes."""
     tallies: dict[Mode, Tally] = {mode: Tally() for mode in modes}
-    made = Sweep(place, seed=seed, sync=sync, strict=strict)
+    made = Sweep(place, seed=seed, sync=sync, strict=strict, reorder=reorder)
     try:
         points = made.points()
         for point in range(offset, points + points // 4, every):  # background work may add some
