@@ -21,6 +21,7 @@ def main() -> int:
     parser.add_argument("--point", type=int, metavar="N", help="only this point")
     parser.add_argument("--seed", type=int, default=1, help="of what is torn and kept (default %(default)s)")
     parser.add_argument("--strict", action="store_true", help="names are safe only when their directory was synced")
+    parser.add_argument("--reorder", action="store_true", help="what a growing file was given comes in any order")
     parser.add_argument("--without-sync", action="store_true", help="let the workload do without durable commits")
     asked = parser.parse_args()
     began = time.monotonic()
@@ -33,6 +34,7 @@ def main() -> int:
             offset=offset,
             seed=asked.seed,
             strict=asked.strict,
+            reorder=asked.reorder,
             sync=not asked.without_sync,
         )
     columns = ("points", "volumes", "lost", "twice", "partial", "refused", "slowest ms")

@@ -242,7 +242,7 @@ reorder: bool = False,
                     reached = True
                     if mode in modes:
                         tallies[mode].points += 1
-                        tallies[mode].add(_again(mode, point, seed, strict), verdict)
+                        tallies[mode].add(_again(mode, point, seed, strict, reorder), verdict)
             if "again" in modes:
                 volumes = list(made.crash_again(point))
                 tallies["again"].points += bool(volumes)
@@ -278,5 +278,6 @@ reorder: bool = False,
     return tallies
 
 
-def _again(mode: Mode, point: int, seed: int, strict: bool) -> str:
-    return f"python -m tests.sweep --mode {mode} --point {point} --seed {seed}{' --strict' if strict else ''}"
+def _again(mode: Mode, point: int, seed: int, strict: bool, reorder: bool = False) -> str:
+    more = f"{' --strict' if strict else ''}{' --reorder' if reorder else ''}"
+    return f"python -m tests.sweep --mode {mode} --point {point} --seed {seed}{more}"
