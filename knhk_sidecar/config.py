@@ -126,6 +126,22 @@ class SidecarConfig:
         at_least=1,
         at_most=65_536,
     )
+    verification_steps: int = setting(
+        400_000,
+        "most steps that verifying one workflow may take before its verdict is `undecided`",
+        "about two seconds of one processor; counted, so that the same workflow always gets the same verdict",
+        "steps",
+        at_least=1_000,
+        at_most=1_000_000_000,
+    )
+    verification_markings: int = setting(
+        100_000,
+        "most markings that verifying one workflow may keep in memory",
+        "at about 300 bytes each; more decides larger unbounded-looking nets",
+        "markings",
+        at_least=100,
+        at_most=10_000_000,
+    )
     batch_timeout_ms: float = setting(
         0.0,
         "longest wait for more commands before a commit",

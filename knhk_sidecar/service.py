@@ -12,6 +12,7 @@ from knhk_workflow import (
     PatternResult,
     StateStore,
     Unsupported,
+    VerifyBudget,
     WorkflowEngine,
 )
 
@@ -21,7 +22,9 @@ def engine_of(config: SidecarConfig) -> WorkflowEngine | None:
     if not config.workflow_enabled:
         return None
     journal = JournalLimits(batch_units=config.batch_size, linger_s=config.batch_timeout_ms / 1000)
-    return WorkflowEngine(StateStore(config.store_path), limits=EngineLimits(journal=journal))
+    budget = VerifyBudget(config.verification_markings, config.verification_steps)
+    limits = EngineLimits(journal=journal, verification=budget)
+    return WorkflowEngine(StateStore(config.store_path), limits=limits)
 
 
 class KgcSidecarService:

@@ -46,9 +46,14 @@ from knhk_workflow.fortune5.config import (
     SpiffeConfig,
 )
 from knhk_workflow.fortune5.slo import Fortune5Integration, SloMetrics
+from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SystemClock, SystemIds, VirtualClock
 from knhk_workflow.runtime.engine import CompleteRequest, EngineLimits, RunRequest, WorkflowEngine
+from knhk_workflow.runtime.export import Proof
+from knhk_workflow.runtime.export import prove as prove_export
+from knhk_workflow.runtime.integrity import Examination, Finding, LogEnd
 from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta
+from knhk_workflow.runtime.restoration import Moment, Restored, check_backup, restore_store, verify_store
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.views import (
     CaseFilter,
@@ -58,6 +63,7 @@ from knhk_workflow.runtime.views import (
     HistoryEvent,
     IncidentView,
     InstancesView,
+    MessageView,
     Page,
     PatternExecutionContext,
     PatternResult,
@@ -70,6 +76,7 @@ from knhk_workflow.runtime.views import (
     WorkItemView,
 )
 from knhk_workflow.store import JournalLimits
+from knhk_workflow.store.backup import Archive, Piece
 
 __version__ = "0.1.0"
 
@@ -108,6 +115,7 @@ __all__ = [
     "InvalidInput",
     "JournalLimits",
     "LimitExceeded",
+    "MessageView",
     "NotFound",
     "Page",
     "PatternExecutionContext",
@@ -134,6 +142,7 @@ __all__ = [
     "Unsound",
     "Unsupported",
     "Validation",
+    "VerifyBudget",
     "VirtualClock",
     "Wait",
     "WorkItemFilter",
@@ -142,5 +151,17 @@ __all__ = [
     "WorkflowError",
     "WorkflowView",
     "WrongState",
+    "Archive",
+    "Examination",
+    "Finding",
+    "LogEnd",
+    "Moment",
+    "Piece",
+    "Proof",
+    "Restored",
+    "check_backup",
+    "prove_export",
+    "restore_store",
+    "verify_store",
     "__version__",
 ]

@@ -33,6 +33,7 @@ from knhk_workflow import (
     InstancesView,
     InvalidInput,
     LimitExceeded,
+    MessageView,
     PatternExecutionContext,
     PatternResult,
     PatternView,
@@ -41,7 +42,6 @@ from knhk_workflow import (
     Stale,
     Stimulus,
     TaskExplanation,
-    TriggerDelivery,
     Unsupported,
     Validation,
     WorkflowView,
@@ -127,6 +127,9 @@ _RESOLUTIONS: Final[Mapping[int, str]] = {
     pb.INCIDENT_RESOLUTION_SKIP: "skip",
     pb.INCIDENT_RESOLUTION_COMPLETE: "complete",
     pb.INCIDENT_RESOLUTION_FAIL_CASE: "fail_case",
+}
+_RESOLUTION_NUMBERS: Final = {
+    name: cast("pb.IncidentResolution.ValueType", number) for number, name in _RESOLUTIONS.items()
 }
 _ATTEMPT = re.compile(r"\d+\.\d+\.(\d+)@")
 
@@ -486,7 +489,7 @@ def fingerprint(text: bytes) -> bytes:
 
 
 def incident(view: IncidentView) -> pb.Incident:
-    """An open incident."""
+    """An incident."""
     return pb.Incident(
         incident_id=view.incident_id,
         case_id=view.case_id,
@@ -495,6 +498,9 @@ def incident(view: IncidentView) -> pb.Incident:
         task_id=view.task_id,
         message=view.message,
         time=time(view.raised_at),
+        resolve_time=time(view.resolved_at),
+        resolution=_RESOLUTION_NUMBERS.get(view.resolution, pb.INCIDENT_RESOLUTION_UNSPECIFIED),
+        resolved_by=view.resolved_by,
     )
 
 
@@ -520,10 +526,17 @@ def resolution(request: pb.ResolveIncidentRequest) -> str:
     return name
 
 
-def triggered(message_id: str, deliveries: Iterable[TriggerDelivery]) -> pb.TriggerCaseResponse:
+def replaces(mode: pb.DataUpdateMode.ValueType) -> bool:
+    """Whether new data takes the place of the old; otherwise its keys do."""
+    if mode not in pb.DataUpdateMode.values():
+        raise InvalidInput.field("mode", f"{mode} is not a mode", "expected MERGE or REPLACE")
+    return mode == pb.DATA_UPDATE_MODE_REPLACE
+
+
+def triggered(message: MessageView) -> pb.TriggerCaseResponse:
     """What became of a signal, case by case."""
     return pb.TriggerCaseResponse(
-        message_id=message_id,
+        message_id=message.message_id,
         deliveries=[
             pb.TriggerDelivery(
                 case_id=one.case_id,
@@ -531,7 +544,7 @@ def triggered(message_id: str, deliveries: Iterable[TriggerDelivery]) -> pb.Trig
                 task_id=one.task_id,
                 activation=one.activation,
             )
-            for one in deliveries
+            for one in message.deliveries
         ],
     )
 
@@ -564,16 +577,19 @@ def explained(found: Explanation, task_id: str) -> pb.ExplainCaseResponse:
         state=CASE_STATES[found.state],
         sequence=found.sequence,
         sentence=found.sentence,
-        tasks=[_task(task) for task in found.tasks if not task_id or task.task_id == task_id],
+        tasks=[_task(task, found.completed) for task in found.tasks if not task_id or task.task_id == task_id],
+        marking=found.marking,
         incidents=[incident(one) for one in found.incidents],
     )
 
 
-def _task(task: TaskExplanation) -> pb.TaskExplanation:
+def _task(task: TaskExplanation, completed: Mapping[str, int]) -> pb.TaskExplanation:
+    count = completed.get(f"{task.net}/{task.task_id}" if task.net else task.task_id, 0)
+    status = _TASK_STATUS.get(task.status, pb.TASK_STATUS_UNSPECIFIED)
     return pb.TaskExplanation(
         task_id=task.task_id,
         net=task.net,
-        status=_TASK_STATUS.get(task.status, pb.TASK_STATUS_UNSPECIFIED),
+        status=pb.TASK_STATUS_COMPLETED if count and status == pb.TASK_STATUS_IDLE else status,
         sentence=task.sentence,
         join_kind=task.join,
         arrived=task.arrived,
@@ -582,6 +598,7 @@ def _task(task: TaskExplanation) -> pb.TaskExplanation:
         waits_for=[pb.WaitExplanation(kind=wait.kind, name=wait.name, detail=wait.detail) for wait in task.waits_for],
         or_join_paths=[pb.OrJoinPath(token=way.token, input=way.input, path=way.path) for way in task.paths],
         activations=task.activations,
+        completed_count=count,
     )
 
 

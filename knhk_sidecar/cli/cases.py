@@ -363,6 +363,14 @@ def cancel_task(session: Session, case_id: str, task_id: str, activation: int | 
 @click.argument("name")
 @click.option("--case", "case_id", default="", help="The case to deliver to.")
 @click.option("--business-key", default="", help="The business key of the cases to deliver to.")
+@click.option("--all", "every", is_flag=True, help="Deliver to every open case that waits for it.")
+@click.option(
+    "--keep",
+    "lives",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="How long it is kept when nobody waits; as long as the case lives, or an hour without --case.",
+)
 @data_option
 @set_option
 @request_id_option
@@ -375,18 +383,24 @@ def trigger(
     data: str | None,
     assignments: tuple[str, ...],
     request_id: str,
+    every: bool,
+    lives: float | None,
 ) -> None:
-    """Deliver a signal: to one case, or to every open case with a business key.
+    """Deliver a signal: to one case, to the open cases with a business key, or to all that wait for it.
 
     \b
     Example:
       knhk case trigger payment-received --business-key order-1 --set amount=250
     """
-    if not case_id and not business_key:
-        raise Failure(Exit.USAGE, "a signal needs --case or --business-key", "for example --case order-1")
+    if sum((bool(case_id), bool(business_key), every)) != 1:
+        raise Failure(
+            Exit.USAGE, "a signal needs one of --case, --business-key and --all", "for example --case order-1"
+        )
     request = pb.TriggerCaseRequest(
         name=name, case_id=case_id, key=business_key, data_json=data_argument(data, assignments), request_id=request_id
     )
+    if lives is not None:
+        request.time_to_live.FromNanoseconds(round(lives * 1e9))
     with session.client() as client:
         answer = client.cases.TriggerCase(request, timeout=session.timeout)
     show(answer, session.output, lambda: _deliveries(answer))
@@ -641,7 +655,7 @@ def _deliveries(answer: pb.TriggerCaseResponse) -> RenderableType:
     for one in answer.deliveries:
         activation = str(one.activation) if one.activation else ""
         table.add_row(one.case_id, OUTCOMES[one.outcome], one.task_id, activation)
-    return table if table.row_count else Text("No open case has this key.", style="dim")
+    return table if table.row_count else Text("No open case takes it.", style="dim")
 
 
 def _case_table(found: pb.Case) -> RenderableType:

@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import TextIO
 
 import click
+import msgspec
 from rich.console import Console
 from rich.progress import track
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.cli.cases import PAGE, history_events, show_events
-from knhk_sidecar.cli.failure import Exit, Failure
-from knhk_sidecar.cli.render import plain
-from knhk_sidecar.cli.session import Session, connected
+from knhk_sidecar.cli.failure import Exit, Failure, safe
+from knhk_sidecar.cli.render import plain, structured
+from knhk_sidecar.cli.session import OUTPUTS, Session, connected, read_file
 from knhk_sidecar.client import Client
+from knhk_workflow import InvalidInput, prove_export
 
 
 @click.group()
 def history() -> None:
-    """The history of cases: show, export.
+    """The history of cases: show, export, verify.
 
     \b
     Example:
@@ -49,14 +51,19 @@ def show(session: Session, case_id: str) -> None:
 @click.option(
     "--file", type=click.Path(dir_okay=False, path_type=Path), help="Where to write; otherwise standard output."
 )
+@click.option("--proof", is_flag=True, help="One case as a document that `knhk history verify` proves offline.")
 @connected
-def export(session: Session, case_ids: tuple[str, ...], spec_id: str, file: Path | None) -> None:
-    """Write the history of cases as JSON lines, one event per line.
+def export(session: Session, case_ids: tuple[str, ...], spec_id: str, file: Path | None, proof: bool) -> None:
+    """Write the history of cases as JSON lines, one event per line; or one case with everything that proves it.
 
     \b
     Example:
       knhk history export order-1 order-2 --file history.jsonl
+      knhk history export order-1 --proof --file order-1.json
     """
+    if proof:
+        _export_proof(session, case_ids, file)
+        return
     with session.client() as client:
         if file is None:
             _write(session, client, case_ids, spec_id, sys.stdout)
@@ -67,6 +74,54 @@ def export(session: Session, case_ids: tuple[str, ...], spec_id: str, file: Path
         except OSError as error:
             raise Failure(Exit.FAILED, f"{file}: {error.strerror}", "choose another --file") from error
     sys.stderr.write(f"{events} events of {cases} cases written to {file}\n")
+
+
+@history.command("verify")
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
+@click.option("--hash", "known", default="", metavar="HEX", help="The hash of its newest position, if known.")
+@click.option("-o", "--output", type=click.Choice(OUTPUTS), default="table", show_default=True)
+def verify(file: Path, known: str, output: str) -> None:
+    """Prove an exported case, from the file alone; exit code 1 names the first event that is not what was recorded.
+
+    \b
+    Example:
+      knhk history verify order-1.json
+    """
+    try:
+        proof = prove_export(read_file(file))
+    except InvalidInput as error:
+        raise Failure(
+            Exit.USAGE, f"{file}: {error.message}", "export it with `knhk history export CASE --proof`"
+        ) from error
+    problem = proof.problem
+    if not problem and known and known.lower() != proof.hash:
+        problem = f"log position {proof.position} has the hash {proof.hash}, not the one that is known"
+    if output != "table":
+        structured({**msgspec.structs.asdict(proof), "problem": problem, "proven": not problem}, output)
+    if problem:
+        where = f"the first bad event is {proof.sequence}: " if proof.sequence else ""
+        raise Failure(Exit.FAILED, f"{file}: {where}{problem}", "do not rely on this file; export the case again")
+    if output == "table":
+        sys.stdout.write(
+            f"{file}: case {safe(proof.case_id)} is proven: {proof.events} events in {proof.records} records, "
+            f"{proof.tied} of them tied to the log, the newest at position {proof.position}\nhash {proof.hash}\n"
+        )
+
+
+def _export_proof(session: Session, case_ids: tuple[str, ...], file: Path | None) -> None:
+    if len(case_ids) != 1:
+        raise Failure(Exit.USAGE, "--proof takes exactly one case", "name one case")
+    with session.client() as client:
+        request = pb.ExportCaseRequest(case_id=case_ids[0])
+        document = b"".join(piece.chunk for piece in client.cases.ExportCase(request))
+    if file is None:
+        sys.stdout.buffer.write(document)
+        return
+    try:
+        file.write_bytes(document)
+    except OSError as error:
+        raise Failure(Exit.FAILED, f"{file}: {error.strerror}", "choose another --file") from error
+    sys.stderr.write(f"case {safe(case_ids[0])} written to {file}\n")
 
 
 def _write(

@@ -11,6 +11,7 @@ from knhk_sidecar.cli.drawing import drawing_of
 from knhk_sidecar.cli.failure import Exit, Failure, safe
 from knhk_sidecar.cli.render import Timeline, console, grid, pairs, show, stated, text_of
 from knhk_sidecar.cli.session import Session, connected, data_argument, data_option, set_option
+from knhk_sidecar.client import Client
 
 
 @click.group()
@@ -45,24 +46,24 @@ def list_patterns(session: Session, category: str, available: bool) -> None:
 
 
 @pattern.command("show")
-@click.argument("number", type=int)
+@click.argument("name")
 @connected
-def show_pattern(session: Session, number: int) -> None:
-    """Show a pattern with its net.
+def show_pattern(session: Session, name: str) -> None:
+    """Show a pattern, by number, name or alias, with its net.
 
     \b
     Example:
       knhk pattern show 3
+      knhk pattern show "AND-join"
     """
     with session.client() as client:
-        found = client.patterns.GetPattern(
-            pb.GetPatternRequest(pattern_id=_number(number)), timeout=session.timeout
-        ).pattern
+        request = pb.GetPatternRequest(pattern_id=_number(client, session, name))
+        found = client.patterns.GetPattern(request, timeout=session.timeout).pattern
     show(found, session.output, lambda: _pattern_page(found))
 
 
 @pattern.command("run")
-@click.argument("number", type=int)
+@click.argument("name")
 @data_option
 @set_option
 @click.option(
@@ -73,36 +74,33 @@ def show_pattern(session: Session, number: int) -> None:
 @connected
 def run_pattern(
     session: Session,
-    number: int,
+    name: str,
     data: str | None,
     assignments: tuple[str, ...],
     variables: tuple[str, ...],
     durable: bool,
     case_id: str,
 ) -> None:
-    """Run a pattern's net and show what happens.
+    """Run a pattern's net, by number, name or alias, and show what happens as it happens.
 
     \b
     Example:
       knhk pattern run 4 --set amount=250
     """
-    request = pb.ExecutePatternRequest(
-        pattern_id=_number(number), data_json=data_argument(data, assignments), durable=durable, case_id=case_id
-    )
+    request = pb.ExecutePatternRequest(data_json=data_argument(data, assignments), durable=durable, case_id=case_id)
     for variable in variables:
-        name, equals, text = variable.partition("=")
-        if not equals or not name:
+        key, equals, text = variable.partition("=")
+        if not equals or not key:
             raise Failure(Exit.USAGE, f"--var {variable!r} is no assignment", "write --var NAME=TEXT")
-        request.variables[name] = text
+        request.variables[key] = text
     with session.client() as client:
-        answer = client.patterns.ExecutePattern(request, timeout=session.timeout)
-    if session.output == "table":
-        line = Timeline()
-        for event in answer.trace:
-            line.print(event)
-        console().print(_result(answer))
-    else:
-        show(answer, session.output, lambda: "")
+        request.pattern_id = _number(client, session, name)
+        if session.output == "table":
+            answer = _watched(client, session, request)
+            console().print(_result(answer))
+        else:
+            answer = client.patterns.ExecutePattern(request, timeout=session.timeout)
+            show(answer, session.output, lambda: "")
     if not answer.success:
         raise Failure(
             Exit.FAILED,
@@ -111,12 +109,41 @@ def run_pattern(
         )
 
 
-def _number(number: int) -> int:
-    if not 0 <= number < 2**32:
-        raise Failure(
-            Exit.NOT_FOUND, f"there is no pattern {number}", "patterns are 1 to 43; `knhk pattern list` shows them"
-        )
-    return number
+def _watched(client: Client, session: Session, request: pb.ExecutePatternRequest) -> pb.ExecutePatternResponse:
+    """Run a pattern and print each event as it comes."""
+    line = Timeline()
+    asked = iter((pb.StreamExecutePatternRequest(correlation_id="1", execution=request, live=True),))
+    for told in client.patterns.StreamExecutePattern(asked, timeout=session.timeout):
+        match told.WhichOneof("outcome"):
+            case "event":
+                line.print(told.event)
+            case "response":
+                return told.response
+            case _:
+                # The stream gives an element's refusal as a value; asked alone it is raised like any other.
+                return client.patterns.ExecutePattern(request, timeout=session.timeout)
+    raise Failure(Exit.FAILED, "the daemon ended the run without an answer", "`knhk doctor` looks at the daemon")
+
+
+def _number(client: Client, session: Session, name: str) -> int:
+    """The number of a pattern that was named by number, `WCP-n`, name or alias; case and hyphens do not matter."""
+    wanted = _folded(name)
+    digits = wanted.removeprefix("wcp")
+    if digits.isdecimal() and int(digits) < 2**32:
+        return int(digits)
+    catalogue = client.patterns.ListPatterns(pb.ListPatternsRequest(page_size=100), timeout=session.timeout)
+    for each in catalogue.patterns:
+        if wanted in map(_folded, (each.name, *each.aliases)):
+            return each.pattern_id
+    raise Failure(
+        Exit.NOT_FOUND,
+        f"there is no pattern {name!r}",
+        "patterns are 1 to 43, or go by a name; `knhk pattern list` shows them",
+    )
+
+
+def _folded(name: str) -> str:
+    return "".join(name.lower().replace("-", " ").split())
 
 
 def _patterns_table(answer: pb.ListPatternsResponse) -> RenderableType:

@@ -72,7 +72,7 @@ def _case_created(case: Case, event: e.CaseCreated) -> None:
 
 def _state_changed(case: Case, event: e.StateChanged) -> None:
     case.state = event.state
-    case.reason = event.reason
+    case.reason = event.reason if event.state != "running" else ""
     if event.state in ENDED:
         case.ready = ()
         case.signals.clear()
@@ -256,7 +256,7 @@ def _trigger_received(case: Case, event: e.TriggerReceived) -> None:
     case.last_trigger = event.trigger
     case.firings = 0
     if event.outcome == "kept":
-        case.signals.append(Kept(event.trigger, event.name, event.data))
+        case.signals.append(Kept(event.trigger, event.name, event.data, event.expires))
     elif event.outcome == "taken":
         _signalled(case, event.activation, event.data)
 
@@ -265,6 +265,10 @@ def _trigger_taken(case: Case, event: e.TriggerTaken) -> None:
     taken = next(kept for kept in case.signals if kept.number == event.trigger)
     case.signals.remove(taken)
     _signalled(case, event.activation, taken.data)
+
+
+def _trigger_expired(case: Case, event: e.TriggerExpired) -> None:
+    case.signals = [kept for kept in case.signals if kept.number != event.trigger]
 
 
 def _signalled(case: Case, activation: int, data: bytes) -> None:
@@ -279,9 +283,13 @@ def _lock_taken(case: Case, event: e.LockTaken) -> None:
         lock = case.locks[event.lock] = Lock()
     lock.net = event.net
     lock.activation = event.activation
+    if event.again:
+        case.activations[event.again].left.remove(event.lock)
 
 
 def _lock_released(case: Case, event: e.LockReleased) -> None:
+    for number in event.failed:
+        case.activations[number].left.append(event.lock)
     del case.locks[event.lock]  # who waited is looked at again, and waits again when somebody was faster
 
 
@@ -379,7 +387,7 @@ def _item_gone(state: str) -> Callable[[Case, _ItemEvent], None]:
 
 def _data_updated(case: Case, event: e.DataUpdated) -> None:
     net = case.nets[event.net]
-    net.data = merge(net.data, event.patch)
+    net.data = event.patch if event.replace else merge(net.data, event.patch)
 
 
 def _incident_raised(case: Case, event: e.IncidentRaised) -> None:
@@ -458,4 +466,5 @@ APPLY: Mapping[type[e.Event], Callable[..., None]] = {  # each applier takes (ca
     e.LockReleased: _lock_released,
     e.LockAwaited: _lock_awaited,
     e.NetReset: _net_reset,
+    e.TriggerExpired: _trigger_expired,
 }

@@ -15,14 +15,14 @@ from knhk_workflow.core.step import Step
 from knhk_workflow.model.net import Region
 
 
-def withdraw(step: Step, activation: Activation, reason: str) -> None:
-    """Remove an activation with everything below it: items, sub-nets, incidents."""
+def withdraw(step: Step, activation: Activation, reason: str, detail: str = "") -> None:
+    """Remove an activation with everything below it: items, sub-nets, incidents. `detail`: the words of who asked."""
     if activation.number not in step.case.activations:
         return
     stop_instances(step, activation)
     for incident in list(activation.incidents):
         step.emit(e.IncidentResolved(incident, "cancelled"))
-    step.emit(e.TaskCancelled(activation.net, activation.task, activation.number, reason))
+    step.emit(e.TaskCancelled(activation.net, activation.task, activation.number, reason, detail))
     step.nets.add(activation.net)
 
 

@@ -53,6 +53,7 @@ class Activation(msgspec.Struct, array_like=True):
     released: bool = False  # the flow has gone on, instances still run
     signalled: bool = False  # the trigger it waited for has come
     signal: bytes = b""  # what that brought
+    left: list[str] = []  # locks that it let go of when its work failed, and takes again before it goes on
 
 
 class NetInstance(msgspec.Struct, array_like=True):
@@ -96,6 +97,7 @@ class Kept(msgspec.Struct, array_like=True, frozen=True):
     number: int
     name: str
     data: bytes
+    expires: int = 0  # 0 = kept as long as the case lives
 
 
 class Lock(msgspec.Struct, array_like=True):
@@ -159,6 +161,10 @@ class Case(msgspec.Struct, array_like=True):
             for instance in activation.instances.values():
                 if instance.state in OPEN_ITEM_STATES:
                     yield activation, instance
+
+    def kept(self, name: str, now: int) -> list[Kept]:
+        """The signals that are kept under a name and have not expired, oldest first."""
+        return [each for each in self.signals if each.name == name and not 0 < each.expires <= now]
 
     def holder(self, lock: str) -> Lock | None:
         """Who is inside a critical section or mutex, None when nobody is."""

@@ -55,6 +55,8 @@ class SuspendCase(Command, frozen=True, tag=3):
 class ResumeCase(Command, frozen=True, tag=4):
     """suspended -> running; what waited is taken up."""
 
+    reason: str = ""
+
 
 class CancelCase(Command, frozen=True, tag=5):
     """End the case unsuccessfully with everything in it. Cancelling a cancelled case changes nothing."""
@@ -63,10 +65,15 @@ class CancelCase(Command, frozen=True, tag=5):
 
 
 class UpdateCaseData(Command, frozen=True, tag=6):
-    """Replace top-level keys of the case's data. `expected_sequence` 0 = any."""
+    """Replace top-level keys of a net's data, or with `replace` all of it. `expected_sequence` 0 = any.
+
+    `net`: name of a sub-net, or number of a net instance; empty = the case's own net.
+    """
 
     patch: bytes
     expected_sequence: int = 0
+    replace: bool = False
+    net: str = ""
 
 
 class ClaimItem(Command, frozen=True, tag=7):
@@ -98,18 +105,21 @@ class CompleteItem(Command, frozen=True, tag=10):
 
 
 class FailItem(Command, frozen=True, tag=11):
-    """The work ended badly."""
+    """The work ended badly. `permanent`: trying again is pointless, the remaining attempts are given up."""
 
     item: ItemRef
     code: str
     message: str = ""
     owner: str = ""
+    data: bytes = b""
+    permanent: bool = False
 
 
 class SkipItem(Command, frozen=True, tag=12):
     """Go on without this work."""
 
     item: ItemRef
+    reason: str = ""
 
 
 class ResolveIncident(Command, frozen=True, tag=13):
@@ -118,6 +128,7 @@ class ResolveIncident(Command, frozen=True, tag=13):
     incident: int
     action: Literal["retry", "skip", "complete", "fail_case"]
     data: bytes = b""
+    reason: str = ""
 
 
 class Continue(Command, frozen=True, tag=14):
@@ -125,10 +136,16 @@ class Continue(Command, frozen=True, tag=14):
 
 
 class Signal(Command, frozen=True, tag=15):
-    """A named trigger comes in from outside. `deliver`: refuse it when nobody takes or keeps it."""
+    """A named trigger comes in from outside.
+
+    `time_to_live`: for how many nanoseconds it is kept when nobody waits; None = as long as the case lives, 0 = not
+    at all. `expires`: until when, for a signal that was sent before it came here; 0 = `time_to_live` from now.
+    """
 
     name: str
     data: bytes = b""
+    time_to_live: int | None = None
+    expires: int = 0
 
 
 class CancelTask(Command, frozen=True, tag=16):
@@ -136,6 +153,7 @@ class CancelTask(Command, frozen=True, tag=16):
 
     task: str
     activation: int = 0
+    reason: str = ""
 
 
 class AddInstance(Command, frozen=True, tag=17):

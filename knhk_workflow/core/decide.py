@@ -20,6 +20,7 @@ from knhk_workflow.core.case import (
     Activation,
     Case,
     Instance,
+    NetInstance,
     item_ref,
     place_of,
 )
@@ -97,7 +98,7 @@ def _resume(step: Step, command: c.ResumeCase) -> None:
         for instance, run in sorted(activation.instances.items())
         if run.held and step.node(activation).many is not None
     ]
-    step.emit(e.StateChanged("suspended", "running"))
+    step.emit(e.StateChanged("suspended", "running", command.reason))
     for number, instance in held:
         found = step.case.activations.get(number)
         if found is not None:
@@ -124,11 +125,26 @@ def _update(step: Step, command: c.UpdateCaseData) -> None:
             f"at sequence {case.sequence}",
             "read it again and repeat the change",
         )
-    size = len(merge(case.root.data, command.patch))
+    net = _net(step, command.net) if command.net else case.root
+    size = len(command.patch if command.replace else merge(net.data, command.patch))
     if size > DATA_BYTES_MAX:
         raise LimitExceeded("case data bytes", DATA_BYTES_MAX, size)
-    if command.patch != EMPTY:
-        step.emit(e.DataUpdated(1, command.patch))
+    if command.replace or command.patch != EMPTY:
+        step.emit(e.DataUpdated(net.number, command.patch, command.replace))
+
+
+def _net(step: Step, name: str) -> NetInstance:
+    """The live net instance with this name or number. Raises NotFound, WrongState when several have the name."""
+    case = step.case
+    found = [net for _, net in sorted(case.nets.items()) if net.name == name and net.number != 1]
+    found = found or [net for net in case.nets.values() if str(net.number) == name]
+    if not found and name not in step.model.nets:
+        raise NotFound("net", name)
+    if len(found) != 1:
+        live = f"{len(found)} of them: " + ", ".join(str(net.number) for net in found) if found else "none"
+        hint = "name one by its number" if found else "its data begins with net_started"
+        raise WrongState("net", f"{name}@{case.case_id}", "one live instance", live, hint)
+    return found[0]
 
 
 def _claim(step: Step, command: c.ClaimItem) -> None:
@@ -173,7 +189,7 @@ def _complete_item(step: Step, command: c.CompleteItem) -> None:
 def _skip_item(step: Step, command: c.SkipItem) -> None:
     _need(step, "running", "suspended")
     activation, run = _begin(step, command.item, "skip", "")
-    step.emit(e.ItemSkipped(*place_of(activation, run)))
+    step.emit(e.ItemSkipped(*place_of(activation, run), command.reason))
     _item_done(step, activation, run)
 
 
@@ -185,13 +201,16 @@ def _item_done(step: Step, activation: Activation, run: Instance) -> None:
 
 
 def _fail_item(step: Step, command: c.FailItem) -> None:
+    if len(command.data) > DATA_BYTES_MAX:
+        raise LimitExceeded("work item failure bytes", DATA_BYTES_MAX, len(command.data))
     _need(step, "running", "suspended")
     activation, run = _begin(step, command.item, "fail", command.owner)
-    step.emit(e.ItemFailed(*place_of(activation, run), command.code, command.message))
+    step.emit(e.ItemFailed(*place_of(activation, run), command.code, command.message, command.data))
     step.changed(activation, run)
     node = step.node(activation)
     task = node.task
-    if task.retry is not None and run.attempt < task.retry.max_attempts and step.case.state == "running":
+    again = task.retry is not None and run.attempt < task.retry.max_attempts and not command.permanent
+    if again and step.case.state == "running":
         offer_item(step, node, activation, run.number, run.attempt + 1)
     elif task.on_error is not None and node.many is None and step.case.state == "running":
         leave(step, activation, node, via=task.on_error)
@@ -209,7 +228,7 @@ def _resolve(step: Step, command: c.ResolveIncident) -> None:
         raise NotFound("incident", f"{command.incident}@{case.case_id}", "it may be resolved already")
     _need(step, "running", "suspended")
     if command.action == "fail_case":
-        step.emit(e.IncidentResolved(incident.number, command.action))
+        step.emit(e.IncidentResolved(incident.number, command.action, command.reason))
         end_case(step, "failed", incident.message)
         return
     _need(step, "running")
@@ -223,7 +242,7 @@ def _resolve(step: Step, command: c.ResolveIncident) -> None:
                 f"about a net ({incident.kind})",
                 "only retry or fail_case can resolve it",
             )
-        step.emit(e.IncidentResolved(incident.number, command.action))
+        step.emit(e.IncidentResolved(incident.number, command.action, command.reason))
         _look_again(step)
         settle(step)
         return
@@ -237,7 +256,7 @@ def _resolve(step: Step, command: c.ResolveIncident) -> None:
         )
     if command.action != "retry" and not locks.begun(activation, step.node(activation)):
         _unlocked(step, activation, "incident", f"{incident.number}@{case.case_id}")
-    step.emit(e.IncidentResolved(incident.number, command.action))
+    step.emit(e.IncidentResolved(incident.number, command.action, command.reason))
     _resume_activation(step, activation, incident.kind, incident.instance, command)
     settle(step)
 
@@ -269,6 +288,8 @@ def _resume_activation(
             advance(step, activation, node)
         return
     start_without_work(step, activation)
+    if activation.left:
+        locks.take(step, net, node, activation)
     if kind in CHOICE_INCIDENTS or node.carrier in ("route", "trigger"):
         if command.data:
             step.emit(e.DataUpdated(net.number, command.data))
@@ -306,14 +327,14 @@ def _look_again(step: Step) -> None:
 
 def _signal(step: Step, command: c.Signal) -> None:
     _need(step, "created", "running", "suspended")
-    receive(step, command.name, command.data)
+    receive(step, command)
     settle(step)
 
 
 def _cancel_task(step: Step, command: c.CancelTask) -> None:
     _need(step, "running", "suspended")
     activation = _one(step, command.task, command.activation)
-    withdraw(step, activation, "cancelled" if activation.started else "withdrawn")
+    withdraw(step, activation, "cancelled" if activation.started else "withdrawn", command.reason)
     if not activation.started:
         _take_away(step, activation)
     settle(step)
@@ -438,7 +459,7 @@ def _startable(step: Step, activation: Activation, name: str, verb: str, states:
 def _unlocked(step: Step, activation: Activation, kind: str, name: str) -> None:
     """Refuse work whose lock somebody else holds."""
     node = step.node(activation)
-    lock = locks.blocked_by(step.case, step.case.nets[activation.net], node, activation.inputs)
+    lock = locks.blocked_by(step.case, step.case.nets[activation.net], node, activation.inputs, activation.left)
     if lock is not None:
         at = " and ".join(locks.holders(step.case, step.model, lock)) or "a cascade that is still going on"
         raise WrongState(kind, name, "free to start", f"waiting for {lock}, held at {at}", "it can when that has ended")

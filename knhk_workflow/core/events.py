@@ -107,12 +107,13 @@ class TaskCompleted(Event, frozen=True, tag=8):
 
 
 class TaskCancelled(Event, frozen=True, tag=9):
-    """An activation ended without effect. `reason`: withdrawn (never started), cancelled."""
+    """An activation ended without effect. `reason`: withdrawn (never started), cancelled; `detail`: why, in words."""
 
     net: int
     task: str
     activation: int
     reason: str
+    detail: str = ""
 
 
 class ItemOffered(Event, frozen=True, tag=10):
@@ -171,7 +172,7 @@ class ItemCompleted(Event, frozen=True, tag=14):
 
 
 class ItemFailed(Event, frozen=True, tag=15):
-    """Work ended badly; what follows (retry, incident) is in later events."""
+    """Work ended badly; what follows (retry, incident) is in later events. `data`: what is known beyond the message."""
 
     net: int
     task: str
@@ -180,6 +181,7 @@ class ItemFailed(Event, frozen=True, tag=15):
     attempt: int
     code: str
     message: str = ""
+    data: bytes = b""
 
 
 class ItemSkipped(Event, frozen=True, tag=16):
@@ -190,6 +192,7 @@ class ItemSkipped(Event, frozen=True, tag=16):
     activation: int
     instance: int
     attempt: int
+    reason: str = ""
 
 
 class ItemWithdrawn(Event, frozen=True, tag=17):
@@ -213,10 +216,11 @@ class ItemTerminated(Event, frozen=True, tag=18):
 
 
 class DataUpdated(Event, frozen=True, tag=19):
-    """Top-level keys of a net instance's data were replaced by those of `patch`."""
+    """Top-level keys of a net instance's data were replaced by those of `patch`; with `replace`, all of the data."""
 
     net: int
     patch: bytes
+    replace: bool = False
 
 
 class IncidentRaised(Event, frozen=True, tag=20):
@@ -236,6 +240,7 @@ class IncidentResolved(Event, frozen=True, tag=21):
 
     incident: int
     action: str
+    reason: str = ""
 
 
 class SettlePaused(Event, frozen=True, tag=22):
@@ -333,7 +338,10 @@ class DeadPathMoved(Event, frozen=True, tag=32):
 
 
 class TriggerReceived(Event, frozen=True, tag=33):
-    """A signal came. `outcome`: taken (by the activation), kept (until somebody waits), lost (nobody waits)."""
+    """A signal came. `outcome`: taken (by the activation), kept (until somebody waits), lost (nobody waits).
+
+    `expires`: until when it is kept, nanoseconds since the epoch; 0 = as long as the case lives.
+    """
 
     trigger: int
     name: str
@@ -342,6 +350,7 @@ class TriggerReceived(Event, frozen=True, tag=33):
     net: int = 0
     task: str = ""
     activation: int = 0
+    expires: int = 0
 
 
 class TriggerTaken(Event, frozen=True, tag=34):
@@ -355,18 +364,23 @@ class TriggerTaken(Event, frozen=True, tag=34):
 
 
 class LockTaken(Event, frozen=True, tag=35):
-    """A critical section or mutex is held by a net instance (section) or an activation (mutex)."""
+    """A critical section or mutex is held by a net instance (section) or an activation (mutex).
+
+    `again`: the activation that had let go of it by failing, and goes on now.
+    """
 
     lock: str
     net: int
     task: str
     activation: int
+    again: int = 0
 
 
 class LockReleased(Event, frozen=True, tag=36):
-    """Nobody is inside any more."""
+    """Nobody is inside any more. `failed`: activations that let go of it because their work has failed."""
 
     lock: str
+    failed: tuple[int, ...] = ()
 
 
 class LockAwaited(Event, frozen=True, tag=37):
@@ -382,6 +396,13 @@ class NetReset(Event, frozen=True, tag=38):
 
     net: int
     tasks: tuple[str, ...]
+
+
+class TriggerExpired(Event, frozen=True, tag=50):
+    """The time to live of a kept signal was over before anybody took it. (Tags 39 to 49 are left to timers.)"""
+
+    trigger: int
+    name: str
 
 
 EventType = (
@@ -423,4 +444,5 @@ EventType = (
     | LockReleased
     | LockAwaited
     | NetReset
+    | TriggerExpired
 )

@@ -30,23 +30,24 @@ from knhk_workflow.model.net import Model, TaskNode
 ORDER = {"incident": 0, "started": 1, "offered": 2, "waiting": 3, "idle": 4}
 
 
-def explain(case: Case, model: Model) -> tuple[TaskExplanation, ...]:
-    """All tasks of all live nets, those that something can be said about first."""
+def explain(case: Case, model: Model, now: int = 0) -> tuple[TaskExplanation, ...]:
+    """All tasks of all live nets, those that something can be said about first. `now`: 0 is the case's last event."""
     found: list[TaskExplanation] = []
     if case.state in ("running", "suspended"):
-        step = Step(case, model, case.now)
+        step = Step(case, model, now)
         for net in case.nets.values():
             look = Look(case, model, net, model.nets[net.name], step)
             found.extend(_task(look, node) for node in look.compiled.tasks.values())
     return tuple(sorted(found, key=lambda each: (ORDER[each.status], each.net_instance, each.task_id)))
 
 
-def summary(case: Case, tasks: tuple[TaskExplanation, ...]) -> str:
+def summary(case: Case, tasks: tuple[TaskExplanation, ...], now: int = 0) -> str:
     """The case in one sentence."""
     if case.state == "created":
         return "The case is created and has not been started."
     if case.state in ("completed", "cancelled", "failed"):
         return f"The case is {case.state}." if not case.reason else f"The case is {case.state}: {case.reason}."
+    kept = sum(1 for signal in case.signals if not 0 < signal.expires <= now)
     counts = {status: sum(1 for task in tasks if task.status == status) for status in ORDER}
     parts = [
         text
@@ -54,7 +55,7 @@ def summary(case: Case, tasks: tuple[TaskExplanation, ...]) -> str:
             (case.open_items, f"{case.open_items} work item(s) are open"),
             (len(case.incidents), f"{len(case.incidents)} incident(s) need a person"),
             (counts["waiting"], f"{counts['waiting']} task(s) wait for tokens, signals or locks"),
-            (len(case.signals), f"{len(case.signals)} signal(s) are kept"),
+            (kept, f"{kept} signal(s) are kept"),
         )
         if count
     ]
@@ -109,8 +110,13 @@ def _incident(look: Look, node: TaskNode, live: list[Activation], stopped: Activ
     incident = look.case.incidents[stopped.incidents[0]]
     name = f"{incident.number}@{look.case.case_id}"
     sentence = f"{node.id}: {incident.message} (incident {incident.number}, {incident.kind})."
+    waits: tuple[Wait, ...] = (Wait("incident", name),)
+    if stopped.left:
+        sentence += f" It has let go of {listed(stopped.left)} and takes it again before it goes on."
+        lock = locks.blocked_by(look.case, look.net, node, stopped.inputs, stopped.left)
+        waits += (_lock(look, lock),) if lock is not None else ()
     guards = tuple(_guards(node, look.net)) if incident.kind in ("guard_error", "no_branch") else ()
-    return _said(look, node, live, Reason(sentence, (), (Wait("incident", name),), (), "incident"), guards)
+    return _said(look, node, live, Reason(sentence, (), waits, (), "incident"), guards)
 
 
 # -- what is not live -------------------------------------------------------------------------------------------------
@@ -123,7 +129,7 @@ def _not_enabled(look: Look, node: TaskNode) -> Reason:
         return Reason(sentence, (), (Wait("trigger", trigger.name),), (), "idle")
     reason = unsatisfied(look, node)
     if reason is not None:
-        kept = sum(1 for signal in look.case.signals if trigger is not None and signal.name == trigger.name)
+        kept = len(look.case.kept(trigger.name, look.step.now)) if trigger is not None else 0
         if kept:
             return reason._replace(sentence=f"{reason.sentence} {_kept(kept)}.")
         return reason
@@ -177,7 +183,7 @@ def _live(look: Look, node: TaskNode, live: list[Activation]) -> tuple[str, Stat
     else:
         roles = ", ".join(node.task.required_roles)
         sentence, status = f"{node.id} is offered to {roles or 'anybody'}; it starts when somebody takes it.", "offered"
-    lock = None if begun else locks.blocked_by(look.case, look.net, node, live[0].inputs)
+    lock = None if begun else locks.blocked_by(look.case, look.net, node, live[0].inputs, live[0].left)
     if lock is not None:
         wait = _lock(look, lock)
         sentence = f"{node.id} is offered, and it cannot start: {lock} is {wait.detail}."
@@ -191,7 +197,7 @@ def _signal(look: Look, node: TaskNode, live: list[Activation]) -> tuple[str, St
     assert trigger is not None
     got = [each for each in live if each.signalled]
     lock = locks.blocked_by(look.case, look.net, node, live[0].inputs) if node.carrier != "item" else None
-    kept = sum(1 for signal in look.case.signals if signal.name == trigger.name)
+    kept = len(look.case.kept(trigger.name, look.step.now))
     wait = Wait("trigger", trigger.name, f"{trigger.mode}, {kept} kept")
     if got and lock is not None:
         held = _lock(look, lock)

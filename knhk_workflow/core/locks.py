@@ -2,15 +2,19 @@
 
 A lock is taken when the work of a task begins, and never while it is only offered. A mutex is held by the activation
 until that ends, however it ends. A section is held by the thread that entered it, as long as a token of that thread is
-inside: in a condition between two tasks of the section, or in a task of it at work. Work that waits for a person
-(an incident) keeps its locks: it is half done. Automatic tasks that find a lock taken wait in order; offered work may
-be taken up when the lock is free.
+inside: in a condition between two tasks of the section, or in a task of it at work. Automatic tasks that find a lock
+taken wait in order; offered work may be taken up when the lock is free.
+
+Work that has failed for good (an incident stands for it) lets go of its locks, so that nobody waits for a person; work
+that is merely tried again keeps them. Before a failed task goes on, it takes them again, like work that has not begun.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from knhk_workflow.core import events as e
-from knhk_workflow.core.case import Activation, Case, NetInstance
+from knhk_workflow.core.case import LIVE_STATES, Activation, Case, NetInstance
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.net import Model, TaskNode
 
@@ -18,8 +22,9 @@ NOT_BEGUN = frozenset({"offered", "allocated", "withdrawn"})
 
 
 def begun(activation: Activation, node: TaskNode) -> bool:
-    """Whether work has begun. Some activations consume their tokens before that (`TaskNode.eager`, `sync: false`)."""
-    if not activation.started:
+    """Whether work has begun. Some activations consume their tokens before that (`TaskNode.eager`, `sync: false`); what
+    let go of its locks begins anew."""
+    if not activation.started or activation.left:
         return False
     runs = activation.instances.values()
     if runs:
@@ -27,11 +32,23 @@ def begun(activation: Activation, node: TaskNode) -> bool:
     return node.task.trigger is None or activation.signalled
 
 
-def blocked_by(case: Case, net: NetInstance, node: TaskNode, inputs: tuple[str, ...]) -> str | None:
-    """The lock that keeps the task from starting over these inputs, if any."""
+def failed(activation: Activation) -> bool:
+    """Whether nothing is at work in an activation because it has failed, and a person is asked."""
+    if not activation.incidents:
+        return False
+    states = {run.state for run in activation.instances.values()}
+    return "failed" in states and states.isdisjoint(LIVE_STATES)
+
+
+def blocked_by(
+    case: Case, net: NetInstance, node: TaskNode, inputs: tuple[str, ...], left: Sequence[str] = ()
+) -> str | None:
+    """The lock that keeps the task from starting over these inputs, if any. `left`: locks that it had let go of."""
     for section in node.sections:
         held = case.holder(section.lock)
-        if held is not None and (held.net != net.number or section.inside.isdisjoint(inputs)):
+        if held is None:
+            continue
+        if held.net != net.number or section.lock in left or section.inside.isdisjoint(inputs):
             return section.lock
     if node.mutex is not None and case.holder(node.mutex) is not None:
         return node.mutex
@@ -42,16 +59,19 @@ def take(step: Step, net: NetInstance, node: TaskNode, activation: Activation) -
     """The task starts: it holds its locks from now on. (Work that is ended by force takes nobody's lock away.)"""
     for section in node.sections:
         if step.case.holder(section.lock) is None:
-            step.emit(e.LockTaken(section.lock, net.number, node.id, 0))
+            again = activation.number if section.lock in activation.left else 0
+            step.emit(e.LockTaken(section.lock, net.number, node.id, 0, again))
     if node.mutex is not None and step.case.holder(node.mutex) is None:
-        step.emit(e.LockTaken(node.mutex, net.number, node.id, activation.number))
+        again = activation.number if node.mutex in activation.left else 0
+        step.emit(e.LockTaken(node.mutex, net.number, node.id, activation.number, again))
 
 
 def holders(case: Case, model: Model, name: str) -> tuple[str, ...]:
     """What keeps a lock taken: the tasks at work inside, and the conditions inside that hold a token."""
     lock = case.locks[name]
     if lock.activation:
-        return (case.activations[lock.activation].task,) if lock.activation in case.activations else ()
+        holder = case.activations.get(lock.activation)
+        return (holder.task,) if holder is not None and not failed(holder) else ()
     net = case.nets.get(lock.net)
     if net is None:
         return ()
@@ -60,9 +80,28 @@ def holders(case: Case, model: Model, name: str) -> tuple[str, ...]:
     tasks = (
         task
         for task in sorted(section.tasks)
-        if any(begun(case.activations[number], compiled.tasks[task]) for number in net.active.get(task, ()))
+        if any(_inside(case.activations[number], compiled.tasks[task]) for number in net.active.get(task, ()))
     )
     return (*tasks, *(place for place in sorted(section.inside) if place in net.marking))
+
+
+def _inside(activation: Activation, node: TaskNode) -> bool:
+    return begun(activation, node) and not failed(activation)
+
+
+def _failed_in(case: Case, model: Model, name: str) -> tuple[int, ...]:
+    """The activations that had a lock until they failed."""
+    lock = case.locks[name]
+    if lock.activation:
+        return (lock.activation,) if lock.activation in case.activations else ()
+    net = case.nets.get(lock.net)
+    if net is None:
+        return ()
+    section = next(each for each in model.nets[net.name].sections if each.lock == name)
+    members = (number for task in sorted(section.tasks) for number in net.active.get(task, ()))
+    return tuple(
+        number for number in members if failed(case.activations[number]) and name not in case.activations[number].left
+    )
 
 
 def wait(step: Step, net: NetInstance, node: TaskNode, lock: str) -> None:
@@ -78,7 +117,7 @@ def release(step: Step) -> bool:
     for name, lock in sorted(case.locks.items()):
         if not holders(case, step.model, name):
             waiting = list(lock.waiting)
-            step.emit(e.LockReleased(name))
+            step.emit(e.LockReleased(name, _failed_in(case, step.model, name)))
             for net, task in waiting:
                 if net in case.nets:
                     step.again(net, task)

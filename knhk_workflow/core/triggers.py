@@ -14,6 +14,7 @@ from __future__ import annotations
 from knhk_workflow.core import events as e
 from knhk_workflow.core import locks
 from knhk_workflow.core.case import Activation, Case, Kept, NetInstance
+from knhk_workflow.core.commands import Signal
 from knhk_workflow.core.completion import advance, take_output
 from knhk_workflow.core.data import EMPTY
 from knhk_workflow.core.enabling import begin, enable
@@ -25,9 +26,10 @@ from knhk_workflow.model.net import TaskNode
 SIGNALS_MAX = 10_000  # kept signals of a case; an unbounded list would make every snapshot slower
 
 
-def receive(step: Step, name: str, data: bytes) -> None:
+def receive(step: Step, signal: Signal) -> None:
     """A signal comes in; TriggerReceived tells its outcome: taken, kept, lost. Raises LimitExceeded."""
-    case = step.case
+    case, name, data = step.case, signal.name, signal.data
+    _expire(step)
     number = case.last_trigger + 1
     waiting = _receiver(step, name)
     if waiting is not None:
@@ -36,18 +38,29 @@ def receive(step: Step, name: str, data: bytes) -> None:
         if case.state == "running":
             go_on(step, case.nets[waiting.net], node)
         return
-    if not step.model.keeps(name):
+    expires = signal.expires or (step.now + signal.time_to_live if signal.time_to_live else 0)
+    over = signal.time_to_live == 0 or 0 < expires <= step.now
+    if over or not step.model.keeps(name):
         step.emit(e.TriggerReceived(number, name, "lost", data))
         return
     if len(case.signals) >= SIGNALS_MAX:
         raise LimitExceeded("kept signals of a case", SIGNALS_MAX, len(case.signals) + 1)
-    step.emit(e.TriggerReceived(number, name, "kept", data))
+    step.emit(e.TriggerReceived(number, name, "kept", data, expires=expires))
+
+
+def _expire(step: Step) -> None:
+    """Forget the kept signals whose time is over. Until a signal comes or is looked for they merely do not count."""
+    for kept in list(step.case.signals):
+        if 0 < kept.expires <= step.now:
+            step.emit(e.TriggerExpired(kept.number, kept.name))
 
 
 def go_on(step: Step, net: NetInstance, node: TaskNode) -> None:
     """Give a task the signals that are kept for it, and let those activations go on that have got theirs."""
     case, trigger = step.case, node.task.trigger
     name = trigger.name if trigger is not None and trigger.mode == "persistent" else ""
+    if case.signals:
+        _expire(step)
     for number in list(net.active.get(node.id, ())):
         activation = case.activations.get(number)
         if activation is not None and activation.signalled:

@@ -48,8 +48,8 @@ STATE: Final = (
         "Any partial order and tasks that take time.",
         "Russell et al. 2006: partial where the order is fixed at design time or only single steps are kept apart. "
         "The mutex is taken when work starts, not when it is offered; until it ends, starting another task of the same "
-        "mutex is refused, and tasks that start by themselves wait in order. Completion, cancellation and a failure "
-        "that leaves the task release it; an incident keeps it until somebody decides.",
+        "mutex is refused, and tasks that start by themselves wait in order. Completion, cancellation and failure "
+        "release it; work that has failed for good and is taken up by a person takes it again before it goes on.",
         aliases=("Unordered Sequence",),
         net={
             "tasks": {

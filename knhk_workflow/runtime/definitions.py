@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from knhk_workflow.core.or_join import compile_or_joins
 from knhk_workflow.errors import InvalidDocument, InvalidInput, NotFound, Problem, Unsound
 from knhk_workflow.model.document import DOCUMENT_MAX, strict_json, strict_yaml
 from knhk_workflow.model.net import Model, compile_spec
@@ -30,7 +31,7 @@ from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
 from knhk_workflow.runtime.records import DEFINITIONS, Definition, pack
 from knhk_workflow.runtime.views import Page, Validation, WorkflowView
 from knhk_workflow.store import META_SHARD, ExpectationFailed, Journal, Keyspace, Reads, Unit, Write
-from knhk_workflow.store.keys import parse_definition_latest
+from knhk_workflow.store.keys import parse_definition, parse_definition_latest
 
 MODELS_MAX: Final = 1_000  # compiled versions in memory, about 20 KB each
 VERIFY_BUDGET: Final = VerifyBudget()  # about two seconds of one core, in a thread
@@ -86,9 +87,19 @@ def check(document: Document, form: str) -> Parsed:
     return Parsed(spec, text, spec_digest(text), findings(spec))
 
 
+def compiled(spec: Spec, version: int, digest: bytes) -> Model:
+    """Compile a workflow, its or-joins analysed: what takes long is done here, not when a case first asks."""
+    model = compile_spec(spec, version, digest)
+    for net in model.nets.values():
+        if any(node.join.kind == "or" for node in net.tasks.values()):
+            for join in compile_or_joins(net).values():
+                join.prepare()
+    return model
+
+
 def verified(parsed: Parsed, budget: VerifyBudget) -> Verified:
     """Compile a document and verify it."""
-    model = compile_spec(parsed.spec, 0, parsed.digest)
+    model = compiled(parsed.spec, 0, parsed.digest)
     verification = verify(parsed.spec, model.nets, budget=budget)
     everything = sorted((*verification.findings, *parsed.findings), key=lambda problem: problem.severity != "error")
     return Verified(model, tuple(everything), verification.verdict)
@@ -159,6 +170,20 @@ class Definitions:
             views.append(msgspec.structs.replace(view, document=b""))
         return Page(tuple(views), encode_token(rows[size - 1][0], "workflows") if len(rows) > size else "")
 
+    async def versions(self, tenant: str, page_size: int, page_token: str) -> Page[WorkflowView]:
+        """Every active version of every workflow, by id and version, without documents."""
+        size = page_size_of(page_size)
+        start, end = self._keys.definitions(tenant)
+        after = decode_token(page_token, "versions")
+        rows = await self._reads.scan(max(start, after + b"\0") if after else start, end, limit=size + 1)
+        found = [(parse_definition(key)[1], DEFINITIONS.read(key, value)) for key, value in rows[:size]]
+        views = (
+            msgspec.structs.replace(_view(spec_id, definition), document=b"")
+            for spec_id, definition in found
+            if not definition.deleted_at
+        )
+        return Page(tuple(views), encode_token(rows[size - 1][0], "versions") if len(rows) > size else "")
+
     async def delete(self, tenant: str, spec_id: str, version: int) -> None:
         """Take a version (0 = all) out of use. The caller has made sure that no case is open on it."""
         for _ in range(REGISTER_TRIES):
@@ -225,8 +250,8 @@ class Definitions:
         found = self._models.get(name)
         if found is None:
             definition = await self._definition(tenant, spec_id, number)
-            spec = parse_spec(strict_json(definition.document, max_bytes=DOCUMENT_MAX))
-            found = self._models[name] = compile_spec(spec, number, definition.digest)
+            made = await asyncio.to_thread(recompiled, definition)
+            found = self._models.setdefault(name, made)  # somebody may have needed it in the meantime
             if len(self._models) > MODELS_MAX:
                 self._models.popitem(last=False)
         else:
@@ -295,6 +320,11 @@ class Definitions:
         if stored is None:
             raise NotFound("workflow", f"{spec_id}@{version}")
         return DEFINITIONS.read(key, stored)
+
+
+def recompiled(definition: Definition) -> Model:
+    spec = parse_spec(strict_json(definition.document, max_bytes=DOCUMENT_MAX))
+    return compiled(spec, definition.version, definition.digest)
 
 
 def _view(spec_id: str, definition: Definition) -> WorkflowView:

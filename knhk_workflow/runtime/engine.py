@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from hashlib import blake2b
 from typing import Final, TypeVar
 
@@ -31,16 +31,19 @@ from knhk_workflow.errors import (
     RequestMismatch,
     StoreError,
     StoreUnavailable,
+    Unsupported,
     WorkflowError,
     WrongState,
 )
 from knhk_workflow.fortune5.config import Fortune5Config
 from knhk_workflow.fortune5.slo import Fortune5Integration
 from knhk_workflow.model.net import Model
+from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.patterns.catalogue import HINT, PATTERNS, find
-from knhk_workflow.runtime import query, sandbox
+from knhk_workflow.runtime import messages, query, sandbox
 from knhk_workflow.runtime.clock import NS_PER_S, Clock, Ids, SystemClock, SystemIds
-from knhk_workflow.runtime.definitions import Definitions, Document
+from knhk_workflow.runtime.definitions import VERIFY_BUDGET, Definitions, Document
+from knhk_workflow.runtime.export import export
 from knhk_workflow.runtime.inputs import (
     JsonObject,
     checked_id,
@@ -49,6 +52,7 @@ from knhk_workflow.runtime.inputs import (
     parse_incident_id,
     parse_item_id,
 )
+from knhk_workflow.runtime.integrity import Examination, Progress, examine
 from knhk_workflow.runtime.live import CACHED_CASES, LiveCase, LiveCases
 from knhk_workflow.runtime.meta import LOCAL, CallMeta
 from knhk_workflow.runtime.pages import PAGE_SIZE_MAX, page_size_of
@@ -62,6 +66,7 @@ from knhk_workflow.runtime.views import (
     HistoryEvent,
     IncidentView,
     InstancesView,
+    MessageView,
     Page,
     PatternExecutionContext,
     PatternResult,
@@ -79,9 +84,11 @@ from knhk_workflow.store import (
     Keyspace,
     Outcome,
     OutcomeUnknown,
+    Snapshot,
     Store,
     Unit,
 )
+from knhk_workflow.store.backup import Piece, take
 from knhk_workflow.store.keys import META_SHARD, parse_effect
 
 REQUEST_ID_BYTES_MAX: Final = 128
@@ -107,6 +114,10 @@ class EngineLimits(msgspec.Struct, frozen=True):
     """Bounds of one engine that an operator may set."""
 
     cached_cases: int = CACHED_CASES
+    verification: VerifyBudget = VERIFY_BUDGET
+    """What verifying one workflow may take; counted, so that the same workflow always gets the same verdict."""
+    message_cases: int = messages.CASES_MAX
+    """Most cases that one message may reach."""
     journal: JournalLimits = JournalLimits()
 
 
@@ -223,7 +234,9 @@ class WorkflowEngine:
                     journal = await Journal.open(store, self._clock.now, limits=self._limits.journal)
                     self._journal = journal
                     self._journal.on_commit(self._committed)
-                    self._definitions = Definitions(store, self._journal, keyspace, self._clock)
+                    self._definitions = Definitions(
+                        store, self._journal, keyspace, self._clock, self._limits.verification
+                    )
                     self._cases = LiveCases(
                         store,
                         self._journal,
@@ -234,9 +247,20 @@ class WorkflowEngine:
                         self._limits.cached_cases,
                     )
                     self._query = query.Query(store, keyspace)
+                    self._messages = messages.Messages(
+                        store,
+                        self._journal,
+                        keyspace,
+                        self._definitions,
+                        self._clock,
+                        self._deliver,
+                        self._spawn,
+                        self._limits.message_cases,
+                    )
                     self._keyspace = keyspace
                     self._store = store
                     await self._recover()
+                    await self._messages.recover()
                 except BaseException:
                     self._store = None
                     for task in self._tasks:
@@ -251,6 +275,8 @@ class WorkflowEngine:
     async def close(self) -> None:
         """Finish what was accepted and release the store. Twice is fine."""
         self._closed = True
+        if self._store is not None:
+            self._messages.close()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -319,11 +345,13 @@ class WorkflowEngine:
         return await self._definitions.get(meta.tenant, spec_id, version)
 
     async def list_workflows(
-        self, *, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
+        self, *, all_versions: bool = False, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
     ) -> Page[WorkflowView]:
-        """The newest active version of each workflow, by id, without documents."""
+        """The newest active version of each workflow, or every active one, by id and version, without documents."""
         if self._store is None:
             await self.open()
+        if all_versions:
+            return await self._definitions.versions(meta.tenant, page_size, page_token)
         return await self._definitions.list(meta.tenant, page_size, page_token)
 
     async def delete_workflow(self, spec_id: str, version: int = 0, *, meta: CallMeta = LOCAL) -> None:
@@ -421,62 +449,78 @@ class WorkflowEngine:
         """running -> suspended: results of started work are accepted and wait, nothing else goes on."""
         return await self._on_case(case_id, c.SuspendCase(reason), meta)
 
-    async def resume_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> CaseView:
+    async def resume_case(self, case_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> CaseView:
         """suspended -> running; what waited is taken up."""
-        return await self._on_case(case_id, c.ResumeCase(), meta, rest=True)
+        return await self._on_case(case_id, c.ResumeCase(reason), meta, rest=True)
 
     async def cancel_case(self, case_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> CaseView:
         """End the case as cancelled, with all its work. Cancelling a cancelled case is fine."""
         return await self._on_case(case_id, c.CancelCase(reason), meta)
 
     async def update_case_data(
-        self, case_id: str, patch: JsonObject, *, expected_sequence: int = 0, meta: CallMeta = LOCAL
+        self,
+        case_id: str,
+        patch: JsonObject,
+        *,
+        expected_sequence: int = 0,
+        replace: bool = False,
+        net: str = "",
+        meta: CallMeta = LOCAL,
     ) -> CaseView:
-        """Replace top-level keys of the case's data; `expected_sequence` guards against a change in between."""
-        command = c.UpdateCaseData(json_object(patch, "data"), expected_sequence)
+        """Replace top-level keys of the case's data; `expected_sequence` guards against a change in between.
+
+        `replace`: the object given becomes the data. `net`: a live sub-net's name, or its number where several live.
+        """
+        checked_id(net, "net", empty=True)
+        command = c.UpdateCaseData(json_object(patch, "data"), expected_sequence, replace, net)
         return await self._on_case(case_id, command, meta)
 
-    async def cancel_task(self, case_id: str, task_id: str, *, activation: int = 0, meta: CallMeta = LOCAL) -> CaseView:
+    async def cancel_task(
+        self, case_id: str, task_id: str, reason: str = "", *, activation: int = 0, meta: CallMeta = LOCAL
+    ) -> CaseView:
         """Withdraw or stop one activation of a task; nothing flows on. 0: the only one that there is."""
         checked_id(task_id, "task_id")
-        return await self._on_case(case_id, c.CancelTask(task_id, activation), meta, rest=True)
+        return await self._on_case(case_id, c.CancelTask(task_id, activation, reason), meta, rest=True)
 
     async def trigger_case(
-        self, name: str, data: JsonObject = None, *, case_id: str = "", key: str = "", meta: CallMeta = LOCAL
-    ) -> list[TriggerDelivery]:
-        """Deliver a signal to one case, or to every open case with a business key: one command for each case, in the
-        order of the list of cases. With a request id each case takes the message once, however often it is sent.
+        self,
+        name: str,
+        data: JsonObject = None,
+        *,
+        case_id: str = "",
+        key: str = "",
+        time_to_live: int | None = None,
+        meta: CallMeta = LOCAL,
+    ) -> MessageView:
+        """Deliver a signal to one case; without one to the open cases with a business key; without either to every open
+        case whose workflow waits for it (see runtime/messages.py). With a request id each case takes it once, however
+        often it is sent.
 
-        Raises NotFound for an unknown case; a business key that no case has gives an empty answer.
+        `time_to_live`: nanoseconds for which a persistent signal is kept when nobody waits for it. None: as long as the
+        case lives, or one hour when it is not addressed to a case; 0: not at all. Raises NotFound for an unknown case.
+        A key that no case has gives an empty answer, and the message waits.
         """
         checked_id(name, "name")
         checked_id(case_id, "case_id", empty=True)
         checked_id(key, "key", empty=True)
-        if not case_id and not key:
-            raise InvalidInput.field("case_id", "a case or a business key is needed", "give case_id, or key")
-        command = c.Signal(name, json_object(data, "data") if data is not None else b"")
+        if time_to_live is not None and not 0 <= time_to_live <= messages.TIME_TO_LIVE_MAX:
+            raise InvalidInput.field("time_to_live", "must be between 0 and ten years", "for example 1h")
+        if self._store is None:
+            await self.open()
+        body = json_object(data, "data") if data is not None else b""
         if case_id:
-            return [await self._deliver(case_id, command, meta)]
-        found: list[TriggerDelivery] = []
-        token = ""
-        while True:
-            page = await self.list_cases(CaseFilter(business_key=key), page_token=token, meta=meta)
-            for case in page.items:
-                try:
-                    if case.state not in c.ENDED or meta.request_id:
-                        found.append(await self._deliver(case.case_id, command, meta))
-                except WrongState:
-                    continue  # it has ended, without having taken this message before
-                if len(found) > BATCH_MAX:
-                    raise LimitExceeded("cases that one message reaches", BATCH_MAX, len(found), "use narrower keys")
-            token = page.next_token
-            if not token:
-                return found
+            signal = c.Signal(name, body, time_to_live)
+            return MessageView(meta.request_id, (await self._deliver(case_id, signal, _element(meta, case_id)),))
+        if not meta.request_id:
+            meta = msgspec.structs.replace(meta, request_id=f"m-{self._ids.case_id()}")
+        request = self._request(meta, (name, key, body, time_to_live))
+        asked = messages.Sending(meta, request.scope, request.fingerprint, name, key, body, time_to_live)
+        return await self._messages.send(asked)
 
     async def _deliver(self, case_id: str, signal: c.Signal, meta: CallMeta) -> TriggerDelivery:
         """One case's delivery. A message is known to each case by itself, whichever way it was addressed."""
-        meta = _element(meta, case_id)
-        return await self._command(case_id, signal, meta, _delivery_after, _encode, _decode_delivery)
+        about = (case_id, msgspec.structs.replace(signal, expires=0))
+        return await self._command(case_id, signal, meta, _delivery_after, _encode, _decode_delivery, about)
 
     async def add_instance(
         self, case_id: str, task_id: str, data: JsonObject = None, *, activation: int = 0, meta: CallMeta = LOCAL
@@ -512,14 +556,15 @@ class WorkflowEngine:
         return await self._command(case_id, command, meta, _instances_after, _encode, _decode_instances)
 
     async def resolve_incident(
-        self, incident_id: str, action: str, data: JsonObject = None, *, meta: CallMeta = LOCAL
+        self, incident_id: str, action: str, data: JsonObject = None, reason: str = "", *, meta: CallMeta = LOCAL
     ) -> CaseView:
         """Close an incident: `retry`, `skip`, `complete` (with data) or `fail_case`."""
         number, case_id = parse_incident_id(incident_id)
         if action not in ("retry", "skip", "complete", "fail_case"):
             raise InvalidInput.field("action", f"{action!r} is not an action", "use retry, skip, complete or fail_case")
         body = json_object(data, "data") if data is not None else b""
-        return await self._on_case(case_id, c.ResolveIncident(number, action, body), meta, rest=True)  # type: ignore[arg-type]  # checked above
+        command = c.ResolveIncident(number, action, body, reason)  # type: ignore[arg-type]  # checked above
+        return await self._on_case(case_id, command, meta, rest=True)
 
     async def get_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> CaseView:
         """The case as it was last committed, with data, open work and incidents."""
@@ -611,24 +656,70 @@ class WorkflowEngine:
         finally:
             self._log_watchers.discard(news)
 
-    async def watch_token(self) -> str:
-        """The token for `watch_cases` from this moment on."""
+    async def watch_token(self, *, from_start: bool = False) -> str:
+        """The token for `watch_cases` from this moment on, or from the oldest event kept."""
         if self._store is None:
             await self.open()
-        return query.resume_token(self._positions())
+        return query.resume_token(dict.fromkeys(self._positions(), 0) if from_start else self._positions())
 
     async def explain_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> Explanation:
         """Why the case is where it is: for each task of each live net, what it waits for."""
         async with self._reading(case_id, meta) as live:
-            return query.explanation(*live.loaded())
+            found = query.explanation(*live.loaded(), self._clock.now())
+        completed = await self._query.completions(meta.tenant, case_id, found.sequence)
+        return msgspec.structs.replace(found, completed=completed)
 
     async def list_incidents(
-        self, *, case_id: str = "", page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
+        self,
+        *,
+        case_id: str = "",
+        include_resolved: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
+        meta: CallMeta = LOCAL,
     ) -> Page[IncidentView]:
-        """Open incidents, of one case or of all."""
+        """Open incidents, of one case or of all; of one case the resolved ones too, from its history."""
         if self._store is None:
             await self.open()
+        if include_resolved:
+            if not case_id:
+                raise Unsupported("listing the resolved incidents of all cases", "name a case")
+            return await self._query.all_incidents(meta.tenant, case_id, page_size, page_token)
         return await self._query.incidents(meta.tenant, case_id, page_size, page_token)
+
+    # -- keeping ------------------------------------------------------------------------------------------------------
+
+    async def backup(self, *, after_token: str = "") -> AsyncIterator[Piece]:
+        """The whole store, of all tenants, as it is now, in pieces that joined are a backup file. Calls go on.
+
+        With the token that an earlier backup ended with: only what happened since. Raises InvalidInput for a token of
+        another store, StoreCorrupt when the store is damaged, StoreUnavailable when it was opened again meanwhile.
+        """
+        async with self._moment() as reads:
+            async for piece in take(reads, self._keyspace.shards, self._clock.now(), after_token):
+                yield piece
+
+    async def verify_store(self, *, progress: Progress | None = None) -> Examination:
+        """Examine everything in the store, of all tenants, as it is now; calls go on meanwhile."""
+        async with self._moment() as reads:
+            return await examine(reads, self._keyspace.shards, progress)
+
+    async def export_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> bytes:
+        """A case with its whole history as a JSON document that `prove_export` can prove without the store."""
+        async with self._moment() as reads:
+            return await export(reads, self._keyspace, meta.tenant, case_id)
+
+    @asynccontextmanager
+    async def _moment(self) -> AsyncIterator[Snapshot]:
+        """A snapshot of the store."""
+        if self._store is None:
+            await self.open()
+        assert self._store is not None
+        snapshot = await self._store.snapshot()
+        try:
+            yield snapshot
+        finally:
+            await snapshot.close()
 
     # -- work items ---------------------------------------------------------------------------------------------------
 
@@ -694,17 +785,27 @@ class WorkflowEngine:
         return list(await asyncio.gather(*(one(index, asked) for index, asked in enumerate(requests))))
 
     async def fail_work_item(
-        self, item_id: str, code: str, message: str = "", user: str = "", *, meta: CallMeta = LOCAL
+        self,
+        item_id: str,
+        code: str,
+        message: str = "",
+        user: str = "",
+        *,
+        data: JsonObject = None,
+        permanent: bool = False,
+        meta: CallMeta = LOCAL,
     ) -> WorkItemView:
-        """The work failed: an incident on its task, which keeps its place."""
+        """The work failed: it is offered again while its task's `retry` says so, unless the failure is `permanent`.
+        Then its error flow is taken, or an incident asks a person. `data` stands in the history."""
         checked_id(code, "code")
+        body = json_object(data, "data") if data is not None else b""
         ref, case_id = parse_item_id(item_id)
-        return await self._on_item(case_id, c.FailItem(ref, code, message, user), meta)
+        return await self._on_item(case_id, c.FailItem(ref, code, message, user, body, permanent), meta)
 
-    async def skip_work_item(self, item_id: str, *, meta: CallMeta = LOCAL) -> WorkItemView:
+    async def skip_work_item(self, item_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> WorkItemView:
         """Go on without this work."""
         ref, case_id = parse_item_id(item_id)
-        return await self._on_item(case_id, c.SkipItem(ref), meta)
+        return await self._on_item(case_id, c.SkipItem(ref, reason), meta)
 
     # -- patterns -----------------------------------------------------------------------------------------------------
 
@@ -893,12 +994,14 @@ class WorkflowEngine:
         view: Callable[[LiveCase, Step, C], T],
         receipt: Callable[[T], bytes],
         replayed: Callable[[bytes], T],
+        about: object = None,
     ) -> T:
         """Carry a command out on a case, durably. The answer is a `view` of its step. With a request id `receipt` says
-        what is kept of it, and `replayed` makes the answer of that for whoever asks again."""
+        what is kept of it, and `replayed` makes the answer of that for whoever asks again `about` the same (None: this
+        command on this case)."""
         if self._store is None:
             await self.open()
-        request = self._request(meta, (case_id, command)) if meta.request_id else None
+        request = self._request(meta, about or (case_id, command)) if meta.request_id else None
         try:
             live = self._cases.at_hand(meta.tenant, case_id) or await self._cases.hold(meta.tenant, case_id)
             result, told = self._step(live, command, meta, request, view, receipt)
@@ -1079,6 +1182,7 @@ class WorkflowEngine:
 
     def _committed(self, shard: int, position: int, units: Sequence[Unit]) -> None:
         self._commits += 1
+        self._messages.notice(units)
         for event in self._log_watchers:
             event.set()
 
@@ -1097,9 +1201,11 @@ class WorkflowEngine:
                 start = rows[-1][0] + b"\0"
 
     async def _sweep(self) -> None:
-        """Delete expired idempotency records, now and then."""
+        """Delete expired idempotency records and messages, now and then."""
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
+            with suppress(StoreUnavailable, OutcomeUnknown, Busy):  # the next round does it
+                await self._messages.sweep()
             for shard in (*range(self._keyspace.shards), META_SHARD):
                 try:
                     swept = 1

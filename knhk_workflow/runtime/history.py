@@ -17,8 +17,18 @@ from knhk_workflow.runtime.views import HistoryEvent
 
 _HIDDEN = frozenset({"salt", "digest", "tenant", "case_id"})
 _JSON = frozenset({"data", "patch", "output", "element"})
-_PLAIN: Mapping[str, object] = {"count": 1, "threshold": 0, "elements": (), "dead": (), "consumed": ()}
-"""What a field says of a task without the construct that it belongs to: left out."""
+_PLAIN: Mapping[str, object] = {
+    "count": 1,
+    "threshold": 0,
+    "elements": (),
+    "dead": (),
+    "consumed": (),
+    "replace": False,
+    "expires": 0,
+    "again": 0,
+    "failed": (),
+}
+"""What a field says where the construct that it belongs to is not used: left out."""
 
 
 def _snake(name: str) -> str:

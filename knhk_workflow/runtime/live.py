@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from knhk_workflow.core.apply import replay
-from knhk_workflow.core.case import OPEN_ITEM_STATES, Case, decode_state, encode_state
+from knhk_workflow.core.case import OPEN_ITEM_STATES, Case, Incident, decode_state, encode_state
 from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.step import ItemInNet, Step
 from knhk_workflow.errors import NotFound, StoreCorrupt, StoreFormat
@@ -40,6 +40,7 @@ from knhk_workflow.runtime.records import (
     pack,
 )
 from knhk_workflow.store import CaseKeys, Expectation, Journal, Keyspace, Outcome, Reads, Unit, Write, digest, seal
+from knhk_workflow.store.codec import UNREADABLE
 from knhk_workflow.store.keys import parse_case_record
 
 SNAPSHOT_RECORDS: Final = 64  # replaying 64 records takes about 1 ms
@@ -202,11 +203,11 @@ class LiveCases:
         payload = _encode(
             CommitRecord(case.updated_at, meta.principal, meta.method, meta.request_id, meta.trace_id, events)  # type: ignore[arg-type]  # Event is the base of exactly EventType
         )
-        head = seal(_encode(_head(case, live.created_by)))
+        head = seal(_encode(head_of(case, live.created_by)))
         writes: list[Write] = [(keys.record(first), seal(payload)), (keys.head, head)]
         expect: list[Expectation] = [(keys.head, live.head)]
         for (number, instance), item in step.items.items():
-            row = _item_row(case, item) if item[3].state in OPEN_ITEM_STATES else None
+            row = item_row(case, item) if item[3].state in OPEN_ITEM_STATES else None
             writes.append((keys.item(number, instance), row))
         if step.incidents:
             _incident_rows(keys, step, writes)
@@ -309,7 +310,7 @@ class LiveCases:
                         "restore it from a backup",
                         case_id=keys.case_id,
                     )
-                case = _replayed(case, record, keys)
+                case = replayed(case, record, keys)
                 records += 1
                 size += len(value)
             if not page:
@@ -338,7 +339,7 @@ class LiveCases:
             if record.codec != STATE_CODEC or _hash(record.state) != record.state_hash:
                 return None
             case = decode_state(record.state)
-        except (StoreCorrupt, StoreFormat, msgspec.DecodeError):
+        except (StoreCorrupt, StoreFormat, *UNREADABLE):
             return None  # a cache that cannot be read is no cache; the records decide
         mine = (case.tenant, case.case_id) == (keys.tenant, keys.case_id) and case.sequence <= sequence
         return case if mine else None
@@ -396,7 +397,7 @@ class _Commits:
             self._told.set_result(self._outcomes)
 
 
-def _replayed(case: Case | None, record: CommitRecord, keys: CaseKeys) -> Case:
+def replayed(case: Case | None, record: CommitRecord, keys: CaseKeys) -> Case:
     """One record folded. Events that cannot follow this state were damaged, or written by something else."""
     try:
         return replay(case, record.time, record.events)
@@ -411,7 +412,8 @@ def _hash(state: bytes) -> bytes:
     return blake2b(state, digest_size=16).digest()
 
 
-def _head(case: Case, created_by: str) -> CaseHead:
+def head_of(case: Case, created_by: str) -> CaseHead:
+    """What lists show of a case."""
     return CaseHead(
         case.sequence,
         case.state,
@@ -427,7 +429,7 @@ def _head(case: Case, created_by: str) -> CaseHead:
     )
 
 
-def _item_row(case: Case, item: ItemInNet) -> bytes:
+def item_row(case: Case, item: ItemInNet) -> bytes:
     """What the work list shows of an open item."""
     net, node, _, run = item
     task = node.task
@@ -451,9 +453,10 @@ def _item_row(case: Case, item: ItemInNet) -> bytes:
 def _incident_rows(keys: CaseKeys, step: Step, writes: list[Write]) -> None:
     for number in step.incidents:
         incident = step.case.incidents.get(number)
-        row = None
-        if incident is not None:
-            row = pack(
-                IncidentRow(incident.kind, incident.message, incident.task, incident.raised_at, step.case.spec_id)
-            )
+        row = incident_row(incident, step.case.spec_id) if incident is not None else None
         writes.append((keys.incident(number), row))
+
+
+def incident_row(incident: Incident, spec_id: str) -> bytes:
+    """What lists show of an incident."""
+    return pack(IncidentRow(incident.kind, incident.message, incident.task, incident.raised_at, spec_id))

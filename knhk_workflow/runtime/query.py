@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -19,7 +19,14 @@ from knhk_workflow.core.case import (
     Incident,
     Instance,
 )
-from knhk_workflow.core.events import InstanceAdded, TriggerReceived
+from knhk_workflow.core.events import (
+    IncidentRaised,
+    IncidentResolved,
+    InstanceAdded,
+    NetStarted,
+    TaskCompleted,
+    TriggerReceived,
+)
 from knhk_workflow.core.explain import explain, summary
 from knhk_workflow.core.step import ItemInNet, Step
 from knhk_workflow.errors import InvalidInput, NotFound
@@ -40,13 +47,21 @@ from knhk_workflow.runtime.views import (
     WorkItemView,
 )
 from knhk_workflow.store import Keyspace, Reads, unseal_log
-from knhk_workflow.store.keys import parse_case_head, parse_case_record, parse_incident, parse_item, parse_log
+from knhk_workflow.store.keys import (
+    parse_business_key,
+    parse_case_head,
+    parse_case_record,
+    parse_incident,
+    parse_item,
+    parse_log,
+)
 from knhk_workflow.store.store import Range
 
 SCAN_ROWS_MAX: Final = 5_000  # rows that one filtered page looks at; a page may then be short and still have a token
 LOG_PAGE: Final = 64
 HISTORY_BYTES: Final = 1024 * 1024  # of event data in a page; with one event of 2 MB more still below gRPC's 4 MB
 HISTORY_RECORDS: Final = 32  # read at once; each may hold 2 MB
+COUNTED_RECORDS: Final = 64  # read at once while counting; about 1 ms of decoding
 
 R = TypeVar("R")
 
@@ -81,13 +96,25 @@ def case_view(case: Case, model: Model, created_by: str) -> CaseView:
     )
 
 
-def explanation(case: Case, model: Model) -> Explanation:
-    """Why the case is where it is."""
-    tasks = explain(case, model)
+def explanation(case: Case, model: Model, now: int = 0) -> Explanation:
+    """Why the case is where it is. Without the counts of completions: those are in its history."""
+    tasks = explain(case, model, now)
     incidents = tuple(
         _incident_view(case.case_id, incident.number, incident, case.spec_id) for incident in case.incidents.values()
     )
-    return Explanation(case.case_id, case.state, case.sequence, summary(case, tasks), tasks, incidents)
+    return Explanation(
+        case.case_id, case.state, case.sequence, summary(case, tasks, now), tasks, incidents, _marking(case)
+    )
+
+
+def _marking(case: Case) -> dict[str, int]:
+    """Tokens by condition, in sub-nets by `net/condition`; several live instances of one sub-net count together."""
+    found: dict[str, int] = {}
+    for net in case.nets.values():
+        for place, tokens in net.marking.items():
+            name = f"{net.name}/{place}" if net.name else place
+            found[name] = found.get(name, 0) + tokens
+    return dict(sorted(found.items()))
 
 
 def work_item(case: Case, model: Model, ref: c.ItemRef) -> WorkItemView:
@@ -199,18 +226,25 @@ class Query:
         return HEADS.read(key, stored)
 
     async def cases(self, tenant: str, wanted: CaseFilter, page_size: int, page_token: str) -> Page[CaseView]:
-        """Cases by shard and id."""
+        """Cases by shard and id; those with one business key by its index."""
 
         def read(key: bytes, value: bytes) -> CaseView | None:
             head = HEADS.read(key, value)
-            if (
-                (wanted.state and head.state != wanted.state)
-                or (wanted.spec_id and head.spec_id != wanted.spec_id)
-                or (wanted.business_key and head.business_key != wanted.business_key)
-            ):
+            if (wanted.state and head.state != wanted.state) or (wanted.spec_id and head.spec_id != wanted.spec_id):
                 return None
             return _listed(tenant, parse_case_head(key)[1], head)
 
+        if wanted.business_key:
+            indexed = [
+                self._keys.business_keys(shard, tenant, wanted.business_key) for shard in range(self._keys.shards)
+            ]
+
+            async def look_up(key: bytes, _: bytes) -> CaseView | None:
+                head = self._keys.case_head(tenant, parse_business_key(key)[2])
+                value = await self._reads.get(head)
+                return read(head, value) if value is not None else None
+
+            return await self._page(indexed, look_up, page_size, page_token, f"cases {tenant} {wanted}")
         ranges = [self._keys.cases(shard, tenant) for shard in range(self._keys.shards)]
         return await self._page(ranges, read, page_size, page_token, f"cases {tenant} {wanted}")
 
@@ -268,6 +302,35 @@ class Query:
             ranges = [self._keys.incidents(shard, tenant) for shard in range(self._keys.shards)]
         return await self._page(ranges, read, page_size, page_token, f"incidents {tenant} {case_id}")
 
+    async def all_incidents(self, tenant: str, case_id: str, page_size: int, page_token: str) -> Page[IncidentView]:
+        """All incidents that a case ever had, in the order of their numbers: read from its history."""
+        head = await self.head(tenant, case_id)
+        found: dict[int, IncidentView] = {}
+        async for record in self._commits(tenant, case_id, head.sequence):
+            for event in record.events:
+                if isinstance(event, IncidentRaised):
+                    found[event.incident] = IncidentView(
+                        f"{event.incident}@{case_id}",
+                        case_id,
+                        event.kind,
+                        event.message,
+                        event.task,
+                        record.time,
+                        head.spec_id,
+                    )
+                elif isinstance(event, IncidentResolved):
+                    found[event.incident] = msgspec.structs.replace(
+                        found[event.incident],
+                        resolution=event.action,
+                        resolved_at=record.time,
+                        resolved_by=record.principal,
+                    )
+        bound_to, size = f"all incidents {tenant} {case_id}", page_size_of(page_size)
+        after = int.from_bytes(decode_token(page_token, bound_to), "big")
+        page = [view for number, view in found.items() if number > after]
+        token = encode_token((after + size).to_bytes(8, "big"), bound_to) if len(page) > size else ""
+        return Page(tuple(page[:size]), token)
+
     async def history(self, tenant: str, case_id: str, after: int, size: int, reverse: bool) -> Page[HistoryEvent]:
         """Events of a case after (or before) a sequence, fewer than `size` when they are large. Raises NotFound."""
         head = await self.head(tenant, case_id)
@@ -298,6 +361,30 @@ class Query:
             found = _fitting(found[:size])
             more = bool(found) and found[-1].sequence < head.sequence
         return Page(tuple(found), str(found[-1].sequence) if more else "")
+
+    async def completions(self, tenant: str, case_id: str, until: int) -> dict[str, int]:
+        """How often each task was completed up to a sequence, from the history; in sub-nets by `net/task`."""
+        found: dict[str, int] = {}
+        nets: dict[int, str] = {1: ""}
+        async for record in self._commits(tenant, case_id, until):
+            for event in record.events:
+                if isinstance(event, NetStarted):
+                    nets[event.net] = f"{event.name}/" if event.name else ""
+                elif isinstance(event, TaskCompleted):
+                    name = nets[event.net] + event.task
+                    found[name] = found.get(name, 0) + 1
+        return found
+
+    async def _commits(self, tenant: str, case_id: str, until: int) -> AsyncIterator[CommitRecord]:
+        """The records of a case up to a sequence, from the first."""
+        start, end = self._keys.case(tenant, case_id).records(0, until + 1)
+        while True:
+            rows = await self._reads.scan(start, end, limit=COUNTED_RECORDS)
+            for key, value in rows:
+                yield COMMITS.read(key, value)
+            if len(rows) < COUNTED_RECORDS:
+                return
+            start = rows[-1][0] + b"\0"
 
     async def log(
         self, tenant: str, positions: dict[int, int], newest: Mapping[int, int]
@@ -344,7 +431,7 @@ class Query:
     async def _page(
         self,
         ranges: list[Range],
-        read: Callable[[bytes, bytes], R | None],
+        read: Callable[[bytes, bytes], R | None] | Callable[[bytes, bytes], Awaitable[R | None]],
         page_size: int,
         page_token: str,
         bound_to: str,
@@ -366,7 +453,8 @@ class Query:
                         return Page(tuple(found), encode_token(last, bound_to))
                     looked += 1
                     last = key
-                    view = read(key, value)
+                    made = read(key, value)
+                    view = await made if isinstance(made, Awaitable) else made
                     if view is not None:
                         found.append(view)
                 if len(rows) < min(SCAN_ROWS_MAX, size + 1):

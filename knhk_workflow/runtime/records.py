@@ -13,7 +13,7 @@ import msgspec
 
 from knhk_workflow.core.events import EventType
 from knhk_workflow.errors import StoreCorrupt
-from knhk_workflow.store.codec import seal, unseal
+from knhk_workflow.store.codec import UNREADABLE, seal, unseal
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -89,6 +89,23 @@ class RequestRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     receipt: bytes = b""
 
 
+class MessageRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A message on its way to `targets`, or, without any, waiting for a case that is not there yet."""
+
+    message_id: str
+    name: str
+    key: str
+    data: bytes
+    time_to_live: int | None  # ns, as asked; None is the default
+    expires: int
+    principal: str
+    method: str
+    fingerprint: bytes
+    waits: bool  # no case that was there knew the name: whoever comes first gets it
+    targets: tuple[str, ...] = ()
+    answered: bool = False  # its request record is written
+
+
 class Definition(msgspec.Struct, frozen=True, array_like=True):
     """One version of a workflow."""
 
@@ -123,7 +140,7 @@ class Reader(Generic[S]):
         """The record in `value`."""
         try:
             return self._decode(unseal(key, value))
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise StoreCorrupt(f"the value of key {key.hex()} does not decode: {error}", key=key.hex()) from error
 
 
@@ -134,3 +151,4 @@ ITEMS = Reader(ItemRow)
 INCIDENTS = Reader(IncidentRow)
 REQUESTS = Reader(RequestRecord)
 DEFINITIONS = Reader(Definition)
+MESSAGES = Reader(MessageRecord)

@@ -38,7 +38,10 @@ class WorkflowView(msgspec.Struct, frozen=True):
 
 
 class IncidentView(msgspec.Struct, frozen=True):
-    """An open incident. `incident_id` is `number@case_id`."""
+    """An incident. `incident_id` is `number@case_id`; an open one has no `resolution`.
+
+    `resolution`: retry, skip, complete, fail_case, or cancelled where what it was about was removed.
+    """
 
     incident_id: str
     case_id: str
@@ -47,6 +50,9 @@ class IncidentView(msgspec.Struct, frozen=True):
     task_id: str
     raised_at: int
     spec_id: str = ""
+    resolution: str = ""
+    resolved_at: int = 0
+    resolved_by: str = ""
 
 
 class WorkItemView(msgspec.Struct, frozen=True):
@@ -105,6 +111,18 @@ class TriggerDelivery(msgspec.Struct, frozen=True):
     outcome: str
     task_id: str = ""
     activation: int = 0
+
+
+class MessageView(msgspec.Struct, frozen=True):
+    """What became of a signal: one delivery for each case that has it.
+
+    `message_id` is the request id; without one, a message to several cases gets an id of its own. `waits_until`: how
+    long the message waits for a case that is not there yet; 0 = it does not.
+    """
+
+    message_id: str
+    deliveries: tuple[TriggerDelivery, ...]
+    waits_until: int = 0
 
 
 class CaseView(msgspec.Struct, frozen=True):
@@ -173,6 +191,8 @@ class Explanation(msgspec.Struct, frozen=True):
     sentence: str
     tasks: tuple[TaskExplanation, ...]
     incidents: tuple[IncidentView, ...]
+    marking: dict[str, int] = {}  # tokens by condition; in sub-nets by `net/condition`
+    completed: dict[str, int] = {}  # how often each task was completed, by task, in sub-nets by `net/task`
 
 
 class Stimulus(msgspec.Struct, frozen=True):

@@ -28,6 +28,9 @@ HASH_BYTES: Final = 32
 GENESIS: Final = bytes(HASH_BYTES)
 """`previous` of a shard's first batch record."""
 
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError)
+"""What msgspec raises for bytes that are not what they should be."""
+
 _HEADER = struct.Struct(">BBHB")
 _CRC = struct.Struct(">I")
 _FULL = struct.Struct(">BBHBI")
@@ -131,7 +134,7 @@ def unseal_log(key: bytes, value: bytes) -> tuple[LogRecord, bytes]:
         raise _corrupt(key, "does not match its hash")
     try:
         return _decode_log(payload), body[:HASH_BYTES]
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise _corrupt(key, f"is no batch record: {error}") from error
 
 
@@ -143,7 +146,7 @@ def log_link(key: bytes, value: bytes) -> tuple[bytes, bytes]:
         raise _corrupt(key, "does not match its hash")
     try:
         return _decode_link(payload).previous, body[:HASH_BYTES]
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise _corrupt(key, f"is no batch record: {error}") from error
 
 
@@ -161,7 +164,7 @@ def unseal_lease(key: bytes, value: bytes) -> Lease:
     """The lease in a stored value."""
     try:
         return _decode_lease(unseal(key, value))
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise _corrupt(key, f"is no lease: {error}") from error
 
 
@@ -174,7 +177,7 @@ def unseal_keys(key: bytes, value: bytes) -> list[bytes]:
     """The keys in such an entry."""
     try:
         return _decode_keys(unseal(key, value))
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise _corrupt(key, f"is no list of keys: {error}") from error
 
 

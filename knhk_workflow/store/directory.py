@@ -13,12 +13,14 @@ never touched: OWNER is an flock of ours, and a registry tells two handles in on
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import shutil
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Final
@@ -27,11 +29,14 @@ from zlib import crc32
 import msgspec
 
 from knhk_workflow.errors import NotFound, StoreCorrupt, StoreFormat, StoreLocked, StoreUnavailable
+from knhk_workflow.store.codec import GENESIS
 
 FORMAT_VERSION: Final = 1
 PRODUCT: Final = "knhk-workflow-store"
+TICK_NS: Final = 20_000_000  # the coarsest clock of a kernel has 10 ms
 
 _OWNER: Final = "OWNER"
+_OWNER_BYTES: Final = 16
 _FORMAT: Final = "FORMAT"
 _CREATING: Final = "CREATING"
 _HEAD: Final = "HEAD"
@@ -76,6 +81,8 @@ class Directory:
         self.database = os.path.join(path, _DATABASE)
         self.format = form
         self._lock = lock
+        self._names_at = 0
+        self._names_until = 0
 
     @classmethod
     def claim(
@@ -86,14 +93,15 @@ class Directory:
         shards: int,
         now_ns: Callable[[], int],
         make_database: Callable[[str], None],
-        head_size: int,
+        head: bytes,
     ) -> Directory:
         """Lock the directory and see that it is a complete store of ours; make one if permitted and it is empty.
 
-        `make_database(path)` makes an empty database. Raises NotFound, StoreLocked, StoreFormat, StoreUnavailable.
+        `make_database(path)` makes an empty database, `head` is the HEAD file of an empty store.
+        Raises NotFound, StoreLocked, StoreFormat, StoreUnavailable.
         """
         try:
-            return cls._claim(path, create, shards, now_ns, make_database, head_size)
+            return cls._claim(path, create, shards, now_ns, make_database, head)
         except OSError as error:
             raise StoreUnavailable(f"the store at {path} cannot be opened: {error}", path=path) from error
 
@@ -105,7 +113,7 @@ class Directory:
         shards: int,
         now_ns: Callable[[], int],
         make_database: Callable[[str], None],
-        head_size: int,
+        head: bytes,
     ) -> Directory:
         real = os.path.realpath(path)
         if not os.path.isdir(real):
@@ -120,7 +128,7 @@ class Directory:
         try:
             content = _check_content(path, os.listdir(real), create)
             if _FORMAT not in content:
-                _make(real, Format(PRODUCT, FORMAT_VERSION, shards, _utc(now_ns())), make_database, head_size)
+                _make(real, Format(PRODUCT, FORMAT_VERSION, shards, _utc(now_ns())), make_database, head)
             elif _CREATING in content:
                 os.unlink(os.path.join(real, _CREATING))
             form = _read_format(path, os.path.join(real, _FORMAT))
@@ -133,6 +141,20 @@ class Directory:
     def head(self, shards: Iterable[int]) -> HeadFile:
         """The file of heads."""
         return HeadFile(os.path.join(self.path, _HEAD), shards)
+
+    def sync_names(self) -> bool:
+        """Make the names of LevelDB's files survive a loss of power, if there is a new one since the last call.
+
+        LevelDB syncs a new log but not its name: by the letter of POSIX the whole log may be gone. Times of files move
+        in ticks, so a change is looked at again until a tick has certainly passed.
+        """
+        changed, now = os.stat(self.database).st_mtime_ns, time.monotonic_ns()
+        if changed != self._names_at:
+            self._names_at, self._names_until = changed, now + TICK_NS
+        elif now > self._names_until:
+            return False
+        _sync_directory(self.database)
+        return True
 
     def free_bytes(self) -> int:
         """What may still be written to the volume."""
@@ -172,10 +194,12 @@ class Directory:
 
 
 class HeadFile:
-    """Position and hash of every log, each in two slots of 64 bytes written in turn: a torn write leaves the other.
+    """Position and hash of every log, each in two slots of 64 bytes. A write goes to the slot that does not hold what
+    was synced last, so whatever becomes of it, the newest synced head is there.
 
     Written after every durable commit (which survives the death of the process) and synced now and then (which survives
-    the loss of power). The file has its full size from the start, so writing needs no space.
+    the loss of power). The file has its full size from the start, so writing needs no space, and says of each log that
+    it is empty, so that a file of zeros is recognized as damaged.
     """
 
     SLOT: Final = 64
@@ -185,49 +209,60 @@ class HeadFile:
     def __init__(self, name: str, shards: Iterable[int]) -> None:
         self._file = os.open(name, os.O_RDWR | os.O_CLOEXEC)
         self._place = {shard: index * 2 * self.SLOT for index, shard in enumerate(shards)}
-        self.dirty = False
+        self._free = dict.fromkeys(self._place, 0)
+        """By shard: the slot that may be written."""
+        self._written: set[int] = set()
+        """Shards whose newest head is not synced."""
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is something to sync."""
+        return bool(self._written)
 
     @classmethod
-    def size(cls, shards: int) -> int:
-        """Bytes of a file for so many logs."""
-        return shards * 2 * cls.SLOT
+    def blank(cls, shards: Iterable[int]) -> bytes:
+        """The file of a store whose logs are all empty."""
+        return b"".join(2 * cls._slot(shard, 0, GENESIS).ljust(cls.SLOT, b"\0") for shard in shards)
 
     def read(self) -> dict[int, tuple[int, bytes]]:
-        """(position, hash) by shard, without the shards that have none yet. StoreCorrupt when both slots are torn."""
+        """(position, hash) by shard; position 0 for an empty log. What it returns is synced from now on. StoreCorrupt
+        when both slots are torn."""
+        os.fdatasync(self._file)
         heads: dict[int, tuple[int, bytes]] = {}
         for shard, place in self._place.items():
-            torn = 0
-            for slot in (place, place + self.SLOT):
-                data = os.pread(self._file, self.SLOT, slot)
-                if data == bytes(self.SLOT):
-                    continue
-                found = self._parse(data, shard)
-                if found is None:
-                    torn += 1
-                elif shard not in heads or found[0] > heads[shard][0]:
+            for slot in (0, 1):
+                found = self._parse(os.pread(self._file, self.SLOT, place + slot * self.SLOT), shard)
+                if found is not None and (shard not in heads or found[0] > heads[shard][0]):
                     heads[shard] = found
-            if torn == 2:
+                    self._free[shard] = 1 - slot
+            if shard not in heads:
                 raise StoreCorrupt(f"the head of shard {shard} cannot be read; the store cannot be checked without it")
         return heads
 
     def write(self, shard: int, position: int, hashed: bytes) -> None:
         """Note the newest acknowledged record."""
-        body = self._LAYOUT.pack(self._MAGIC, shard, position, hashed)
-        data = body + crc32(body).to_bytes(4, "big")
-        os.pwrite(self._file, data, self._place[shard] + (position & 1) * self.SLOT)
-        self.dirty = True
+        data = self._slot(shard, position, hashed)
+        os.pwrite(self._file, data, self._place[shard] + self._free[shard] * self.SLOT)
+        self._written.add(shard)
 
     def sync(self) -> None:
         """Make it survive a loss of power."""
-        if self.dirty:
-            self.dirty = False
+        if self._written:
+            written, self._written = self._written, set()
             os.fdatasync(self._file)
+            for shard in written:
+                self._free[shard] = 1 - self._free[shard]
 
     def close(self) -> None:
         """Close the file; without syncing."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    @classmethod
+    def _slot(cls, shard: int, position: int, hashed: bytes) -> bytes:
+        body = cls._LAYOUT.pack(cls._MAGIC, shard, position, hashed)
+        return body + crc32(body).to_bytes(4, "big")
 
     def _parse(self, data: bytes, shard: int) -> tuple[int, bytes] | None:
         size = self._LAYOUT.size
@@ -258,8 +293,9 @@ def _lock(real: str, path: str) -> int:
         except BaseException:
             os.close(file)
             raise
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a name for people: a full volume must not keep the store from being read
+            os.pwrite(file, f"{os.getpid():<{_OWNER_BYTES - 1}}\n".encode(), 0)  # always as long: needs no space again
+            os.ftruncate(file, _OWNER_BYTES)
         _open_paths[real] = os.getpid()
         return file
 
@@ -310,21 +346,21 @@ def _read_format(path: str, name: str) -> Format:
                 path=path,
             )
         form = msgspec.json.decode(data, type=Format)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreFormat(f"{name} cannot be understood: {error}", path=path) from error
     if form.product != PRODUCT or form.version < 1 or form.shards < 1:
         raise StoreFormat(f"{name} does not describe a store of this product", path=path)
     return form
 
 
-def _make(real: str, form: Format, make_database: Callable[[str], None], head_size: int) -> None:
+def _make(real: str, form: Format, make_database: Callable[[str], None], head: bytes) -> None:
     """An empty store. Whatever moment it dies at, the next claim begins again or finds it complete."""
     _write(os.path.join(real, _CREATING), b"")
     _sync_directory(real)
     database = os.path.join(real, _DATABASE)
     shutil.rmtree(database, ignore_errors=True)
     make_database(database)
-    _write(os.path.join(real, _HEAD), bytes(head_size))
+    _write(os.path.join(real, _HEAD), head)
     _sync_directory(database)
     _write(os.path.join(real, _FORMAT + ".new"), msgspec.json.format(msgspec.json.encode(form)) + b"\n")
     os.rename(os.path.join(real, _FORMAT + ".new"), os.path.join(real, _FORMAT))

@@ -48,6 +48,7 @@ LEASE: Final = b"O"
 TIMER: Final = b"T"
 EFFECT: Final = b"E"
 REQUEST_EXPIRY: Final = b"X"
+MESSAGE: Final = b"M"
 
 _u16 = struct.Struct(">H").pack
 _u64 = struct.Struct(">Q").pack
@@ -267,6 +268,14 @@ class Keyspace:
         """Expiry entries in order; with `until_s` only those with expiry_s <= until_s."""
         return self._until(self._system(shard) + REQUEST_EXPIRY, until_s)
 
+    def message(self, shard: int, tenant: str, scope: bytes) -> bytes:
+        """A message that is on its way to cases or waits for one; `scope` is the hash of its request."""
+        return self._system(shard) + MESSAGE + _text(tenant) + scope
+
+    def messages(self, shard: int) -> Range:
+        """The messages of all tenants."""
+        return _under(self._system(shard) + MESSAGE)
+
     def audit(self, shard: int, tenant: str, time_ns: int, number: int) -> bytes:
         """An audit entry; `number` tells entries of the same time apart."""
         return self._area(shard, tenant) + AUDIT + _u64_u64(time_ns, number)
@@ -324,6 +333,32 @@ def shard_in(key: bytes) -> int:
     return int(_read_u16(key, 0)[0])
 
 
+def shard_range(shard: int) -> Range:
+    """All keys of a shard."""
+    return _u16(shard), _u16(shard + 1)
+
+
+def kind_of(key: bytes) -> bytes:
+    """The kind of a key: one of the constants above; empty when it has none."""
+    if key[2:4] == _SYSTEM:
+        return key[4:5]
+    end = key.find(_END, 2)
+    return key[end + 2 : end + 3] if end >= 0 else b""
+
+
+def past_kind(key: bytes) -> bytes:
+    """The end of the range of all keys of the same shard, tenant and kind."""
+    if key[2:4] == _SYSTEM:
+        return _under(key[:5])[1]
+    return _under(key[: key.find(_END, 2) + 3])[1]
+
+
+def case_in(key: bytes) -> tuple[str, str]:
+    """(tenant, case id) of a key that has its case behind its kind: a record, head, snapshot, item or incident."""
+    reader = _Reader(key, kind_of(key))
+    return reader.tenant, reader.text()
+
+
 def is_log(key: bytes) -> bool:
     """Whether this is the key of a batch record."""
     return key[2:5] == _SYSTEM + LOG
@@ -375,6 +410,12 @@ def parse_request_expiry(key: bytes) -> tuple[int, int]:
     """(expiry in s, log position)"""
     reader = _Reader(key, REQUEST_EXPIRY)
     return reader.number(), reader.number()
+
+
+def parse_message(key: bytes) -> tuple[str, bytes]:
+    """(tenant, scope)"""
+    reader = _Reader(key, MESSAGE)
+    return reader.text(), key[reader.at :]
 
 
 def parse_log(key: bytes) -> tuple[int, int]:

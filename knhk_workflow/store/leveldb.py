@@ -161,7 +161,7 @@ class LevelDBStore:
         """
         loop = asyncio.get_running_loop()
         chosen = limits or LevelDBLimits()
-        logs = len(Keyspace(SHARDS).all_shards())
+        logs = Keyspace(SHARDS).all_shards()
 
         def blocking() -> LevelDBStore:
             directory = Directory.claim(
@@ -170,7 +170,7 @@ class LevelDBStore:
                 shards=SHARDS,
                 now_ns=now_ns,
                 make_database=make_database,
-                head_size=HeadFile.size(logs),
+                head=HeadFile.blank(logs),
             )
             try:
                 if directory.format.shards != SHARDS:
@@ -178,8 +178,10 @@ class LevelDBStore:
                         f"the store at {path} has {directory.format.shards} shards; an embedded store has {SHARDS}"
                     )
                 return cls(directory, chosen, loop)
-            except BaseException:
+            except BaseException as error:
                 directory.close()
+                if isinstance(error, OSError):
+                    raise StoreUnavailable(f"the store at {path} cannot be opened: {error}", path=path) from error
                 raise
 
         return await asyncio.to_thread(blocking)
@@ -373,6 +375,8 @@ class LevelDBStore:
             batch = self._batch(db, prepared)
         try:
             batch.write()
+            if prepared.durable:
+                self._directory.sync_names()
             if prepared.durable and prepared.writes and is_log(prepared.writes[-1][0]):
                 log_key, log_value = prepared.writes[-1]
                 assert log_value is not None
@@ -422,6 +426,7 @@ class LevelDBStore:
             self._close_database()
             self._head.close()
             self._head = self._directory.head(self._keys.all_shards())
+            self._head.read()
             self._open_database()
 
     def _shut(self) -> None:
@@ -477,6 +482,7 @@ class LevelDBStore:
             ends = _check_logs(db, self._keys, self._heads, 2 * self._limits.write_buffer_bytes)
             index = pairs(db, _CHUNK_INDEX, _CHUNK)
             self._chunked = {key[2:]: int.from_bytes(value, "big") for key, value in index}
+            self._directory.sync_names()  # CURRENT was renamed: until that is safe, what is read here may still go
             for shard, end in ends.items():
                 if self._heads.get(shard) != end:
                     self._head.write(shard, *end)

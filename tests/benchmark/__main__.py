@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import grpc
 
-from tests.benchmark import client, empty, hops, inside
+from tests.benchmark import analysis, client, empty, hops, inside
 from tests.benchmark.processes import (
     Certificates,
     Child,
@@ -54,9 +54,15 @@ class Plan(NamedTuple):
     weighed_cases: int = WEIGHED_CASES
     hop_calls: int = HOP_CALLS
     most_calls: int = 1_000_000
+    verifications: int = 10
+    verified_tasks: int = 1_000
+    verdicts: int = 3_000
+    sizes: tuple[int, ...] = analysis.SIZES
 
 
-QUICK: Final = Plan(QUICK_PAIRS, QUICK_SLICE_SECONDS, starts=3, weighed_cases=2_000, hop_calls=1_000)
+QUICK: Final = Plan(
+    QUICK_PAIRS, QUICK_SLICE_SECONDS, starts=3, weighed_cases=2_000, hop_calls=1_000, verifications=3, verdicts=600
+)
 
 
 class Sample(NamedTuple):
@@ -124,6 +130,11 @@ def measure(plan: Plan, work: Path, tell: Told) -> Report:
     tell("start-up and memory")
     figures = _starts(plan, work, files)
     rows: list[Row] = []
+    tell("verification and or-joins")
+    with Child("analysis") as child:
+        asked = analysis.Analyse(plan.verified_tasks, plan.verifications, plan.verdicts, plan.sizes)
+        figures += _analysed(child.ask(asked, analysis.Analysed))
+        own.append(cpu_seconds(child.pid))
     with ExitStack() as stack:
         servers = stack.enter_context(Child("empty", files.server, files.server_key, files.ca))
         real = stack.enter_context(daemon(work / "daemon", files))
@@ -417,6 +428,21 @@ def _weight(weighed: inside.Ran) -> Figure:
     size = weighed.disk_bytes / weighed.cases
     name = f"disk per case of {STEPS} commands, {weighed.cases:,} cases"
     return Figure(name, _one(size / 1e3), "KB", later=(_at_most("3 KB", size / 1e3, 3),))
+
+
+_VERDICT_US: Final = {200: 1_000.0, 800: 5_000.0}  # p99 that is wanted, by tasks
+
+
+def _analysed(found: analysis.Analysed) -> list[Figure]:
+    name = f"verification, {found.tasks:,} tasks, free choice: {found.verdict}"
+    figures = [Figure(name, found.seconds, "s")]
+    for each in found.verdicts:
+        most = _VERDICT_US.get(each.size)
+        what = f"or-join, {each.tasks} tasks, {each.shape}"
+        p99 = each.p99_us
+        wanted = () if most is None else (_at_most(f"{most / 1e3:g} ms", p99.median / 1e3, most / 1e3),)
+        figures += [Figure(f"{what}: p50", each.p50_us, "us"), Figure(f"{what}: p99", p99, "us", wanted)]
+    return figures
 
 
 def _at_most(wanted: str, value: float, most: float) -> Goal:

@@ -12,7 +12,18 @@ from tests.benchmark.report import Report
 from tests.benchmark.samples import Estimate, estimate, ratio
 
 SMALLEST = Plan(
-    pairs=1, slice_seconds=0.001, at_once=(1, 2), starts=1, syncs=4, weighed_cases=5, hop_calls=10, most_calls=2
+    pairs=1,
+    slice_seconds=0.001,
+    at_once=(1, 2),
+    starts=1,
+    syncs=4,
+    weighed_cases=5,
+    hop_calls=10,
+    most_calls=2,
+    verifications=1,
+    verified_tasks=30,
+    verdicts=3,
+    sizes=(20, 50),
 )
 
 

@@ -204,6 +204,21 @@ def test_patterns_are_listed_drawn_and_run(daemon: Daemon) -> None:
     done = daemon.knhk("pattern", "run", "3")
     assert done.returncode == 0, done.stderr
     assert re.search(r"success +yes", done.stdout)
+    assert re.search(r"#1 +net_started|#1 +case_created", done.stdout)
+
+
+@pytest.mark.parametrize("name", ["WCP-19", "wcp19", "Cancel Task", "cancel activity"])
+def test_a_pattern_goes_by_its_names(daemon: Daemon, name: str) -> None:
+    shown = daemon.knhk("pattern", "show", name)
+    assert re.search(r"pattern +19 +Cancel Task", shown.stdout)
+    done = daemon.knhk("pattern", "run", name)
+    assert done.returncode == 0, done.stderr
+    assert "task_cancelled" in done.stdout
+
+
+def test_a_pattern_that_nobody_knows_is_named(daemon: Daemon) -> None:
+    done = daemon.knhk("pattern", "show", "Quantum Join")
+    assert (done.returncode, "'Quantum Join'" in done.stderr) == (3, True)
 
 
 def test_a_pipe_that_closes_early_is_no_error(daemon: Daemon) -> None:

@@ -7,7 +7,7 @@ import pytest
 from knhk_workflow.core import commands as c
 from knhk_workflow.core.commands import ItemRef
 from knhk_workflow.errors import LimitExceeded, WrongState
-from tests.core.cases import Played
+from tests.core.cases import Action, Played
 from tests.patterns.notation import document
 
 
@@ -189,17 +189,100 @@ def test_what_was_cancelled_does_not_take_a_kept_signal() -> None:
     assert case.case.state == "completed"
 
 
+def failing(case: Played, task: str) -> None:
+    ref = case.ref(task)
+    case.do(c.StartItem(ref))
+    case.do(c.FailItem(ref, "broken"))
+
+
 def test_a_started_item_of_an_earlier_attempt_keeps_the_lock() -> None:
-    case = played("net: start -> A; A -> B, D; B, D -> (done); routing: A; B is {mutex: m}; D is {mutex: m}")
+    case = played(
+        "net: start -> A; A -> B, D; B, D -> (done); routing: A; D is {mutex: m}",
+        "net: B is {mutex: m, retry: {max_attempts: 2}}",
+    )
     ref = case.ref("B")
     case.do(c.StartItem(ref))
     case.do(c.FailItem(ref, "broken"))
-    case.resolve("retry")
     assert case.ref("B") == ItemRef(ref.activation, 1, 2)
     refused_start(case, "D")
     case.complete("B")
     case.complete("D")
     assert case.case.state == "completed"
+
+
+BOTH = "net: start -> A; A -> B, D; B, D -> (done); routing: A; B is {mutex: m}; D is {mutex: m}"
+INSIDE = "net: start -> A; A -> B, D; B -> C; C, D -> (done); routing: A; net is {sections: {s: [B, C, D]}}"
+
+
+@pytest.mark.parametrize("net", [BOTH, INSIDE])
+@pytest.mark.parametrize("action", ["retry", "skip", "complete"])
+def test_failed_work_lets_go_of_its_lock_and_takes_it_again_before_it_goes_on(net: str, action: Action) -> None:
+    case = played(net)
+    failing(case, "B")
+    assert locks(case) == []
+    assert "has let go of" in case.explained("B").sentence
+    case.do(c.StartItem(case.ref("D")))
+    assert [wait.kind for wait in case.explained("B").waits_for] == ["incident", "section"]
+    if action == "retry":
+        case.resolve("retry")
+        refused_start(case, "B")
+        assert case.explained("B").status == "waiting"
+    else:
+        with pytest.raises(WrongState, match="held at D"):
+            case.refused(c.ResolveIncident(1, action))
+    case.complete("D")
+    assert locks(case) == []
+    if action == "retry":
+        case.do(c.StartItem(case.ref("B")))
+        assert len(locks(case)) == 1
+        case.complete("B")
+    else:
+        case.resolve(action)
+    if net is INSIDE:
+        assert locks(case) == ["section s"], "its thread is inside again"
+        case.complete("C")
+    assert (case.case.state, locks(case)) == ("completed", [])
+
+
+def test_a_section_stays_with_its_thread_while_another_part_of_it_is_inside() -> None:
+    case = played(
+        "net: start -> A; A -> E, D; E -> B, C; B, C -> J; J, D -> (done); routing: A, E",
+        "net: net is {sections: {s: [E, B, C, J, D]}}; J is {join: and}",
+    )
+    failing(case, "B")
+    assert locks(case) == ["section s"]
+    refused_start(case, "D")
+    case.resolve("retry")
+    case.complete("B")
+    case.complete("C")
+    case.complete("J")
+    case.complete("D")
+    assert case.case.state == "completed"
+
+
+def test_a_thread_fails_in_the_middle_of_its_section() -> None:
+    case = played("net: start -> A; A -> B, D; B -> C; C, D -> (done); routing: A; net is {sections: {s: [B, C, D]}}")
+    case.complete("B")
+    failing(case, "C")
+    assert locks(case) == []
+    case.do(c.StartItem(case.ref("D")))
+    case.resolve("retry")
+    refused_start(case, "C")
+    failing_ref = case.ref("D")
+    case.do(c.FailItem(failing_ref, "broken"))
+    case.complete("C")
+    case.resolve("complete", {})
+    assert (case.case.state, locks(case)) == ("completed", [])
+
+
+def test_cancelling_failed_work_leaves_nothing_of_its_lock() -> None:
+    case = played(BOTH)
+    failing(case, "B")
+    case.do(c.StartItem(case.ref("D")))
+    case.do(c.CancelTask("B"))
+    assert locks(case) == ["mutex m"]
+    case.complete("D")
+    assert (case.case.state, locks(case)) == ("completed", [])
 
 
 @pytest.mark.parametrize("join", ["or", "structured-or", "local-or"])

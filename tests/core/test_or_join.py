@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knhk_workflow.core import commands as c
+from knhk_workflow.core import events as e
 from knhk_workflow.core.or_join import OrJoin, Verdict, Witness, compile_or_joins
 from knhk_workflow.core.upstream import Budget, Effort
 from knhk_workflow.model.net import compile_net
 from knhk_workflow.model.spec import Condition, Flow, Instances, Join, Net, Split, Task, Termination, Trigger
 from tests.conftest import Budget as RunBudget
-from tests.core.cases import WORK, Document, Played, path
+from tests.core.cases import WORK, Document, Played, flow, path
 from tests.core.or_join_oracle import Oracle, State, has_cycle, random_net, random_state
 
 FIRE, WAIT, UNDECIDED = Verdict.FIRE, Verdict.WAIT, Verdict.UNDECIDED
@@ -602,3 +603,40 @@ def test_in_a_case_that_is_suspended_it_waits() -> None:
     assert played.case.state == "suspended"
     played.do(c.ResumeCase())
     assert played.case.state == "completed"
+
+
+def hard(threads: int, places: int) -> Document:
+    """So many threads wander about between places by hand; the or-join would get one more token if there were one more
+    thread. Neither the markings that can be reached nor those that would do can be gone through."""
+    names = [f"p{number}" for number in range(places)]
+    tasks: Document = {
+        "spread": {"split": {"threads": threads}},
+        "many": {"join": {"merge": threads + 1}},
+        "x": WORK,
+        "j": {**WORK, "join": "or"},
+    }
+    flows = [flow("start", "open"), flow("open", "x"), flow("open", "spread"), flow("spread", names[0])]
+    flows += [flow("x", "j"), flow(names[-1], "many"), flow("many", "j"), flow("j", "end")]
+    for number, name in enumerate(names):
+        tasks[f"t{number}"] = {**WORK, "split": "xor"}
+        flows.append(flow(name, f"t{number}"))
+        others = [other for other in names if other != name]
+        flows += [flow(f"t{number}", other, f"data.to == '{other}'") for other in others[1:]]
+        flows.append(flow(f"t{number}", others[0], default=True))
+    return {"tasks": {"open": {}, **tasks}, "flows": flows, "conditions": names}
+
+
+def test_what_cannot_be_decided_keeps_waiting_and_is_asked_of_a_person() -> None:
+    played = Played(hard(30, 5))
+    events = played.complete("x")
+    assert [event.kind for event in events if isinstance(event, e.IncidentRaised)] == ["or_join_undecided"]
+    assert "j" not in played.open
+    assert played.case.state == "running"
+    told = played.explained("j")
+    assert (told.status, told.arrived) == ("waiting", ("x->j",))
+    assert "not be decided" in told.sentence
+    played.resolve("retry")
+    assert played.incidents == ["or_join_undecided"], "asked again, and remembered"
+    assert "j" not in played.open
+    played.resolve("fail_case")
+    assert played.case.state == "failed"

@@ -197,7 +197,10 @@ class Telling:
             return c.FailItem(ref, code or "failed", message, owner)
         if verb in ("start", "claim"):
             return c.StartItem(ref, owner) if verb == "start" else c.ClaimItem(ref, owner)
-        return {"skip": c.SkipItem, "release": c.ReleaseItem}[verb](ref)
+        if verb == "skip":
+            return c.SkipItem(ref)
+        assert verb == "release", f"no story knows how to {verb}"
+        return c.ReleaseItem(ref)
 
 
 def shown(command: str, sentences: list[str]) -> str:

@@ -61,6 +61,10 @@ def _nothing(*_: object, **__: object) -> None:
     return None
 
 
+def _nobody(*_: object, **__: object) -> tuple[int, ...]:
+    return ()
+
+
 def _false(*_: object, **__: object) -> bool:
     return False
 
@@ -113,6 +117,8 @@ MUTANTS: Final = (
     Mutant("section: keeps others out", locks.blocked_by, _nothing, _patterns(17, 39, 40)),
     Mutant("section: is released", locks.release, _false, _patterns(17, 39, 40)),
     Mutant("section: is taken", locks.take, _nothing, _patterns(17, 39, 40)),
+    Mutant("section: failed work lets go", locks.failed, _false, _patterns(17)),
+    Mutant("section: failed work takes it again", locks._failed_in, _nobody, _patterns(17)),
     Mutant("ending: stuck is not completed", settle._ended, _true, _patterns(11, 41)),
     Mutant("ending: sinks are done", settle._ended, _false, _patterns(11)),
 )

@@ -54,10 +54,11 @@ async def test_a_signal_is_taken_kept_or_lost(engine: WorkflowEngine) -> None:
     for mode, before in (("persistent", "kept"), ("transient", "lost")):
         await engine.register_workflow(waiting(mode))
         case = await engine.run_case(mode, case_id=mode)
-        assert await engine.trigger_case("paid", {"by": "early"}, case_id=mode) == [TriggerDelivery(mode, before)]
+        sent = await engine.trigger_case("paid", {"by": "early"}, case_id=mode)
+        assert sent.deliveries == (TriggerDelivery(mode, before),)
         await engine.complete_work_item(case.work[0].item_id)
         if mode == "transient":
-            [delivery] = await engine.trigger_case("paid", {"by": "early"}, case_id=mode)
+            [delivery] = (await engine.trigger_case("paid", {"by": "early"}, case_id=mode)).deliveries
             assert delivery == TriggerDelivery(mode, "taken", "B", 2)
         assert [item.task_id for item in (await engine.get_case(mode)).work] == ["C"]
         assert await data_of(engine, mode) == {"by": "early"}
@@ -70,21 +71,22 @@ async def test_a_business_key_reaches_every_open_case_once(engine: WorkflowEngin
     await engine.run_case("persistent", case_id="other", business_key="order-8")
     await engine.cancel_case("c-2")
     first = await engine.trigger_case("paid", {"n": 1}, key="order-7", meta=ONCE)
-    assert sorted((each.case_id, each.outcome) for each in first) == [("c-0", "kept"), ("c-1", "kept")]
+    assert first.message_id == "m-1"
+    assert sorted((each.case_id, each.outcome) for each in first.deliveries) == [("c-0", "kept"), ("c-1", "kept")]
     await engine.cancel_case("c-0")
     await engine.run_case("persistent", case_id="c-3", business_key="order-7")
-    again = await engine.trigger_case("paid", {"n": 1}, key="order-7", meta=ONCE)
-    assert sorted((each.case_id, each.outcome) for each in again) == [("c-0", "kept"), ("c-1", "kept"), ("c-3", "kept")]
+    assert await engine.trigger_case("paid", {"n": 1}, key="order-7", meta=ONCE) == first
     history = await engine.get_case_history("c-1")
     assert [event.event_type for event in history.items].count("trigger_received") == 1
     with pytest.raises(RequestMismatch):
         await engine.trigger_case("paid", {"n": 2}, key="order-7", meta=ONCE)
-    assert await engine.trigger_case("paid", key="nobody") == []
+    assert (await engine.trigger_case("paid", key="nobody")).deliveries == ()
 
 
 async def test_what_a_signal_needs(engine: WorkflowEngine) -> None:
-    with pytest.raises(InvalidInput):
-        await engine.trigger_case("paid")
+    for lives in (-1, 2**63):
+        with pytest.raises(InvalidInput):
+            await engine.trigger_case("paid", time_to_live=lives)
     with pytest.raises(InvalidInput):
         await engine.trigger_case("", case_id="c")
     with pytest.raises(NotFound):
@@ -169,7 +171,7 @@ async def test_signals_before_the_start_wait_for_it(engine: WorkflowEngine) -> N
     await engine.register_workflow(net("source", *lines))
     await engine.create_case("source", case_id="s")
     for n in (1, 2):
-        assert await engine.trigger_case("paid", {"n": n}, case_id="s") == [TriggerDelivery("s", "kept")]
+        assert (await engine.trigger_case("paid", {"n": n}, case_id="s")).deliveries == (TriggerDelivery("s", "kept"),)
     await engine.start_case("s")
     assert await data_of(engine, "s") == {"n": 2}
     history = await engine.get_case_history("s")

@@ -56,6 +56,10 @@ async def test_cases_in_pages(engine: WorkflowEngine, page_size: int) -> None:
         (CaseFilter(state="running"), lambda case: case.state == "running"),
         (CaseFilter(spec_id="line"), lambda case: case.spec_id == "line"),
         (CaseFilter(business_key="order-2"), lambda case: case.business_key == "order-2"),
+        (
+            CaseFilter("running", "one", "order-1"),
+            lambda case: (case.spec_id, case.state) == ("one", "running") and case.business_key == "order-1",
+        ),
         (CaseFilter("cancelled", "one"), lambda case: case.state == "cancelled" and case.spec_id == "one"),
         (CaseFilter(state="failed"), lambda case: False),
     ]

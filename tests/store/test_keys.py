@@ -53,6 +53,7 @@ def test_ids_come_back(tenant: str, case: str, other: str, one: int, two: int) -
     assert keys.parse_timer(KEYS.timer(one, tenant, case, other)) == (one, tenant, case, other)
     assert keys.parse_business_key(KEYS.business_key(tenant, other, case)) == (tenant, other, case)
     assert keys.parse_request_expiry(KEYS.request_expiry(shard, one, two)) == (one, two)
+    assert keys.parse_message(KEYS.message(shard, tenant, other.encode())) == (tenant, other.encode())
     assert keys.parse_log(KEYS.log(shard, one)) == (shard, one)
     assert keys.parse_audit(KEYS.audit(shard, tenant, one, two)) == (tenant, one, two)
     assert keys.parse_definition(KEYS.definition(tenant, other, one)) == (tenant, other, one)
@@ -78,6 +79,7 @@ def all_of(tenant: str, case: str, other: str, scope: bytes, number: int) -> lis
         KEYS.definition(tenant, other, number),
         KEYS.definition_latest(tenant, other),
         KEYS.definition_digest(tenant, other, scope),
+        KEYS.message(shard, tenant, scope),
     ]
 
 
@@ -108,6 +110,7 @@ def test_no_key_lies_in_another_range(
         (KEYS.definitions(tenant2), {13} if tenant == tenant2 else set()),
         (KEYS.definitions(tenant2, other), {13} if tenant == tenant2 else set()),
         (KEYS.definitions_latest(tenant2), {14} if tenant == tenant2 else set()),
+        (KEYS.messages(shard2), {16} if shard == shard2 else set()),
     ]
     for span, expected in ranges:
         assert {index for index, key in enumerate(made) if inside(key, span)} == expected

@@ -285,12 +285,13 @@ async def test_a_torn_head_falls_back_and_two_are_refused(tmp_path: Path) -> Non
     path = tmp_path / "store"
     await steps(path, 4)
     head = bytearray((path / "HEAD").read_bytes())
-    assert len(head) == HeadFile.size(2)
-    head[20] ^= 1  # the slot of even positions: 4
+    assert len(head) == len(HeadFile.blank(range(2)))
+    newest = max((0, 64), key=lambda slot: int.from_bytes(head[slot + 8 : slot + 16], "big"))
+    assert int.from_bytes(head[newest + 8 : newest + 16], "big") == 4
+    head[newest + 20] ^= 1
     (path / "HEAD").write_bytes(head)
     assert await reopened_steps(path) == 4
-    head[20] ^= 3
-    head[64 + 20] ^= 1
+    head[64 - newest + 20] ^= 1
     (path / "HEAD").write_bytes(head)
     with pytest.raises(StoreCorrupt, match="head"):
         await open_store(str(path))

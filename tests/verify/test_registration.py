@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from knhk_workflow.errors import Unsound
-from knhk_workflow.runtime.engine import WorkflowEngine
-from knhk_workflow.runtime.state_store import StateStore
+from knhk_sidecar import KgcSidecarService, SidecarConfig
+from knhk_workflow import EngineLimits, StateStore, Unsound, VerifyBudget, WorkflowEngine
+from knhk_workflow.core.or_join import compile_or_joins
 
 STUCK = {
     "id": "stuck",
@@ -25,9 +25,9 @@ STUCK = {
 }
 
 
-def many_markings() -> dict[str, object]:
-    """An OR-join behind twelve branches that may be cancelled: more markings than the budget allows."""
-    branches = [f"B{number}" for number in range(12)]
+def many_markings(count: int = 12) -> dict[str, object]:
+    """An OR-join behind branches that may be cancelled; behind twelve, more markings than the budget allows."""
+    branches = [f"B{number}" for number in range(count)]
     tasks: dict[str, object] = {"A": {}, "J": {"join": "or"}, "X": {"cancels": branches}}
     tasks |= {name: {"required_roles": ["r"]} for name in branches}
     flows: list[dict[str, object]] = [
@@ -76,6 +76,29 @@ async def test_undecided_is_a_warning_and_others_go_on_meanwhile(tmp_path: Path)
     assert [problem.severity for problem in view.findings if problem.code == "undecided"] == ["warning"]
     assert turns > 5, "the loop was held"
     await engine.close()
+
+
+async def test_the_budget_is_a_setting() -> None:
+    verdicts = []
+    for budget in (VerifyBudget(markings=5, steps=50), VerifyBudget()):
+        async with WorkflowEngine(StateStore(":memory:"), limits=EngineLimits(verification=budget)) as engine:
+            verdicts.append((await engine.validate_workflow(many_markings(4))).verdict)
+    assert verdicts == ["undecided", "sound"]
+    config = SidecarConfig(workflow_db_path=":memory:", verification_markings=100, verification_steps=1_000)
+    async with KgcSidecarService(config) as service:
+        engine_of_settings = service.workflow_engine()
+        assert engine_of_settings is not None
+        assert (await engine_of_settings.validate_workflow(many_markings())).verdict == "undecided"
+
+
+async def test_or_joins_are_analysed_before_a_case_asks(tmp_path: Path) -> None:
+    for opened in ("first", "again"):  # at registration, and when the definition is read again
+        async with WorkflowEngine(StateStore(str(tmp_path / "store"))) as engine:
+            if opened == "first":
+                await engine.register_workflow(many_markings(3), allow_unsound=True)
+            model = await engine._definitions.model("default", "many", 1)
+            (join,) = compile_or_joins(model.root).values()
+            assert join._analysis is not None
 
 
 async def test_a_sound_workflow_says_so(tmp_path: Path) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from knhk_sidecar.api import pb, wire
-from knhk_workflow import CallMeta, InvalidInput, WorkflowEngine
+from knhk_sidecar.api.services.streams import closed_after
+from knhk_workflow import CallMeta, InvalidInput, StoreCorrupt, Unsupported, WorkflowEngine, prove_export
 
 Health = Literal["healthy", "degraded", "unhealthy"]
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+PROBLEMS_SHOWN: Final = 100
 _HEALTH: Final = {
     "healthy": pb.HEALTH_STATE_HEALTHY,
     "degraded": pb.HEALTH_STATE_DEGRADED,
@@ -106,6 +108,41 @@ class AdminService:
             pattern_ids=[view.pattern_id for view in patterns if view.available],
         )
 
+    async def backup(self, request: pb.BackupRequest, meta: CallMeta) -> AsyncIterator[pb.BackupResponse]:
+        """The store as one file, in pieces; other calls go on meanwhile."""
+        async with closed_after(self._running().backup(after_token=request.after_token)) as pieces:
+            async for piece in pieces:
+                yield pb.BackupResponse(
+                    chunk=piece.chunk,
+                    record_count=piece.records,
+                    record_estimate=max(piece.estimate, piece.records),
+                    token=piece.token,
+                    digest=piece.digest,
+                )
+
+    async def verify_history(self, request: pb.VerifyHistoryRequest, meta: CallMeta) -> pb.VerifyHistoryResponse:
+        """Examine the whole store, or prove one case. What concerns other tenants is told without their ids."""
+        engine = self._running()
+        if request.case_id:
+            return await _case_proven(engine, request.case_id, meta)
+        found = await engine.verify_store()
+        problems = [
+            one.message if one.tenant in ("", meta.tenant) else f"{one.code} in a case of another tenant"
+            for one in found.findings[:PROBLEMS_SHOWN]
+        ]
+        return pb.VerifyHistoryResponse(
+            intact=found.intact,
+            record_count=found.records,
+            head_positions={end.shard: end.position for end in found.ends},
+            head_hashes={end.shard: end.hashed.hex() for end in found.ends},
+            problems=problems,
+        )
+
+    def _running(self) -> WorkflowEngine:
+        if self._engine is None:
+            raise Unsupported("workflow engine", "set KGC_SIDECAR_WORKFLOW_ENABLED=true and restart the sidecar")
+        return self._engine
+
     async def get_config(self, request: pb.GetConfigRequest, meta: CallMeta) -> pb.GetConfigResponse:
         """Every setting with its value and origin."""
         prefix = request.key_prefix
@@ -136,3 +173,17 @@ class AdminService:
         return pb.SetLogLevelResponse(
             previous_level=self._daemon.set_log_level(level, request.logger, seconds), level=level
         )
+
+
+async def _case_proven(engine: WorkflowEngine, case_id: str, meta: CallMeta) -> pb.VerifyHistoryResponse:
+    try:
+        proof = prove_export(await engine.export_case(case_id, meta=meta))
+    except StoreCorrupt as error:
+        return pb.VerifyHistoryResponse(intact=False, problems=[error.message])
+    return pb.VerifyHistoryResponse(
+        intact=not proof.problem,
+        record_count=proof.records,
+        head_positions={0: proof.position},
+        head_hashes={0: proof.hash},
+        problems=[proof.problem] if proof.problem else [],
+    )

@@ -12,7 +12,7 @@ import msgspec
 from knhk_sidecar.api import pb, wire
 from knhk_sidecar.api.faults import SlowReader, to_status
 from knhk_sidecar.api.services.pages import filtered
-from knhk_sidecar.api.services.streams import QUIET, closed_after, followed, multiplexed
+from knhk_sidecar.api.services.streams import QUIET, Tell, closed_after, followed, multiplexed
 from knhk_workflow import (
     CallMeta,
     CaseView,
@@ -22,10 +22,12 @@ from knhk_workflow import (
     NotFound,
     Page,
     RunRequest,
+    Unsupported,
     WorkflowEngine,
     WorkflowError,
 )
 
+CHUNK_BYTES = 1024 * 1024  # of an export in one message
 HISTORY_SHOWN = 1_000  # events that an execution may bring along; the rest is in GetCaseHistory
 WATCHED_CASES = 10_000  # whose workflow a filtered watch remembers, about 200 bytes each
 
@@ -107,7 +109,9 @@ class CaseService:
     ) -> AsyncIterator[pb.StreamRunCaseResponse]:
         """Run cases as they arrive."""
 
-        async def carry_out(request: pb.StreamRunCaseRequest) -> pb.StreamRunCaseResponse:
+        async def carry_out(
+            request: pb.StreamRunCaseRequest, _: Tell[pb.StreamRunCaseResponse]
+        ) -> pb.StreamRunCaseResponse:
             run = request.run
             try:
                 response = await self._run(run, wire.mutation(meta, run.request_id or request.request_id))
@@ -153,13 +157,16 @@ class CaseService:
         return pb.ListCasesResponse(cases=[wire.case(view, full) for view in views], next_page_token=page.next_token)
 
     async def list_incidents(self, request: pb.ListIncidentsRequest, meta: CallMeta) -> pb.ListIncidentsResponse:
-        """Open incidents."""
-        wire.not_yet(request.include_resolved, "CaseService.ListIncidents.include_resolved")
+        """Open incidents; of one case the resolved ones too."""
         spec, kind = request.spec_id, request.kind
 
         async def fetch(size: int, token: str) -> Page[IncidentView]:
             return await self._engine.list_incidents(
-                case_id=request.case_id, page_size=size, page_token=token, meta=meta
+                case_id=request.case_id,
+                include_resolved=request.include_resolved,
+                page_size=size,
+                page_token=token,
+                meta=meta,
             )
 
         def keep(one: IncidentView) -> bool:
@@ -207,8 +214,7 @@ class CaseService:
 
     async def resume_case(self, request: pb.ResumeCaseRequest, meta: CallMeta) -> pb.ResumeCaseResponse:
         """suspended -> running."""
-        wire.not_yet(bool(request.reason), "CaseService.ResumeCase.reason")
-        view = await self._engine.resume_case(wire.case_id(request.case_id), meta=meta)
+        view = await self._engine.resume_case(wire.case_id(request.case_id), request.reason, meta=meta)
         return pb.ResumeCaseResponse(case=wire.case(view))
 
     async def cancel_case(self, request: pb.CancelCaseRequest, meta: CallMeta) -> pb.CancelCaseResponse:
@@ -218,26 +224,31 @@ class CaseService:
 
     async def cancel_task(self, request: pb.CancelTaskRequest, meta: CallMeta) -> pb.CancelTaskResponse:
         """End one activation of a task; nothing flows on."""
-        wire.not_yet(bool(request.reason), "CaseService.CancelTask.reason")
         view = await self._engine.cancel_task(
-            wire.case_id(request.case_id), wire.task_id(request.task_id), activation=request.activation, meta=meta
+            wire.case_id(request.case_id),
+            wire.task_id(request.task_id),
+            request.reason,
+            activation=request.activation,
+            meta=meta,
         )
         return pb.CancelTaskResponse(case=wire.case(view))
 
     async def trigger_case(self, request: pb.TriggerCaseRequest, meta: CallMeta) -> pb.TriggerCaseResponse:
-        """Deliver a signal to a case, or to the open cases with a business key."""
+        """Deliver a signal to a case, to the open cases with a business key, or to all that wait for it."""
         name = wire.required(request.name, "name", "payment-received")
-        wire.not_yet(request.HasField("time_to_live"), "CaseService.TriggerCase.time_to_live")
-        wire.not_yet(not request.case_id and not request.key, "CaseService.TriggerCase without case_id and key")
-        deliveries = await self._engine.trigger_case(
-            name, request.data_json or None, case_id=request.case_id, key=request.key, meta=meta
+        lives = wire.duration_ns(request.time_to_live, "time_to_live") if request.HasField("time_to_live") else None
+        found = await self._engine.trigger_case(
+            name,
+            request.data_json or None,
+            case_id=request.case_id,
+            key=request.key,
+            time_to_live=lives,
+            meta=meta,
         )
-        return wire.triggered(meta.request_id, deliveries)
+        return wire.triggered(found)
 
     async def update_case_data(self, request: pb.UpdateCaseDataRequest, meta: CallMeta) -> pb.UpdateCaseDataResponse:
-        """Replace top-level keys of the root net's data."""
-        wire.not_yet(request.mode == pb.DATA_UPDATE_MODE_REPLACE, "CaseService.UpdateCaseData with mode REPLACE")
-        wire.not_yet(bool(request.net), "CaseService.UpdateCaseData.net")
+        """Replace top-level keys of a net's data, or all of it."""
         name, expected = wire.case_id(request.case_id), request.expected_sequence
         if request.HasField("expected_sequence") and not expected:
             raise InvalidInput.field(
@@ -247,16 +258,22 @@ class CaseService:
             raise InvalidInput.field(
                 "data_json", "is missing", 'expected a JSON object, for example {"amount": 120}', code="required"
             )
-        view = await self._engine.update_case_data(name, request.data_json, expected_sequence=expected, meta=meta)
+        view = await self._engine.update_case_data(
+            name,
+            request.data_json,
+            expected_sequence=expected,
+            replace=wire.replaces(request.mode),
+            net=request.net,
+            meta=meta,
+        )
         return pb.UpdateCaseDataResponse(case=wire.case(view))
 
     async def resolve_incident(self, request: pb.ResolveIncidentRequest, meta: CallMeta) -> pb.ResolveIncidentResponse:
         """Decide an open incident."""
-        wire.not_yet(bool(request.reason), "CaseService.ResolveIncident.reason")
         name, action = wire.incident_id(request), wire.resolution(request)
         case_id = name.partition("@")[2]
         before = await self._engine.get_case(case_id, meta=meta)
-        view = await self._engine.resolve_incident(name, action, request.data_json or None, meta=meta)
+        view = await self._engine.resolve_incident(name, action, request.data_json or None, request.reason, meta=meta)
         was = next((one for one in before.incidents if one.incident_id == name), None)
         # A repeated call finds the incident resolved already: then only what the request itself says is known.
         resolved = wire.incident(was) if was else pb.Incident(incident_id=name, case_id=case_id)
@@ -267,6 +284,21 @@ class CaseService:
         return pb.ResolveIncidentResponse(case=wire.case(view), incident=resolved)
 
     # -- watch --------------------------------------------------------------------------------------------------------
+
+    async def export_case(self, request: pb.ExportCaseRequest, meta: CallMeta) -> AsyncIterator[pb.ExportCaseResponse]:
+        """The case as a document that proves itself."""
+        if request.format not in ("", "json"):
+            raise Unsupported(f"export as {request.format}", "use json")
+        case_id = wire.case_id(request.case_id)
+        document = await self._engine.export_case(case_id, meta=meta)
+        name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in case_id)
+        for at in range(0, len(document), CHUNK_BYTES):
+            first = not at
+            yield pb.ExportCaseResponse(
+                chunk=document[at : at + CHUNK_BYTES],
+                media_type="application/json" if first else "",
+                file_name=f"{name}.json" if first else "",
+            )
 
     async def watch_case(self, request: pb.WatchCaseRequest, meta: CallMeta) -> AsyncIterator[pb.WatchCaseResponse]:
         """A case's events, past ones first, until the case has ended."""
@@ -288,12 +320,11 @@ class CaseService:
                 delivered = sequence
 
     async def watch_cases(self, request: pb.WatchCasesRequest, meta: CallMeta) -> AsyncIterator[pb.WatchCasesResponse]:
-        """Events of all cases that match, in commit order, from now on or from a token."""
-        wire.not_yet(request.from_start and not request.resume_token, "CaseService.WatchCases.from_start")
+        """Events of all cases that match, in commit order, from now on, from the beginning or from a token."""
         selection = wire.watch_selection(request.filter)
         types, token = frozenset(request.event_types), request.resume_token
         if not token:  # told at once, so that a watcher whose connection breaks before the first event misses none
-            token = await self._engine.watch_token()
+            token = await self._engine.watch_token(from_start=request.from_start)
             yield pb.WatchCasesResponse(resume_token=token)
         delivered, known = token, _Known(self._engine, meta)
         events = self._engine.watch_cases(resume_token=token, meta=meta)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import msgspec
+
 from knhk_sidecar.api import pb, wire
 from knhk_sidecar.api.faults import to_status
-from knhk_sidecar.api.services.streams import multiplexed
+from knhk_sidecar.api.services.streams import Tell, multiplexed
 from knhk_workflow import CallMeta, InvalidInput, PatternExecutionContext, Unsupported, WorkflowEngine, WorkflowError
 
 
@@ -66,18 +68,41 @@ class PatternService:
     async def stream_execute_pattern(
         self, requests: AsyncIterator[pb.StreamExecutePatternRequest], meta: CallMeta
     ) -> AsyncIterator[pb.StreamExecutePatternResponse]:
-        """Run patterns as they arrive."""
+        """Run patterns as they arrive; those that are asked for live tell what happens as it happens."""
 
-        async def carry_out(request: pb.StreamExecutePatternRequest) -> pb.StreamExecutePatternResponse:
+        async def carry_out(
+            request: pb.StreamExecutePatternRequest, tell: Tell[pb.StreamExecutePatternResponse]
+        ) -> pb.StreamExecutePatternResponse:
             execution = request.execution
             try:
-                response = await self._run(execution, wire.mutation(meta, execution.request_id or request.request_id))
+                own = wire.mutation(meta, execution.request_id or request.request_id)
+                if request.live:
+                    response = await self._told(request, own, tell)
+                else:
+                    response = await self._run(execution, own)
             except Exception as error:  # noqa: BLE001  # an element's error is the element's answer; unknown ones are logged
                 return pb.StreamExecutePatternResponse(correlation_id=request.correlation_id, error=to_status(error))
             return pb.StreamExecutePatternResponse(correlation_id=request.correlation_id, response=response)
 
         async for response in multiplexed(requests, carry_out):
             yield response
+
+    async def _told(
+        self, request: pb.StreamExecutePatternRequest, meta: CallMeta, tell: Tell[pb.StreamExecutePatternResponse]
+    ) -> pb.ExecutePatternResponse:
+        """Run one pattern and tell each of its events."""
+        execution, name = request.execution, request.correlation_id
+        if execution.durable:
+            response = await self._run(execution, meta)
+            for event in response.trace:
+                await tell(pb.StreamExecutePatternResponse(correlation_id=name, event=event))
+            response.ClearField("trace")
+            return response
+        number, context = self._available(execution.pattern_id), wire.pattern_context(execution)
+        run = self._engine.pattern_run(number, context, meta=meta)
+        async for seen in run:
+            await tell(pb.StreamExecutePatternResponse(correlation_id=name, event=wire.history_event(seen)))
+        return wire.pattern_ran(msgspec.structs.replace(run.result, trace=()))
 
     async def _run(self, request: pb.ExecutePatternRequest, meta: CallMeta) -> pb.ExecutePatternResponse:
         number = self._available(request.pattern_id)

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 from enum import Enum, auto
-from typing import Final, TypeVar, cast
+from typing import Final, Generic, TypeVar, cast
 
 IN_FLIGHT_MAX = 64  # of one stream: enough to fill a group commit, little enough to share the engine with others
 BUFFERED_EVENTS = 1_000  # read ahead for one watch, about 300 KB; the history itself is the real buffer
@@ -21,28 +21,37 @@ QUIET_S = 15.0  # then a sign of life, so that intermediaries keep the stream op
 A = TypeVar("A")
 B = TypeVar("B")
 
+Tell = Callable[[B], Awaitable[None]]
+"""Sends an answer that is not the last one of its request; waits while too many are not taken yet."""
+
 
 async def multiplexed(
-    requests: AsyncIterator[A], carry_out: Callable[[A], Awaitable[B]], limit: int = IN_FLIGHT_MAX
+    requests: AsyncIterator[A], carry_out: Callable[[A, Tell[B]], Awaitable[B]], limit: int = IN_FLIGHT_MAX
 ) -> AsyncGenerator[B, None]:
     """`carry_out` of every request, answers as they become ready; at most `limit` are under way or not yet taken.
 
+    What `carry_out` tells before its answer comes before it.
     `carry_out` turns an element's error into an answer; what it raises ends the stream. A change that the engine has
     begun to commit is finished even when the stream is cancelled.
     """
     room = asyncio.Semaphore(limit)
-    answers: asyncio.Queue[asyncio.Task[B] | None] = asyncio.Queue()
+    buffer = asyncio.Semaphore(BUFFERED_EVENTS)
+    answers: asyncio.Queue[asyncio.Task[B] | _Told[B] | None] = asyncio.Queue()
     running: set[asyncio.Task[B]] = set()
 
     def done(task: asyncio.Task[B]) -> None:
         running.discard(task)
         answers.put_nowait(task)
 
+    async def tell(part: B) -> None:
+        await buffer.acquire()
+        answers.put_nowait(_Told(part))
+
     async def read() -> None:
         try:
             await room.acquire()
             async for request in requests:
-                task = asyncio.ensure_future(carry_out(request))
+                task = asyncio.ensure_future(carry_out(request, tell))
                 running.add(task)
                 task.add_done_callback(done)
                 await room.acquire()
@@ -57,6 +66,10 @@ async def multiplexed(
             if task is None:
                 reading = False
                 continue
+            if isinstance(task, _Told):
+                yield task.part
+                buffer.release()
+                continue
             answer = task.result()
             yield answer
             room.release()
@@ -67,6 +80,15 @@ async def multiplexed(
         for task in running:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+
+
+class _Told(Generic[B]):
+    """Something on its way to the reader that is no answer yet."""
+
+    __slots__ = ("part",)
+
+    def __init__(self, part: B) -> None:
+        self.part = part
 
 
 def closed_after(events: AsyncIterator[A]) -> AbstractAsyncContextManager[AsyncIterator[A]]:

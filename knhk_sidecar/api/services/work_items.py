@@ -96,21 +96,27 @@ class WorkItemService:
     async def fail_work_item(self, request: pb.FailWorkItemRequest, meta: CallMeta) -> pb.FailWorkItemResponse:
         """Report a failure. Without a retry rule on the task it becomes an incident."""
         wire.not_yet(request.HasField("retry_after"), "WorkItemService.FailWorkItem.retry_after")
-        wire.not_yet(bool(request.data_json), "WorkItemService.FailWorkItem.data_json")
         name = wire.item_id(request.item_id)
         wire.present_attempt(name, request.attempt)
         user = request.user or meta.principal
-        item = await self._engine.fail_work_item(name, request.code or FAILED, request.message, user, meta=meta)
+        item = await self._engine.fail_work_item(
+            name,
+            request.code or FAILED,
+            request.message,
+            user,
+            data=request.data_json or None,
+            permanent=request.permanent,
+            meta=meta,
+        )
         case = await self._case(item, meta)
         raised = [one for one in case.incidents if one.task_id == item.task_id and one.raised_at >= item.changed_at]
         return pb.FailWorkItemResponse(item=wire.work_item(item), incident_id=raised[-1].incident_id if raised else "")
 
     async def skip_work_item(self, request: pb.SkipWorkItemRequest, meta: CallMeta) -> pb.SkipWorkItemResponse:
         """Pass over an item."""
-        wire.not_yet(bool(request.reason), "WorkItemService.SkipWorkItem.reason")
         name = wire.item_id(request.item_id)
         await self._owned(name, request.user, meta)
-        item = await self._engine.skip_work_item(name, meta=meta)
+        item = await self._engine.skip_work_item(name, request.reason, meta=meta)
         return pb.SkipWorkItemResponse(
             item=wire.work_item(item), case_state=wire.CASE_STATES[item.case_state], sequence=item.case_sequence
         )

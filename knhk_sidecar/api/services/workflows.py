@@ -41,12 +41,11 @@ class WorkflowService:
         return pb.GetWorkflowResponse(workflow=wire.workflow(view, latest))
 
     async def list_workflows(self, request: pb.ListWorkflowsRequest, meta: CallMeta) -> pb.ListWorkflowsResponse:
-        """The newest version of each workflow, by id."""
-        wire.not_yet(request.all_versions, "WorkflowService.ListWorkflows.all_versions")
-        prefix = request.spec_id_prefix
+        """The newest version of each workflow, or every version, by id."""
+        prefix, every = request.spec_id_prefix, request.all_versions
 
         async def fetch(size: int, token: str) -> Page[WorkflowView]:
-            return await self._engine.list_workflows(page_size=size, page_token=token, meta=meta)
+            return await self._engine.list_workflows(all_versions=every, page_size=size, page_token=token, meta=meta)
 
         def keep(view: WorkflowView) -> bool:
             return view.spec_id.startswith(prefix)
@@ -58,8 +57,14 @@ class WorkflowService:
             request.page_token,
             wire.fingerprint(prefix.encode()),
         )
+        newest: dict[str, int] = {}
+        for name in {view.spec_id for view in page.items} if every else ():
+            newest[name] = await self._latest(name, meta)
         return pb.ListWorkflowsResponse(
-            workflows=[wire.workflow(view, True) for view in page.items], next_page_token=page.next_token
+            workflows=[
+                wire.workflow(view, newest.get(view.spec_id, view.version) == view.version) for view in page.items
+            ],
+            next_page_token=page.next_token,
         )
 
     async def delete_workflow(self, request: pb.DeleteWorkflowRequest, meta: CallMeta) -> pb.DeleteWorkflowResponse:

@@ -34,18 +34,23 @@ class Transport(Protocol):
 
     def register(self, document: Plain) -> Plain: ...
     def create(self, spec_id: str, data: Plain, case_id: str = "", request_id: str = "") -> Plain: ...
-    def run(self, spec_id: str, data: Plain, case_id: str = "", request_id: str = "") -> Plain: ...
+    def run(self, spec_id: str, data: Plain, case_id: str = "", request_id: str = "", key: str = "") -> Plain: ...
     def execute(self, case_id: str) -> Plain: ...
     def get(self, case_id: str) -> Plain: ...
-    def move(self, case_id: str, move: str) -> Plain: ...
-    def update(self, case_id: str, data: Plain, expected_sequence: int | None = None) -> Plain: ...
+    def move(self, case_id: str, move: str, reason: str = "") -> Plain: ...
+    def update(
+        self, case_id: str, data: Plain, expected_sequence: int | None = None, replace: bool = False
+    ) -> Plain: ...
     def history(self, case_id: str, after: int = 0, size: int = 0, reverse: bool = False) -> Plain: ...
     def cases(self, spec_id: str, size: int = 0, token: str = "") -> Plain: ...
     def items(self, case_id: str) -> Plain: ...
     def complete(self, item_id: str, output: Plain, request_id: str = "") -> Plain: ...
-    def trigger(self, name: str, data: Plain, case_id: str = "", key: str = "") -> Plain: ...
+    def trigger(
+        self, name: str, data: Plain, case_id: str = "", key: str = "", seconds: int | None = None
+    ) -> Plain: ...
     def instances(self, case_id: str, task_id: str, verb: str) -> Plain: ...
-    def cancel_task(self, case_id: str, task_id: str) -> Plain: ...
+    def cancel_task(self, case_id: str, task_id: str, reason: str = "") -> Plain: ...
+    def incidents(self, case_id: str, resolved: bool = False) -> Plain: ...
     def explain(self, case_id: str) -> Plain: ...
     def pattern(self, number: int, variables: Mapping[str, str]) -> Plain: ...
 
@@ -100,8 +105,10 @@ class OverGrpc:
         request = pb.CreateCaseRequest(spec_id=spec_id, data_json=encoded(data), case_id=case_id, request_id=request_id)
         return plain(_told(self._cases.CreateCase, request).case)
 
-    def run(self, spec_id: str, data: Plain, case_id: str = "", request_id: str = "") -> Plain:
-        request = pb.RunCaseRequest(spec_id=spec_id, data_json=encoded(data), case_id=case_id, request_id=request_id)
+    def run(self, spec_id: str, data: Plain, case_id: str = "", request_id: str = "", key: str = "") -> Plain:
+        request = pb.RunCaseRequest(
+            spec_id=spec_id, data_json=encoded(data), case_id=case_id, request_id=request_id, business_key=key
+        )
         return plain(_told(self._cases.RunCase, request))
 
     def execute(self, case_id: str) -> Plain:
@@ -110,19 +117,20 @@ class OverGrpc:
     def get(self, case_id: str) -> Plain:
         return plain(_told(self._cases.GetCase, pb.GetCaseRequest(case_id=case_id)).case)
 
-    def move(self, case_id: str, move: str) -> Plain:
+    def move(self, case_id: str, move: str, reason: str = "") -> Plain:
         match move:
             case "start":
                 return plain(_told(self._cases.StartCase, pb.StartCaseRequest(case_id=case_id)).case)
             case "suspend":
-                return plain(_told(self._cases.SuspendCase, pb.SuspendCaseRequest(case_id=case_id)).case)
+                return plain(_told(self._cases.SuspendCase, pb.SuspendCaseRequest(case_id=case_id, reason=reason)).case)
             case "resume":
-                return plain(_told(self._cases.ResumeCase, pb.ResumeCaseRequest(case_id=case_id)).case)
+                return plain(_told(self._cases.ResumeCase, pb.ResumeCaseRequest(case_id=case_id, reason=reason)).case)
             case _:
-                return plain(_told(self._cases.CancelCase, pb.CancelCaseRequest(case_id=case_id)).case)
+                return plain(_told(self._cases.CancelCase, pb.CancelCaseRequest(case_id=case_id, reason=reason)).case)
 
-    def update(self, case_id: str, data: Plain, expected_sequence: int | None = None) -> Plain:
-        request = pb.UpdateCaseDataRequest(case_id=case_id, data_json=encoded(data))
+    def update(self, case_id: str, data: Plain, expected_sequence: int | None = None, replace: bool = False) -> Plain:
+        mode = pb.DATA_UPDATE_MODE_REPLACE if replace else pb.DATA_UPDATE_MODE_UNSPECIFIED
+        request = pb.UpdateCaseDataRequest(case_id=case_id, data_json=encoded(data), mode=mode)
         if expected_sequence is not None:
             request.expected_sequence = expected_sequence
         return plain(_told(self._cases.UpdateCaseData, request).case)
@@ -142,8 +150,10 @@ class OverGrpc:
         request = pb.CompleteWorkItemRequest(item_id=item_id, output_json=encoded(output), request_id=request_id)
         return plain(_told(self._work.CompleteWorkItem, request))
 
-    def trigger(self, name: str, data: Plain, case_id: str = "", key: str = "") -> Plain:
+    def trigger(self, name: str, data: Plain, case_id: str = "", key: str = "", seconds: int | None = None) -> Plain:
         request = pb.TriggerCaseRequest(name=name, data_json=encoded(data), case_id=case_id, key=key)
+        if seconds is not None:
+            request.time_to_live.FromSeconds(seconds)
         return plain(_told(self._cases.TriggerCase, request))
 
     def instances(self, case_id: str, task_id: str, verb: str) -> Plain:
@@ -161,9 +171,13 @@ class OverGrpc:
                 cancelling = pb.CancelInstancesRequest(case_id=case_id, task_id=task_id)
                 return plain(_told(self._work.CancelInstances, cancelling).group)
 
-    def cancel_task(self, case_id: str, task_id: str) -> Plain:
-        request = pb.CancelTaskRequest(case_id=case_id, task_id=task_id)
+    def cancel_task(self, case_id: str, task_id: str, reason: str = "") -> Plain:
+        request = pb.CancelTaskRequest(case_id=case_id, task_id=task_id, reason=reason)
         return plain(_told(self._cases.CancelTask, request).case)
+
+    def incidents(self, case_id: str, resolved: bool = False) -> Plain:
+        request = pb.ListIncidentsRequest(case_id=case_id, include_resolved=resolved)
+        return plain(_told(self._cases.ListIncidents, request))
 
     def explain(self, case_id: str) -> Plain:
         return plain(_told(self._cases.ExplainCase, pb.ExplainCaseRequest(case_id=case_id)))
@@ -207,8 +221,9 @@ class OverRest:
     def create(self, spec_id: str, data: Plain, case_id: str = "", request_id: str = "") -> Plain:
         return self._post("/api/v1/cases", {"spec_id": spec_id, "data": data, "case_id": case_id}, request_id)
 
-    def run(self, spec_id: str, data: Plain, case_id: str = "", request_id: str = "") -> Plain:
-        return self._post("/api/v1/cases:run", {"spec_id": spec_id, "data": data, "case_id": case_id}, request_id)
+    def run(self, spec_id: str, data: Plain, case_id: str = "", request_id: str = "", key: str = "") -> Plain:
+        body = {"spec_id": spec_id, "data": data, "case_id": case_id, "business_key": key}
+        return self._post("/api/v1/cases:run", body, request_id)
 
     def execute(self, case_id: str) -> Plain:
         return self._post(f"/api/v1/cases/{case_id}/execute", {})
@@ -216,11 +231,13 @@ class OverRest:
     def get(self, case_id: str) -> Plain:
         return self._get(f"/api/v1/cases/{case_id}")
 
-    def move(self, case_id: str, move: str) -> Plain:
-        return self._post(f"/api/v1/cases/{case_id}/{move}", {})
+    def move(self, case_id: str, move: str, reason: str = "") -> Plain:
+        return self._post(f"/api/v1/cases/{case_id}/{move}", {"reason": reason} if reason else {})
 
-    def update(self, case_id: str, data: Plain, expected_sequence: int | None = None) -> Plain:
+    def update(self, case_id: str, data: Plain, expected_sequence: int | None = None, replace: bool = False) -> Plain:
         body: dict[str, object] = {"data": data}
+        if replace:
+            body["mode"] = "DATA_UPDATE_MODE_REPLACE"
         if expected_sequence is not None:
             body["expected_sequence"] = expected_sequence
         return self._post(f"/api/v1/cases/{case_id}/data", body, verb="PATCH")
@@ -237,16 +254,22 @@ class OverRest:
     def complete(self, item_id: str, output: Plain, request_id: str = "") -> Plain:
         return self._post(f"/api/v1/work-items/{item_id}/complete", {"output": output}, request_id)
 
-    def trigger(self, name: str, data: Plain, case_id: str = "", key: str = "") -> Plain:
-        return self._post("/api/v1/cases:trigger", {"name": name, "data": data, "case_id": case_id, "key": key})
+    def trigger(self, name: str, data: Plain, case_id: str = "", key: str = "", seconds: int | None = None) -> Plain:
+        body: dict[str, object] = {"name": name, "data": data, "case_id": case_id, "key": key}
+        if seconds is not None:
+            body["time_to_live"] = f"{seconds}s"
+        return self._post("/api/v1/cases:trigger", body)
 
     def instances(self, case_id: str, task_id: str, verb: str) -> Plain:
         path = f"/api/v1/cases/{case_id}/tasks/{task_id}/instances"
         answer = self._post(path if verb == "add" else f"{path}:{verb}", {})
         return cast(Plain, answer["group"])
 
-    def cancel_task(self, case_id: str, task_id: str) -> Plain:
-        return self._post(f"/api/v1/cases/{case_id}/tasks/{task_id}/cancel", {})
+    def cancel_task(self, case_id: str, task_id: str, reason: str = "") -> Plain:
+        return self._post(f"/api/v1/cases/{case_id}/tasks/{task_id}/cancel", {"reason": reason})
+
+    def incidents(self, case_id: str, resolved: bool = False) -> Plain:
+        return self._get(f"/api/v1/cases/{case_id}/incidents", include_resolved="true" if resolved else "")
 
     def explain(self, case_id: str) -> Plain:
         return self._get(f"/api/v1/cases/{case_id}/explain")

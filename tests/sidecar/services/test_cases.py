@@ -209,8 +209,59 @@ async def test_data_changes_only_from_the_sequence_that_was_seen(running: Sideca
     assert late.info.metadata["actual"] == f"at sequence {updated.case.sequence}"
     zero = await refused(running.cases.UpdateCaseData(pb.UpdateCaseDataRequest(case_id="d", expected_sequence=0)))
     assert zero.fields == ["expected_sequence"]
-    replace = pb.UpdateCaseDataRequest(case_id="d", data_json=b"{}", mode=pb.DATA_UPDATE_MODE_REPLACE)
-    assert (await refused(running.cases.UpdateCaseData(replace))).code is grpc.StatusCode.UNIMPLEMENTED
+    replace = pb.UpdateCaseDataRequest(case_id="d", data_json=b'{"c":3}', mode=pb.DATA_UPDATE_MODE_REPLACE)
+    assert json.loads((await running.cases.UpdateCaseData(replace)).case.data_json) == {"c": 3}
+    replace.net = "nowhere"
+    assert (await refused(running.cases.UpdateCaseData(replace))).code is grpc.StatusCode.NOT_FOUND
+
+
+NESTED = {
+    "id": "nested",
+    "tasks": {"twice": {"net": "inner", "instances": {"min": 2}}, "once": {"net": "single"}},
+    "flows": [
+        {"from": "start", "to": "once"},
+        {"from": "once", "to": "twice"},
+        {"from": "twice", "to": "end"},
+    ],
+    "nets": {
+        name: {
+            "tasks": {"route": {}, "work": {"required_roles": ["r"]}},
+            "flows": [
+                {"from": "start", "to": "route"},
+                {"from": "route", "to": "work"},
+                {"from": "work", "to": "end"},
+            ],
+        }
+        for name in ("inner", "single")
+    },
+}
+
+
+async def test_the_data_of_a_sub_net_are_changed_by_its_name_or_number(running: Sidecar) -> None:
+    await running.workflows.RegisterWorkflow(pb.RegisterWorkflowRequest(spec_json=json.dumps(NESTED).encode()))
+    run = await running.cases.RunCase(pb.RunCaseRequest(spec_id="nested", case_id="n", data_json=b'{"a":1}'))
+    change = pb.UpdateCaseDataRequest(case_id="n", data_json=b'{"b":2}', net="single")
+    assert json.loads((await running.cases.UpdateCaseData(change)).case.data_json) == {"a": 1}
+    (item,) = run.open_work_items
+    found = await running.items.GetWorkItem(pb.GetWorkItemRequest(item_id=item.item_id))
+    assert json.loads(found.item.data_json) == {"a": 1, "b": 2}
+    explained = await running.cases.ExplainCase(pb.ExplainCaseRequest(case_id="n"))
+    assert dict(explained.marking) == {"single/route->work": 1}
+    assert {(task.net, task.task_id): task.completed_count for task in explained.tasks if task.completed_count} == {
+        ("single", "route"): 1
+    }
+    await running.items.CompleteWorkItem(pb.CompleteWorkItemRequest(item_id=item.item_id))
+    both = await refused(
+        running.cases.UpdateCaseData(pb.UpdateCaseDataRequest(case_id="n", data_json=b"{}", net="inner"))
+    )
+    assert (both.code, both.info.metadata["actual"]) == (grpc.StatusCode.FAILED_PRECONDITION, "2 of them: 3, 4")
+    gone = await refused(running.cases.UpdateCaseData(change))
+    assert gone.code is grpc.StatusCode.FAILED_PRECONDITION
+    change.net = "4"
+    await running.cases.UpdateCaseData(change)
+    explained = await running.cases.ExplainCase(pb.ExplainCaseRequest(case_id="n", task_id="once"))
+    assert [(task.status, task.completed_count) for task in explained.tasks] == [(pb.TASK_STATUS_COMPLETED, 1)]
+    assert explained.marking["inner/route->work"] == 2
 
 
 async def test_a_waiting_case_is_explained(running: Sidecar) -> None:
@@ -224,6 +275,18 @@ async def test_a_waiting_case_is_explained(running: Sidecar) -> None:
     assert list(only.activations) == [1]
     missing = await refused(running.cases.ExplainCase(pb.ExplainCaseRequest(case_id="e", task_id="nope")))
     assert missing.code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_reasons_stand_in_the_history(running: Sidecar) -> None:
+    run = await running.cases.RunCase(pb.RunCaseRequest(spec_id="approval", case_id="r"))
+    await running.cases.SuspendCase(pb.SuspendCaseRequest(case_id="r", reason="audit"))
+    resumed = await running.cases.ResumeCase(pb.ResumeCaseRequest(case_id="r", reason="audit done"))
+    assert resumed.case.reason == ""
+    (item,) = run.open_work_items
+    await running.items.SkipWorkItem(pb.SkipWorkItemRequest(item_id=item.item_id, reason="not needed"))
+    history = await running.cases.GetCaseHistory(pb.GetCaseHistoryRequest(case_id="r"))
+    told = {event.event_type: json.loads(event.data_json).get("reason") for event in history.events[:-1]}
+    assert (told["state_changed"], told["item_skipped"]) == ("audit done", "not needed")
 
 
 async def test_an_incident_is_listed_and_resolved(running: Sidecar) -> None:
@@ -240,11 +303,25 @@ async def test_an_incident_is_listed_and_resolved(running: Sidecar) -> None:
     await running.cases.UpdateCaseData(pb.UpdateCaseDataRequest(case_id="i", data_json=b'{"amount": 500}'))
     resolved = await running.cases.ResolveIncident(
         pb.ResolveIncidentRequest(
-            case_id="i", incident_id=incident.incident_id, resolution=pb.INCIDENT_RESOLUTION_RETRY
+            case_id="i",
+            incident_id=incident.incident_id,
+            resolution=pb.INCIDENT_RESOLUTION_RETRY,
+            reason="amount added",
         )
     )
     assert resolved.case.state == pb.CASE_STATE_COMPLETED
     assert (resolved.incident.resolution, resolved.incident.resolved_by) == (pb.INCIDENT_RESOLUTION_RETRY, CALLER)
+    assert not (await running.cases.ListIncidents(pb.ListIncidentsRequest(case_id="i"))).incidents
+    everything = pb.ListIncidentsRequest(case_id="i", include_resolved=True)
+    (told,) = (await running.cases.ListIncidents(everything)).incidents
+    assert (told.resolution, told.resolved_by) == (pb.INCIDENT_RESOLUTION_RETRY, CALLER)
+    assert told.resolve_time.ToNanoseconds() >= told.time.ToNanoseconds() > 0
+    everything.case_id = ""
+    assert (await refused(running.cases.ListIncidents(everything))).code is grpc.StatusCode.UNIMPLEMENTED
+    history = await running.cases.GetCaseHistory(
+        pb.GetCaseHistoryRequest(case_id="i", event_types=["incident_resolved"])
+    )
+    assert [json.loads(event.data_json)["reason"] for event in history.events] == ["amount added"]
     gone = pb.ResolveIncidentRequest(case_id="i", incident_id="1", resolution=pb.INCIDENT_RESOLUTION_RETRY)
     assert (await refused(running.cases.ResolveIncident(gone))).code in (
         grpc.StatusCode.NOT_FOUND,

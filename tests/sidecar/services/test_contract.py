@@ -17,7 +17,7 @@ from tests.sidecar.services.server import Refusal, Sidecar, refused, snake
 METHODS = [method for service in pb.SERVICES for method in service.methods]
 LATER = {
     "PatternService": {"DecideRoutes"},
-    "CaseService": {"ExportCase", "PurgeCases", "PreviewMigration", "MigrateCases"},
+    "CaseService": {"PurgeCases", "PreviewMigration", "MigrateCases"},
     "WorkItemService": {
         "OfferWorkItem",
         "AllocateWorkItem",
@@ -28,7 +28,7 @@ LATER = {
         "StreamWorkItems",
     },
 }
-NOW_OF_ADMIN = {"GetStatus", "GetConfig", "SetLogLevel"}
+NOW_OF_ADMIN = {"GetStatus", "GetConfig", "SetLogLevel", "Backup", "VerifyHistory"}
 
 
 def later(method: MethodDescriptor) -> bool:

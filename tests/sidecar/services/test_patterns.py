@@ -89,6 +89,39 @@ async def test_a_list_and_a_stream_of_runs_fail_one_by_one(running: Sidecar) -> 
     assert info_of(answers["3"].error).reason == "INVALID_ARGUMENT"
 
 
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_live_run_tells_its_trace_before_its_answer(running: Sidecar, durable: bool) -> None:
+    run = pb.ExecutePatternRequest(pattern_id=3, case_id="live", durable=durable)
+
+    async def requests() -> AsyncIterator[pb.StreamExecutePatternRequest]:
+        yield pb.StreamExecutePatternRequest(correlation_id="1", execution=run, live=True)
+        yield pb.StreamExecutePatternRequest(correlation_id="2", execution=pb.ExecutePatternRequest(), live=True)
+
+    answers = [answer async for answer in running.patterns.StreamExecutePattern(requests())]
+    kinds = [answer.WhichOneof("outcome") for answer in answers if answer.correlation_id == "1"]
+    assert kinds == ["event"] * (len(kinds) - 1) + ["response"]
+    assert [answer.WhichOneof("outcome") for answer in answers if answer.correlation_id == "2"] == ["error"]
+    told = [answer.event for answer in answers if answer.WhichOneof("outcome") == "event"]
+    assert [event.sequence for event in told] == list(range(1, len(told) + 1))
+    (last,) = (answer.response for answer in answers if answer.WhichOneof("outcome") == "response")
+    assert (last.success, last.next_state, list(last.trace)) == (True, "completed", [])
+    if not durable:
+        whole = await running.patterns.ExecutePattern(run)
+        assert [event.event_type for event in whole.trace] == [event.event_type for event in told]
+
+
+async def test_a_live_run_that_nobody_reads_leaves_nothing_behind(running: Sidecar) -> None:
+    async def requests() -> AsyncIterator[pb.StreamExecutePatternRequest]:
+        for number in range(200):
+            run = pb.ExecutePatternRequest(pattern_id=1 + number % 43)
+            yield pb.StreamExecutePatternRequest(correlation_id=str(number), execution=run, live=True)
+
+    call = running.patterns.StreamExecutePattern(requests())
+    assert (await anext(aiter(call))).correlation_id
+    call.cancel()
+    assert (await running.patterns.ExecutePattern(pb.ExecutePatternRequest(pattern_id=1))).success
+
+
 async def test_a_durable_run_is_a_case(running: Sidecar) -> None:
     request = pb.ExecutePatternRequest(pattern_id=1, case_id="kept", durable=True)
     answer = await running.patterns.ExecutePattern(request)

@@ -11,7 +11,7 @@ import pytest
 from grpc import aio
 
 from knhk_sidecar.api import pb
-from knhk_sidecar.api.services.streams import QUIET, followed, multiplexed
+from knhk_sidecar.api.services.streams import QUIET, Tell, followed, multiplexed
 from tests.sidecar.services.server import Sidecar, info_of, refusal_of
 
 
@@ -23,7 +23,7 @@ async def numbers(count: int) -> AsyncIterator[int]:
 async def test_answers_may_overtake_each_other_within_a_bound() -> None:
     under_way = most = 0
 
-    async def carry_out(n: int) -> int:
+    async def carry_out(n: int, _: Tell[int]) -> int:
         nonlocal under_way, most
         under_way += 1
         most = max(most, under_way)
@@ -40,7 +40,7 @@ async def test_answers_may_overtake_each_other_within_a_bound() -> None:
 async def test_who_does_not_take_answers_gets_no_more_work_done() -> None:
     begun = 0
 
-    async def carry_out(n: int) -> int:
+    async def carry_out(n: int, _: Tell[int]) -> int:
         nonlocal begun
         begun += 1
         return n
@@ -56,7 +56,7 @@ async def test_who_does_not_take_answers_gets_no_more_work_done() -> None:
 async def test_leaving_cancels_what_is_under_way() -> None:
     cancelled = 0
 
-    async def carry_out(n: int) -> int:
+    async def carry_out(n: int, _: Tell[int]) -> int:
         nonlocal cancelled
         if n == 0:
             return n
@@ -80,7 +80,7 @@ async def test_a_stream_of_requests_that_breaks_ends_the_stream_of_answers() -> 
         yield 1
         raise ConnectionError("gone")
 
-    async def carry_out(n: int) -> int:
+    async def carry_out(n: int, _: Tell[int]) -> int:
         return n
 
     answers = multiplexed(broken(), carry_out)
@@ -205,7 +205,6 @@ async def test_all_cases_are_watched_from_now_on_and_from_a_token(running: Sidec
             (pb.WatchCasesRequest(resume_token=b64encode(positions).decode()), grpc.StatusCode.INVALID_ARGUMENT)
             for positions in (b'{"0":-5}', b'{"0":99999999999999999999}', b'{"0":1000000}', b'{"7":1}', b"{}")
         ),
-        (pb.WatchCasesRequest(from_start=True), grpc.StatusCode.UNIMPLEMENTED),
     ],
 )
 async def test_what_cannot_be_watched_is_refused(
@@ -214,3 +213,17 @@ async def test_what_cannot_be_watched_is_refused(
     with pytest.raises(aio.AioRpcError) as caught:
         await anext(aiter(running.cases.WatchCases(wanted)))
     assert caught.value.code() is code
+
+
+async def test_a_watch_may_begin_at_the_beginning(running: Sidecar) -> None:
+    for number in range(3):
+        await running.cases.RunCase(pb.RunCaseRequest(spec_id="routing", case_id=f"old-{number}"))
+    watch = running.cases.WatchCases(pb.WatchCasesRequest(from_start=True, event_types=["case_created"]))
+    seen: list[str] = []
+    async for message in watch:
+        if message.HasField("event"):
+            seen.append(message.event.case_id)
+        if len(seen) == 3:
+            break
+    watch.cancel()
+    assert seen == ["old-0", "old-1", "old-2"]

@@ -139,16 +139,34 @@ async def test_work_is_listed_by_role_owner_state_task_and_workflow(running: Sid
     ("request_", "feature"),
     [
         (pb.FailWorkItemRequest(item_id="1.1.1@x", retry_after=Duration(seconds=1)), "FailWorkItem.retry_after"),
-        (pb.FailWorkItemRequest(item_id="1.1.1@x", data_json=b"{}"), "FailWorkItem.data_json"),
-        (pb.SkipWorkItemRequest(item_id="1.1.1@x", reason="why"), "SkipWorkItem.reason"),
     ],
 )
 async def test_a_field_that_nothing_would_come_of_is_refused_by_name(
-    running: Sidecar, request_: pb.FailWorkItemRequest | pb.SkipWorkItemRequest, feature: str
+    running: Sidecar, request_: pb.FailWorkItemRequest, feature: str
 ) -> None:
-    if isinstance(request_, pb.FailWorkItemRequest):
-        refusal = await refused(running.items.FailWorkItem(request_))
-    else:
-        refusal = await refused(running.items.SkipWorkItem(request_))
+    refusal = await refused(running.items.FailWorkItem(request_))
     assert refusal.code is grpc.StatusCode.UNIMPLEMENTED
     assert refusal.info.metadata["feature"] == f"WorkItemService.{feature}"
+
+
+RETRIED = {
+    "id": "retried",
+    "tasks": {"call": {"required_roles": ["r"], "retry": {"max_attempts": 3}}},
+    "flows": [{"from": "start", "to": "call"}, {"from": "call", "to": "end"}],
+}
+
+
+async def test_a_permanent_failure_gives_the_remaining_attempts_up_and_says_what_is_known(running: Sidecar) -> None:
+    await running.workflows.RegisterWorkflow(pb.RegisterWorkflowRequest(spec_json=json.dumps(RETRIED).encode()))
+    run = await running.cases.RunCase(pb.RunCaseRequest(spec_id="retried", case_id="f"))
+    (item,) = run.open_work_items
+    first = await running.items.FailWorkItem(pb.FailWorkItemRequest(item_id=item.item_id, message="busy"))
+    assert not first.incident_id
+    (again,) = (await running.items.ListWorkItems(pb.ListWorkItemsRequest(case_id="f"))).items
+    assert again.attempt == 2
+    request = pb.FailWorkItemRequest(
+        item_id=again.item_id, message="gone", permanent=True, data_json=b'{"status": 410}'
+    )
+    assert (await running.items.FailWorkItem(request)).incident_id
+    history = await running.cases.GetCaseHistory(pb.GetCaseHistoryRequest(case_id="f", event_types=["item_failed"]))
+    assert [json.loads(event.data_json).get("data") for event in history.events] == [None, {"status": 410}]

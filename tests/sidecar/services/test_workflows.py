@@ -77,6 +77,22 @@ async def test_lists_are_paged_and_filtered_by_prefix(running: Sidecar) -> None:
     assert [one.spec_id for one in some.workflows] == ["routing"]
 
 
+async def test_every_version_is_listed_when_asked_for(running: Sidecar) -> None:
+    for name in ("second", "third"):
+        document = {"id": "routing", "name": name}
+        await running.workflows.RegisterWorkflow(pb.RegisterWorkflowRequest(spec_json=json.dumps(document).encode()))
+    await running.workflows.DeleteWorkflow(pb.DeleteWorkflowRequest(spec_id="routing", version=2))
+    found, token = [], ""
+    while True:
+        request = pb.ListWorkflowsRequest(spec_id_prefix="rou", all_versions=True, page_size=1, page_token=token)
+        page = await running.workflows.ListWorkflows(request)
+        found += [(one.version, one.latest) for one in page.workflows]
+        token = page.next_page_token
+        if not token:
+            break
+    assert found == [(1, False), (3, True)]
+
+
 async def test_a_workflow_in_use_is_kept_and_a_deleted_one_is_gone(running: Sidecar) -> None:
     run = await running.cases.RunCase(pb.RunCaseRequest(spec_id="approval", case_id="c-1"))
     refusal = await refused(running.workflows.DeleteWorkflow(pb.DeleteWorkflowRequest(spec_id="approval")))

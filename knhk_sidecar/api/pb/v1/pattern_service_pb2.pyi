@@ -481,10 +481,13 @@ class StreamExecutePatternRequest(_message.Message):
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
     correlation_id: _builtins.str
     """Chosen by the caller, returned with the answer."""
     request_id: _builtins.str
     """Idempotency key; the one in `execution` wins when both are given."""
+    live: _builtins.bool
+    """Send the trace event by event, as it happens; it is then left out of the response. The events of a durable run come when it is kept."""
     @_builtins.property
     def execution(self) -> Global___ExecutePatternRequest:
         """What to run."""
@@ -495,10 +498,11 @@ class StreamExecutePatternRequest(_message.Message):
         correlation_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
         execution: Global___ExecutePatternRequest | None = ...,
+        live: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["correlation_id", b"correlation_id", "execution", b"execution", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correlation_id", b"correlation_id", "execution", b"execution", "live", b"live", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -506,13 +510,14 @@ Global___StreamExecutePatternRequest: _TypeAlias = StreamExecutePatternRequest  
 
 @_typing.final
 class StreamExecutePatternResponse(_message.Message):
-    """One answer of StreamExecutePattern."""
+    """One answer of StreamExecutePattern: the last one for its request, unless it is an event."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
     correlation_id: _builtins.str
     """The request's correlation id."""
     @_builtins.property
@@ -523,18 +528,23 @@ class StreamExecutePatternResponse(_message.Message):
     def error(self) -> _status_pb2.Status:
         """It was refused."""
 
+    @_builtins.property
+    def event(self) -> _types_pb2.HistoryEvent:
+        """It is under way; only when asked for by `live`."""
+
     def __init__(
         self,
         *,
         correlation_id: _builtins.str = ...,
         response: Global___ExecutePatternResponse | None = ...,
         error: _status_pb2.Status | None = ...,
+        event: _types_pb2.HistoryEvent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event", b"event", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["correlation_id", b"correlation_id", "error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correlation_id", b"correlation_id", "error", b"error", "event", b"event", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error", "event"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 

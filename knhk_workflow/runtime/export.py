@@ -1,0 +1,369 @@
+"""One case as a document that proves itself, and the proof.
+
+The document is JSON: the case, its workflow, and every commit record in order, readable and as the bytes that were
+stored. Each record has its digest, keyed by the case's salt, and the batch record of the log that names this digest;
+the hash of a batch record covers the hash of the one before. So nobody can change an event without changing every hash
+behind it, and the hash of a later batch record, kept elsewhere (a receipt, a backup's manifest), pins everything.
+
+A batch record names whatever was committed together. One that names another tenant's cases is left out, its hash is
+not; the proof counts what is tied to the log and what only has its digest.
+"""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Final
+
+import msgspec
+
+from knhk_workflow.core.apply import replay
+from knhk_workflow.core.case import Case, encode_state
+from knhk_workflow.core.events import CaseCreated
+from knhk_workflow.errors import InvalidInput, NotFound, StoreCorrupt, StoreError
+from knhk_workflow.model.parse import spec_digest
+from knhk_workflow.runtime.history import render
+from knhk_workflow.runtime.records import COMMITS, DEFINITIONS, HEADS
+from knhk_workflow.store import CODEC_LOG, Keyspace, LogEntry, LogRecord, Reads, digest, seal, unseal, unseal_log
+from knhk_workflow.store.chain import Link, walk
+from knhk_workflow.store.codec import UNREADABLE
+from knhk_workflow.store.keys import parse_case_record
+
+FORMAT: Final = "knhk-case-export"
+VERSION: Final = 1
+PAGE: Final = 64
+
+
+class ExportedEvent(msgspec.Struct, frozen=True):
+    """An event as a history shows it."""
+
+    sequence: int
+    timestamp: int
+    event_type: str
+    data: msgspec.Raw
+
+
+class ExportedRecord(msgspec.Struct, frozen=True):
+    """A commit record: `record` is base64 of the stored bytes, `position` its place in the log."""
+
+    first_sequence: int
+    position: int
+    digest: str
+    record: str
+    events: tuple[ExportedEvent, ...]
+
+
+class ExportedBatch(msgspec.Struct, frozen=True):
+    """A batch record: `batch` is base64 of its stored bytes, empty when it is left out."""
+
+    position: int
+    hash: str
+    batch: str
+
+
+class ExportedCase(msgspec.Struct, frozen=True):
+    """The case at the end of its history; `state_hash` is that of its whole state."""
+
+    tenant: str
+    case_id: str
+    spec_id: str
+    spec_version: int
+    state: str
+    sequence: int
+    state_hash: str
+    data: msgspec.Raw
+
+
+class ExportedWorkflow(msgspec.Struct, frozen=True):
+    """The workflow that it runs on. `document` is base64 of the canonical JSON, which the digest is of."""
+
+    digest: str
+    document: str
+
+
+class Export(msgspec.Struct, frozen=True):
+    """The document."""
+
+    format: str
+    version: int
+    case: ExportedCase
+    workflow: ExportedWorkflow
+    salt: str
+    records: tuple[ExportedRecord, ...]
+    log: tuple[ExportedBatch, ...]
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """What proving a document found. `problem` is empty when everything fits; `sequence` is the first bad event, 0 when
+    what is wrong concerns none."""
+
+    case_id: str
+    events: int
+    records: int
+    tied: int
+    """Records whose batch record is in the document."""
+    position: int
+    """Of the newest batch record that it names."""
+    hash: str
+    sequence: int = 0
+    problem: str = ""
+
+
+async def export(reads: Reads, keys: Keyspace, tenant: str, case_id: str) -> bytes:
+    """The document of a case. `reads` is a snapshot. Raises NotFound, StoreCorrupt when the case is damaged."""
+    case_keys = keys.case(tenant, case_id)
+    stored = await reads.get(case_keys.head)
+    if stored is None:
+        raise NotFound("case", case_id)
+    head = HEADS.read(case_keys.head, stored)
+    entries, batches = await _chained(reads, keys, tenant, case_id, head.created_at, head.sequence)
+    records: list[ExportedRecord] = []
+    state: Case | None = None
+    start, end = case_keys.records()
+    while rows := await reads.scan(start, end, limit=PAGE):
+        for key, value in rows:
+            first = parse_case_record(key)[2]
+            record = COMMITS.read(key, value)
+            state = replay(state, record.time, record.events)
+            position, entry = entries.get(first, (0, None))
+            if entry is None:
+                raise StoreCorrupt(f"event {first} of case {case_id!r} is in no batch record", case_id=case_id)
+            events = tuple(
+                ExportedEvent(event.sequence, event.timestamp, event.event_type, msgspec.Raw(event.data))
+                for event in render(case_id, first, record)
+            )
+            payload = b64encode(unseal(key, value)).decode()
+            records.append(ExportedRecord(first, position, entry.digest.hex(), payload, events))
+        start = rows[-1][0] + b"\0"
+    if state is None or state.sequence != head.sequence:
+        raise StoreCorrupt(f"the history of case {case_id!r} is incomplete", case_id=case_id)
+    definition_key = keys.definition(tenant, state.spec_id, state.version)
+    held = await reads.get(definition_key)
+    if held is None:
+        raise StoreCorrupt(f"the workflow of case {case_id!r} is missing", case_id=case_id)
+    definition = DEFINITIONS.read(definition_key, held)
+    case = ExportedCase(
+        tenant,
+        case_id,
+        state.spec_id,
+        state.version,
+        state.state,
+        state.sequence,
+        _state_hash(state),
+        msgspec.Raw(state.root.data),
+    )
+    workflow = ExportedWorkflow(definition.digest.hex(), b64encode(definition.document).decode())
+    document = Export(FORMAT, VERSION, case, workflow, state.salt.hex(), tuple(records), tuple(batches))
+    return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
+
+
+async def _chained(
+    reads: Reads, keys: Keyspace, tenant: str, case_id: str, created_at: int, sequence: int
+) -> tuple[dict[int, tuple[int, LogEntry]], list[ExportedBatch]]:
+    """The log's entries of a case by first sequence with their positions, and the batch records that have them."""
+    shard = keys.shard_of(tenant, case_id)
+    first = await _position_at(reads, keys, shard, created_at)
+    for begin in dict.fromkeys((first, 0)):  # a clock that was set back makes the search miss: then all of the log
+        entries: dict[int, tuple[int, LogEntry]] = {}
+        batches: list[ExportedBatch] = []
+        end = 0
+        async for each in walk(reads, keys, shard, begin):
+            if not isinstance(each, Link):
+                raise each.error
+            mine = [entry for entry in each.record.entries if (entry.tenant, entry.case_id) == (tenant, case_id)]
+            if not mine:
+                continue
+            entries |= {entry.first_sequence: (each.position, entry) for entry in mine}
+            key = keys.log(shard, each.position)
+            held = await reads.get(key)
+            assert held is not None
+            alone = all(entry.tenant == tenant for entry in each.record.entries)
+            body = b64encode(unseal(key, held)).decode() if alone else ""
+            batches.append(ExportedBatch(each.position, each.hashed.hex(), body))
+            end = mine[-1].first_sequence + mine[-1].count - 1
+            if end >= sequence:
+                break
+        if 1 in entries and end >= sequence:
+            break
+    return entries, batches
+
+
+async def _position_at(reads: Reads, keys: Keyspace, shard: int, time_ns: int) -> int:
+    """The last log position that is older than a time: 0 when there is none."""
+    last = await reads.scan(*keys.log_range(shard), limit=1, reverse=True)
+    low, high = 0, int.from_bytes(last[0][0][-8:], "big") if last else 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        key = keys.log(shard, middle)
+        held = await reads.get(key)
+        if held is None or unseal_log(key, held)[0].time_ns < time_ns:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def prove(document: bytes) -> Proof:
+    """Prove an exported case: offline, from the document alone. Raises InvalidInput for what is no export.
+
+    What it shows: every event is the one that its record holds, each record has the digest that the log names, the
+    log's hashes fit, the events follow from each other and give the case as stated. What it cannot show without a hash
+    kept elsewhere: that somebody did not write a whole other document.
+    """
+    try:
+        export = msgspec.json.decode(document, type=Export)
+    except UNREADABLE as error:
+        raise InvalidInput.field("document", f"is not an exported case: {error}", "use knhk case export") from error
+    if export.format != FORMAT or export.version != VERSION:
+        raise InvalidInput.field(
+            "document", f"has format {export.format!r} version {export.version}", f"this version reads {VERSION}"
+        )
+    return _Prover(export).run()
+
+
+class _Bad(Exception):
+    """What is wrong, and with which event."""
+
+    def __init__(self, sequence: int, problem: str) -> None:
+        super().__init__(problem)
+        self.sequence = sequence
+        self.problem = problem
+
+
+class _Prover:
+    def __init__(self, export: Export) -> None:
+        self._export = export
+        self._events = self._records = self._tied = 0
+
+    def run(self) -> Proof:
+        case = self._export.case
+        newest = self._export.log[-1] if self._export.log else ExportedBatch(0, "", "")
+        sequence, problem = 0, ""
+        try:
+            self._all()
+        except _Bad as bad:
+            sequence, problem = bad.sequence, bad.problem
+        return Proof(
+            case.case_id, self._events, self._records, self._tied, newest.position, newest.hash, sequence, problem
+        )
+
+    def _all(self) -> None:
+        export, case = self._export, self._export.case
+        salt = _unhex(export.salt, 0, "the salt")
+        batches = {batch.position: batch for batch in export.log}
+        decoded: dict[int, LogRecord] = {}
+        state: Case | None = None
+        before = 0
+        for record in export.records:
+            first = record.first_sequence
+            if first != (state.sequence if state is not None else 0) + 1:
+                expected = (state.sequence if state is not None else 0) + 1
+                raise _Bad(expected, f"event {expected} is missing")
+            payload = _unbase64(record.record, first, "the record")
+            state = self._fold(state, record, payload)
+            if digest(payload, salt).hex() != record.digest:
+                raise _Bad(first, f"the record of event {first} does not match its digest")
+            if record.position < before:
+                raise _Bad(first, f"the record of event {first} lies before the one in front of it")
+            before = record.position
+            batch = batches.get(record.position)
+            if batch is None:
+                raise _Bad(first, f"log position {record.position} of event {first} is missing")
+            if batch.batch:
+                self._tie(record, batch, batches, decoded, state.sequence - first + 1)
+            self._records += 1
+        if state is None:
+            raise _Bad(1, "there are no events")
+        if (state.case_id, state.tenant, state.salt) != (case.case_id, case.tenant, salt):
+            raise _Bad(1, "the events are of another case")
+        stated = (case.state, case.sequence, case.spec_id, case.spec_version, case.state_hash)
+        if stated != (state.state, state.sequence, state.spec_id, state.version, _state_hash(state)):
+            raise _Bad(0, f"the case is said to be {stated}, its events say otherwise")
+        if _json(bytes(case.data), 0) != _json(state.root.data, 0):
+            raise _Bad(0, "the data of the case are not what its events say")
+        document = _unbase64(export.workflow.document, 0, "the workflow")
+        if spec_digest(document) != state.digest or state.digest.hex() != export.workflow.digest:
+            raise _Bad(0, "the workflow is not the one that the case runs on")
+
+    def _fold(self, state: Case | None, exported: ExportedRecord, payload: bytes) -> Case:
+        """Read a record, compare it with what is shown of it, and replay it."""
+        first = exported.first_sequence
+        try:
+            record = COMMITS.read(b"", seal(payload))
+        except StoreError as error:
+            raise _Bad(first, f"the record of event {first} cannot be read") from error
+        true = list(render(self._export.case.case_id, first, record))
+        for event, shown in zip(true, exported.events, strict=False):
+            told = (shown.sequence, shown.timestamp, shown.event_type)
+            if told != (event.sequence, event.timestamp, event.event_type):
+                raise _Bad(event.sequence, f"event {event.sequence} is shown as {told}, its record says otherwise")
+            if _json(bytes(shown.data), event.sequence) != _json(event.data, event.sequence):
+                raise _Bad(event.sequence, f"event {event.sequence} is shown with other content than its record has")
+            self._events += 1
+        if len(true) != len(exported.events):
+            sequence = first + min(len(true), len(exported.events))
+            raise _Bad(
+                sequence, f"the record of event {first} has {len(true)} events, {len(exported.events)} are shown"
+            )
+        try:
+            if state is None and not (record.events and isinstance(record.events[0], CaseCreated)):
+                raise _Bad(1, "the history does not begin with case_created")
+            return replay(state, record.time, record.events)
+        except (AssertionError, AttributeError, KeyError, ValueError, TypeError) as error:
+            raise _Bad(first, f"event {first} does not follow from those before it") from error
+
+    def _tie(
+        self,
+        record: ExportedRecord,
+        batch: ExportedBatch,
+        batches: Mapping[int, ExportedBatch],
+        decoded: dict[int, LogRecord],
+        count: int,
+    ) -> None:
+        """The record's entry in its batch record, and the batch record's hash."""
+        first, case = record.first_sequence, self._export.case
+        if batch.position not in decoded:
+            body = _unbase64(batch.batch, first, "the batch record")
+            try:
+                decoded[batch.position], hashed = unseal_log(b"", seal(body, codec=CODEC_LOG))
+            except StoreError as error:
+                raise _Bad(first, f"log position {batch.position} does not match its hash") from error
+            if hashed.hex() != batch.hash:
+                raise _Bad(first, f"log position {batch.position} does not have the hash that is stated")
+            below = batches.get(batch.position - 1)
+            if below is not None and decoded[batch.position].previous.hex() != below.hash:
+                raise _Bad(first, f"the chain is broken at log position {batch.position}")
+        named = LogEntry(case.tenant, case.case_id, first, count, bytes.fromhex(record.digest))
+        if named not in decoded[batch.position].entries:
+            raise _Bad(first, f"log position {batch.position} does not name the record of event {first}")
+        self._tied += 1
+
+
+def _state_hash(state: Case) -> str:
+    return blake2b(encode_state(state), digest_size=32).hexdigest()
+
+
+def _unhex(text: str, sequence: int, what: str) -> bytes:
+    try:
+        found = bytes.fromhex(text)
+    except ValueError as error:
+        raise _Bad(sequence, f"{what} is not hexadecimal") from error
+    if not 1 <= len(found) <= 64:
+        raise _Bad(sequence, f"{what} has {len(found)} bytes")
+    return found
+
+
+def _unbase64(text: str, sequence: int, what: str) -> bytes:
+    try:
+        return b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _Bad(sequence, f"{what} is not base64") from error
+
+
+def _json(data: bytes, sequence: int) -> object:
+    try:
+        return msgspec.json.decode(data)
+    except (*UNREADABLE, RecursionError) as error:
+        raise _Bad(sequence, "its content is not JSON") from error
