@@ -641,6 +641,8 @@ def work_item(view: WorkItemView) -> pb.WorkItem:
         fields["data_json"] = view.data
     if view.priority:
         fields["priority"] = view.priority
+    if view.due_at:
+        fields["due_time"] = time(view.due_at)
     if (changed := _CHANGED.get(state, "end_time")) and view.changed_at:
         fields[changed] = time(view.changed_at)
     return nested(pb.WorkItem, fields)

@@ -12,6 +12,7 @@ from knhk_workflow.core import events as e
 from knhk_workflow.core.case import (
     DONE_STATES,
     OPEN_ITEM_STATES,
+    RETRYING,
     Activation,
     Case,
     Incident,
@@ -19,6 +20,7 @@ from knhk_workflow.core.case import (
     Kept,
     Lock,
     NetInstance,
+    Timer,
 )
 from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.data import merge
@@ -297,6 +299,38 @@ def _lock_awaited(case: Case, event: e.LockAwaited) -> None:
     case.locks[event.lock].waiting.append((event.net, event.task))
 
 
+def _timer_armed(case: Case, event: e.TimerArmed) -> None:
+    case.last_timer = number = event.timer
+    case.timers[number] = Timer(number, event.kind, event.net, event.task, event.activation, event.instance, event.due)
+    activation = case.activations[event.activation]
+    if not event.instance:
+        activation.timers = (*activation.timers, number)
+        return
+    run = activation.instances[event.instance]
+    run.timer = number
+    if event.kind == "retry":
+        run.state = RETRYING
+
+
+def _timer_disarmed(case: Case, event: e.TimerDisarmed | e.TimerFired) -> None:
+    del case.timers[event.timer]
+    activation = case.activations[event.activation]
+    if event.instance:
+        run = activation.instances[event.instance]
+        run.timer = 0
+        if run.state == RETRYING:
+            run.state = "failed"
+    else:
+        activation.timers = tuple(each for each in activation.timers if each != event.timer)
+
+
+def _timer_fired(case: Case, event: e.TimerFired) -> None:
+    _timer_disarmed(case, event)
+    case.firings = 0  # time has passed: automatic firings count from zero again
+    if event.kind == "timer":
+        case.activations[event.activation].signalled = True
+
+
 def _task_cancelled(case: Case, event: e.TaskCancelled) -> None:
     _forget(case, case.nets[event.net], event.activation)
 
@@ -353,8 +387,9 @@ def _item_started(case: Case, event: e.ItemStarted) -> None:
     run = _run(case, event, "started")
     if event.owner:
         run.owner = event.owner
-    if event.consumed:
-        case.activations[event.activation].started = True
+    activation = case.activations[event.activation]
+    if event.consumed or not activation.inputs:  # a task that a signal started has nothing to consume
+        activation.started = True
         net = case.nets[event.net]
         for condition in event.consumed:
             net.take(condition)
@@ -466,5 +501,8 @@ APPLY: Mapping[type[e.Event], Callable[..., None]] = {  # each applier takes (ca
     e.LockReleased: _lock_released,
     e.LockAwaited: _lock_awaited,
     e.NetReset: _net_reset,
+    e.TimerArmed: _timer_armed,
+    e.TimerFired: _timer_fired,
+    e.TimerDisarmed: _timer_disarmed,
     e.TriggerExpired: _trigger_expired,
 }

@@ -1,7 +1,7 @@
 """Removing things unsuccessfully: activations, regions, nets, the whole case (WCP-19, 20, 25, 26).
 
-Nothing of what is removed stays behind: items are withdrawn or terminated, sub-nets emptied, incidents closed, the
-bookkeeping of joins dropped. Locks that this frees are noticed by `locks.release`.
+Nothing of what is removed stays behind: items are withdrawn or terminated, sub-nets emptied, timers disarmed, incidents
+closed, the bookkeeping of joins dropped. Locks that this frees are noticed by `locks.release`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import chain
 
 from knhk_workflow.core import events as e
-from knhk_workflow.core.case import BEGUN_ITEM_STATES, OPEN_ITEM_STATES, Activation, NetInstance, place_of
+from knhk_workflow.core.case import BEGUN_ITEM_STATES, OPEN_ITEM_STATES, RETRYING, Activation, NetInstance, place_of
 from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.net import Region
@@ -22,6 +22,8 @@ def withdraw(step: Step, activation: Activation, reason: str, detail: str = "") 
     stop_instances(step, activation)
     for incident in list(activation.incidents):
         step.emit(e.IncidentResolved(incident, "cancelled"))
+    if step.case.timers:
+        step.untimed(activation)
     step.emit(e.TaskCancelled(activation.net, activation.task, activation.number, reason, detail))
     step.nets.add(activation.net)
 
@@ -31,6 +33,10 @@ def stop_instances(step: Step, activation: Activation) -> None:
     for _, run in sorted(activation.instances.items()):
         if run.child:
             remove_net(step, step.case.nets[run.child])
+            if run.timer:
+                step.disarm(run.timer)
+        elif run.state == RETRYING:
+            step.disarm(run.timer)
         elif run.state in OPEN_ITEM_STATES:
             gone = e.ItemTerminated if run.state in BEGUN_ITEM_STATES else e.ItemWithdrawn
             step.emit(gone(*place_of(activation, run)))

@@ -17,7 +17,8 @@ OPEN_ITEM_STATES = frozenset({"offered", "allocated", "started", "suspended"})
 BEGUN_ITEM_STATES = frozenset({"started", "suspended"})
 DONE_STATES = frozenset({"completed", "skipped", "forced"})
 STOPPED_STATES = frozenset({"withdrawn", "terminated"})
-LIVE_STATES = OPEN_ITEM_STATES | {"running"}
+RETRYING = "retrying"  # it failed and is offered again when its timer fires
+LIVE_STATES = OPEN_ITEM_STATES | {"running", RETRYING}
 
 
 class Instance(msgspec.Struct, array_like=True):
@@ -33,6 +34,7 @@ class Instance(msgspec.Struct, array_like=True):
     changed_at: int = 0
     offered_at: int = 0
     held: bool = False  # it ended while the case was suspended: what follows from that is still to come
+    timer: int = 0  # its time-out while it is open, its retry while it waits for one; 0 = none
 
 
 class Activation(msgspec.Struct, array_like=True):
@@ -54,6 +56,7 @@ class Activation(msgspec.Struct, array_like=True):
     signalled: bool = False  # the trigger it waited for has come
     signal: bytes = b""  # what that brought
     left: list[str] = []  # locks that it let go of when its work failed, and takes again before it goes on
+    timers: tuple[int, ...] = ()  # those of the activation as a whole
 
 
 class NetInstance(msgspec.Struct, array_like=True):
@@ -108,6 +111,18 @@ class Lock(msgspec.Struct, array_like=True):
     waiting: list[tuple[int, str]] = []
 
 
+class Timer(msgspec.Struct, array_like=True, frozen=True):
+    """Something that happens by itself at `due` (nanoseconds since the epoch), or later, never earlier."""
+
+    number: int
+    kind: str
+    net: int
+    task: str
+    activation: int
+    instance: int  # 0 = the activation as a whole
+    due: int
+
+
 class Incident(msgspec.Struct, array_like=True):
     """An open question to a person."""
 
@@ -149,6 +164,8 @@ class Case(msgspec.Struct, array_like=True):
     signals: list[Kept] = []
     last_trigger: int = 0
     locks: dict[str, Lock] = {}
+    timers: dict[int, Timer] = {}
+    last_timer: int = 0
 
     @property
     def root(self) -> NetInstance:
@@ -170,6 +187,11 @@ class Case(msgspec.Struct, array_like=True):
         """Who is inside a critical section or mutex, None when nobody is."""
         found = self.locks.get(lock)
         return found if found is not None and (found.net or found.activation) else None
+
+    def due(self, activation: Activation, run: Instance) -> int:
+        """By when open work is to be done: the nearer one of its time-out and the task's deadline; 0 = no such time."""
+        numbers = (*activation.timers, run.timer) if run.state in OPEN_ITEM_STATES else ()
+        return min((self.timers[number].due for number in numbers if number), default=0)
 
     def tokens(self) -> int:
         """Live tokens over all nets."""
@@ -195,6 +217,7 @@ def encode_state(case: Case) -> bytes:
             activations=dict(sorted(case.activations.items())),
             incidents=dict(sorted(case.incidents.items())),
             locks=dict(sorted(case.locks.items())),
+            timers=dict(sorted(case.timers.items())),
         )
     )
 

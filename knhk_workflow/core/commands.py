@@ -185,6 +185,12 @@ class CancelInstances(Command, frozen=True, tag=20):
     activation: int = 0
 
 
+class FireTimer(Command, frozen=True, tag=21):
+    """A timer is due. One that is not there any more changes nothing; one that is not due yet is refused."""
+
+    timer: int
+
+
 CommandType = (
     CreateCase
     | StartCase
@@ -206,4 +212,5 @@ CommandType = (
     | CloseInstances
     | CompleteInstances
     | CancelInstances
+    | FireTimer
 )

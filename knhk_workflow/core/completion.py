@@ -17,6 +17,7 @@ from knhk_workflow.core.case import (
     DONE_STATES,
     LIVE_STATES,
     OPEN_ITEM_STATES,
+    RETRYING,
     STOPPED_STATES,
     Activation,
     Instance,
@@ -43,6 +44,8 @@ Produced = tuple[tuple[str, ...], tuple[str, ...]]
 
 def ended(step: Step, activation: Activation, node: TaskNode, run: Instance) -> None:
     """An instance has ended well: take its output over and go on."""
+    if run.timer:
+        step.disarm(run.timer)
     if node.many is None or node.many.collect is None:
         output = (run.output or EMPTY) if run.state == "completed" else b""
         if output and not take_output(step, activation, node, output, run.number, run.data):
@@ -130,6 +133,8 @@ def advance(step: Step, activation: Activation, node: TaskNode, over: bool = Fal
 
 def _close(step: Step, activation: Activation, node: TaskNode, met: bool | None) -> None:
     """The last instance behind a flow that has gone on is done: the task can be entered again."""
+    if step.case.timers:
+        step.untimed(activation)
     step.emit(e.TaskCompleted(activation.net, node.id, activation.number, (), condition_met=met))
     step.nets.add(activation.net)
     step.again(activation.net, node.id)
@@ -221,6 +226,8 @@ def leave(
     produced = _branch(node, via) if via is not None else _take_split(step, activation, node)
     if produced is None:
         return False
+    if step.case.timers:
+        step.untimed(activation)
     step.emit(e.TaskCompleted(number, node.id, activation.number, *produced, met))
     return _arrived(step, step.case.nets[number], produced)
 
@@ -251,6 +258,8 @@ def _leave_busily(
     if release:
         step.emit(e.TaskReleased(number, node.id, activation.number, *produced))
     else:
+        if step.case.timers:
+            step.untimed(activation)
         step.emit(e.TaskCompleted(number, node.id, activation.number, *produced, met))
     if node.many is not None:
         step.again(number, node.id)  # whether it can be entered has changed
@@ -289,6 +298,11 @@ def force(step: Step, activation: Activation) -> None:
     for _, run in sorted(activation.instances.items()):
         if run.child:
             remove_net(step, step.case.nets[run.child])
+            if run.timer:
+                step.disarm(run.timer)
+            step.emit(e.ItemForceCompleted(*place_of(activation, run)))
+        elif run.state == RETRYING:
+            step.disarm(run.timer)
             step.emit(e.ItemForceCompleted(*place_of(activation, run)))
         elif run.state in OPEN_ITEM_STATES:
             begun = run.state in ("started", "suspended")
@@ -314,7 +328,7 @@ def _collect(step: Step, activation: Activation, key: str) -> bool:
 
 def _branch(node: TaskNode, target: str) -> Produced:
     """One token for the flow to `target`, nothing for the others."""
-    condition = next(branch.condition for branch in node.branches if branch.target == target)
+    condition = next(branch.condition for branch in node.branches if target in (branch.target, branch.condition))
     return _with_dead(node, (condition,))
 
 

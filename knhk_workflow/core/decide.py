@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from knhk_workflow.core import commands as c
+from knhk_workflow.core import due, locks, timers
 from knhk_workflow.core import events as e
-from knhk_workflow.core import locks
 from knhk_workflow.core.apply import born
 from knhk_workflow.core.cancel import end_case, withdraw
 from knhk_workflow.core.case import (
     DONE_STATES,
     LIVE_STATES,
     OPEN_ITEM_STATES,
+    RETRYING,
     Activation,
     Case,
     Instance,
@@ -27,10 +28,9 @@ from knhk_workflow.core.case import (
 from knhk_workflow.core.completion import CHOICE_INCIDENTS, DATA_BYTES_MAX, advance, another_turn, ended, force, leave
 from knhk_workflow.core.data import EMPTY, merge
 from knhk_workflow.core.enabling import INSTANCES_MAX, begin
-from knhk_workflow.core.incidents import raise_incident
 from knhk_workflow.core.joins import amount, binding, consumed
 from knhk_workflow.core.settle import settle
-from knhk_workflow.core.starting import offer_item, run_instance, start_item, start_without_work
+from knhk_workflow.core.starting import run_instance, start_item, start_without_work
 from knhk_workflow.core.step import Step
 from knhk_workflow.core.triggers import deliver, receive
 from knhk_workflow.errors import LimitExceeded, NotFound, Stale, WrongState
@@ -207,17 +207,7 @@ def _fail_item(step: Step, command: c.FailItem) -> None:
     activation, run = _begin(step, command.item, "fail", command.owner)
     step.emit(e.ItemFailed(*place_of(activation, run), command.code, command.message, command.data))
     step.changed(activation, run)
-    node = step.node(activation)
-    task = node.task
-    again = task.retry is not None and run.attempt < task.retry.max_attempts and not command.permanent
-    if again and step.case.state == "running":
-        offer_item(step, node, activation, run.number, run.attempt + 1)
-    elif task.on_error is not None and node.many is None and step.case.state == "running":
-        leave(step, activation, node, via=task.on_error)
-    else:
-        what = f"{command.code}: {command.message}" if command.message else command.code
-        message = f"task {activation.task!r} failed: {what}"
-        raise_incident(step, "task_failed", activation.net, message, activation, run.number)
+    due.failed(step, step.node(activation), activation, run, command.code, command.message, permanent=command.permanent)
     settle(step)
 
 
@@ -282,6 +272,12 @@ def _resume_activation(
             again = another_turn(step, activation, node)
             if again is not None:
                 advance(step, activation, node, over=not again)
+        elif kind == "timer_error":
+            if timers.enabled(step, node, activation):
+                begin(step, net, node, activation)
+        elif kind == due.TIMED_OUT:
+            timers.again(step, node, activation)
+            step.again(net.number, node.id)  # a signal may be kept by now
         elif kind == "condition_error" and not activation.instances:
             begin(step, net, node, activation)
         else:
@@ -321,7 +317,7 @@ def _look_again(step: Step) -> None:
     for _, net in sorted(case.nets.items()):
         step.touch(net.number, sorted(net.marking))
         for node in step.compiled(net.number).tasks.values():
-            if node.task.trigger is not None:
+            if node.awaits:
                 step.again(net.number, node.id)
 
 
@@ -439,6 +435,8 @@ def _item(step: Step, ref: c.ItemRef, verb: str, *states: str) -> tuple[Activati
         raise Stale("work item", name, f"attempt {run.attempt}", f"attempt {ref.attempt}", "list the work again")
     if run.state not in states:
         shown = run.state if run.state in OPEN_ITEM_STATES else f"{run.state} already"
+        if run.state == RETRYING:
+            shown = "failed, and waits to be tried again"
         raise WrongState("work item", name, " or ".join(states), shown)
     if not locks.begun(activation, step.node(activation)):
         _startable(step, activation, name, verb, states)
@@ -492,4 +490,5 @@ DECIDE: Mapping[type[c.Command], Callable[..., None]] = {  # each takes (step, i
     c.CloseInstances: _close_instances,
     c.CompleteInstances: _complete_instances,
     c.CancelInstances: _cancel_instances,
+    c.FireTimer: due.fire_timer,
 }

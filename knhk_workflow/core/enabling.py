@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from knhk_workflow.core import events as e
-from knhk_workflow.core import locks
+from knhk_workflow.core import locks, timers
 from knhk_workflow.core.case import Activation, NetInstance
 from knhk_workflow.core.completion import advance, runs
 from knhk_workflow.core.incidents import raise_incident
@@ -47,6 +47,8 @@ def enable(step: Step, net: NetInstance, node: TaskNode, inputs: tuple[str, ...]
         has_consumed(step, net, node, activation, inputs)
         if node.automatic and node.guarded:
             locks.take(step, net, node, activation)
+    if node.times is not None and not timers.enabled(step, node, activation):
+        return
     begin(step, net, node, activation)
 
 
@@ -60,8 +62,8 @@ def begin(step: Step, net: NetInstance, node: TaskNode, activation: Activation) 
             start_without_work(step, activation)
             advance(step, activation, node, over=True)
             return
-    if node.task.trigger is not None and not activation.signalled:
-        return  # the signal starts it
+    if node.awaits and not activation.signalled:
+        return  # its signal, or its moment, starts it
     if activation.count == 0:
         start_without_work(step, activation)
         advance(step, activation, node)

@@ -398,6 +398,46 @@ class NetReset(Event, frozen=True, tag=38):
     tasks: tuple[str, ...]
 
 
+class TimerArmed(Event, frozen=True, tag=39):
+    """Something will happen at `due` (nanoseconds since the epoch) unless it is disarmed before.
+
+    `kind`: timer (the task completes), timeout (an attempt at the work has taken too long), deadline (the task has),
+    retry (failed work is offered again). `instance` 0 = the activation as a whole.
+    """
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    timer: int
+    kind: str
+    due: int
+
+
+class TimerFired(Event, frozen=True, tag=40):
+    """A timer was due; what follows is in later events."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    timer: int
+    kind: str
+    due: int
+
+
+class TimerDisarmed(Event, frozen=True, tag=41):
+    """A timer was not needed any more: what it was about has ended."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    timer: int
+    kind: str
+    due: int
+
+
 class TriggerExpired(Event, frozen=True, tag=50):
     """The time to live of a kept signal was over before anybody took it. (Tags 39 to 49 are left to timers.)"""
 
@@ -444,5 +484,8 @@ EventType = (
     | LockReleased
     | LockAwaited
     | NetReset
+    | TimerArmed
+    | TimerFired
+    | TimerDisarmed
     | TriggerExpired
 )

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 
 import msgspec
 
-from knhk_workflow.core import locks
+from knhk_workflow.core import explain_times, locks
 from knhk_workflow.core.case import (
     DONE_STATES,
     LIVE_STATES,
     OPEN_ITEM_STATES,
+    RETRYING,
     Activation,
     Case,
     Instance,
@@ -168,11 +169,21 @@ def _ways(look: Look, missing: tuple[str, ...]) -> Iterator[GuardReading]:
 
 
 def _live(look: Look, node: TaskNode, live: list[Activation]) -> tuple[str, Status, tuple[Wait, ...]]:
-    waits = tuple(_work_of(live, look.case))
-    waiting = [each for each in live if node.task.trigger is not None and not locks.begun(each, node)]
-    waiting = [each for each in waiting if not each.instances]
+    waiting = [each for each in live if node.awaits and not locks.begun(each, node) and not each.instances]
+    if node.task.timer is not None:
+        return explain_times.moment(look, node, live)
     if waiting and len(waiting) == len(live):
-        return _signal(look, node, live)
+        sentence, status, waits = _signal(look, node, live)
+    else:
+        sentence, status, waits = _work_in_hand(look, node, live)
+    if node.times is None and node.task.retry is None:
+        return sentence, status, waits
+    more, timers = explain_times.limits(look, node, live)
+    return f"{sentence} {more}".rstrip(), status, (*waits, *timers)
+
+
+def _work_in_hand(look: Look, node: TaskNode, live: list[Activation]) -> tuple[str, Status, tuple[Wait, ...]]:
+    waits = tuple(_work_of(live, look.case))
     begun = [each for each in live if locks.begun(each, node)]
     if node.many is not None or node.while_ is not None or node.until is not None:
         parts = [_several(look, node, each) for each in live]
@@ -314,6 +325,8 @@ def _run(run: Instance, case: Case) -> str:
     if run.child:
         child = case.nets[run.child]
         return f"sub-net {child.name!r} is running as net instance {run.child}"
+    if run.state == RETRYING:
+        return "its work has failed and is tried again"
     who = f" by {run.owner}" if run.owner else ""
     return f"its work item is {run.state}{who}"
 

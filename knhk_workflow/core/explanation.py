@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 Status = Literal["incident", "started", "offered", "waiting", "idle"]
-WaitKind = Literal["token", "work_item", "sub_net", "trigger", "section", "milestone", "incident", "resume"]
+WaitKind = Literal["token", "work_item", "sub_net", "trigger", "timer", "section", "milestone", "incident", "resume"]
 
 
 class GuardReading(msgspec.Struct, frozen=True):

@@ -29,7 +29,7 @@ def begun(activation: Activation, node: TaskNode) -> bool:
     runs = activation.instances.values()
     if runs:
         return any(run.state not in NOT_BEGUN or run.attempt > 1 for run in runs)
-    return node.task.trigger is None or activation.signalled
+    return not node.awaits or activation.signalled
 
 
 def failed(activation: Activation) -> bool:

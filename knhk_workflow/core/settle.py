@@ -89,7 +89,7 @@ def _visit(step: Step, net: NetInstance, node: TaskNode) -> int:
         step.nets.add(net.number)
         return 0  # asked when nothing else can fire
     made = _match(step, net, node, kind in SINGLE)
-    if node.task.trigger is not None:
+    if node.awaits:
         go_on(step, net, node)
     return made
 
@@ -157,7 +157,7 @@ def _or_joins(step: Step) -> int:
             if node.join.kind == "structured-or":
                 give_up(step, node, net)
             made += _match(step, net, node, True)
-            if node.task.trigger is not None:
+            if node.awaits:
                 go_on(step, net, node)
             if step.ready:
                 return made  # what it set in motion comes before the next or-join

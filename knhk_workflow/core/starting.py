@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from knhk_workflow.core import events as e
-from knhk_workflow.core import locks
+from knhk_workflow.core import locks, timers
 from knhk_workflow.core.cancel import cancel_region
 from knhk_workflow.core.case import Activation, Instance, NetInstance, place_of
 from knhk_workflow.core.data import merge
@@ -57,6 +57,8 @@ def offer_item(step: Step, node: TaskNode, activation: Activation, instance: int
         data = msgspec.json.encode({"item": msgspec.Raw(element)})
     step.emit(e.ItemOffered(activation.net, node.id, activation.number, instance, attempt, data))
     step.changed(activation, activation.instances[instance])
+    if node.times is not None:
+        timers.begun(step, node, activation, instance)
 
 
 def start_item(step: Step, activation: Activation, run: Instance, owner: str) -> None:
@@ -117,6 +119,8 @@ def start_net(step: Step, net: NetInstance, node: TaskNode, activation: Activati
         data = merge(data, msgspec.json.encode({"item": msgspec.Raw(element)}))
     number = step.case.last_net + 1
     step.emit(e.NetStarted(number, node.net, net.number, activation.number, instance, net.depth + 1, data))
+    if node.times is not None:
+        timers.begun(step, node, activation, instance)
     step.touch(number, (START,))
     for source in step.compiled(number).sources:
         step.again(number, source.id)

@@ -12,14 +12,22 @@ from collections.abc import Sequence
 import msgspec
 
 from knhk_workflow.core.apply import APPLY
-from knhk_workflow.core.case import Activation, Case, Instance
-from knhk_workflow.core.events import DataUpdated, Event, IncidentRaised, IncidentResolved
+from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Instance
+from knhk_workflow.core.events import (
+    DataUpdated,
+    Event,
+    IncidentRaised,
+    IncidentResolved,
+    TimerArmed,
+    TimerDisarmed,
+    TimerFired,
+)
 from knhk_workflow.model.net import CompiledNet, Model, TaskNode
 
 _decode = msgspec.json.Decoder().decode
 
 
-_NOTED = frozenset({DataUpdated, IncidentRaised, IncidentResolved})
+_NOTED = frozenset({DataUpdated, IncidentRaised, IncidentResolved, TimerArmed, TimerDisarmed, TimerFired})
 
 ItemInNet = tuple[str, TaskNode, Activation, Instance]
 """A work item with the name of its net and its task; all of them outlive the activation in a step."""
@@ -41,6 +49,7 @@ class Step:
         "paused",
         "queued",
         "ready",
+        "timed",
     )
 
     def __init__(self, case: Case, model: Model, now: int) -> None:
@@ -54,6 +63,7 @@ class Step:
         self.items: dict[tuple[int, int], ItemInNet] = {}  # work items that changed, by activation and instance
         self.incidents: tuple[int, ...] = ()  # incidents that were raised or resolved
         self.paused = bool(case.ready)  # an earlier step left a cascade; this one may take it up, or end it
+        self.timed = False  # timers were armed, fired or disarmed
         self.about: Activation | None = None  # the one activation that an instance command is about
         self._scopes: dict[int, object] = {}
 
@@ -74,6 +84,8 @@ class Step:
             self._scopes.pop(event.net, None)
         elif isinstance(event, IncidentRaised | IncidentResolved):
             self.incidents += (event.incident,)
+        else:
+            self.timed = True
 
     def compiled(self, net: int) -> CompiledNet:
         """The net that a net instance runs."""
@@ -92,6 +104,22 @@ class Step:
             activation,
             run,
         )
+        if run.timer and run.state not in OPEN_ITEM_STATES:
+            self.disarm(run.timer)
+
+    def disarm(self, number: int) -> None:
+        """A timer is not needed any more."""
+        timer = self.case.timers[number]
+        place = timer.net, timer.task, timer.activation, timer.instance
+        self.emit(TimerDisarmed(*place, number, timer.kind, timer.due))
+
+    def untimed(self, activation: Activation) -> None:
+        """An activation ends: none of its timers is needed any more."""
+        for number in activation.timers:
+            self.disarm(number)
+        for _, run in sorted(activation.instances.items()):
+            if run.timer:
+                self.disarm(run.timer)
 
     def scope(self, net: int) -> object:
         """The data of a net instance, decoded for guards. Must not be changed by the reader."""

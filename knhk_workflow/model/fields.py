@@ -327,10 +327,22 @@ def duration(value: object) -> float | None:
 
 def instant(text: str) -> bool:
     """Whether `text` is an RFC 3339 time with its offset."""
+    return moment(text) is not None
+
+
+def moment(text: str) -> int | None:
+    """Nanoseconds since the epoch of an RFC 3339 time with its offset (to the microsecond); None for other texts."""
     try:
-        return dt.datetime.fromisoformat(text).tzinfo is not None
-    except ValueError:
-        return False
+        found = dt.datetime.fromisoformat(text)
+        if found.tzinfo is None:
+            return None
+        since = found - _EPOCH
+    except (ValueError, OverflowError):
+        return None
+    return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds) * 1_000
+
+
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 def encodable(text: str) -> bool:

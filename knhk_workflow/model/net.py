@@ -13,14 +13,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from knhk_workflow.model.expression import Expression, compile_expression
+from knhk_workflow.model.fields import moment
 from knhk_workflow.model.graph import OUTSIDE, dominators, natural_loops, reachable, reverse, without
 from knhk_workflow.model.spec import END, ROOT, START, Assignment, Instances, Join, Net, Spec, Split, Task, Termination
 
 Carrier = Literal["route", "item", "net", "trigger"]
-"""What carries a task out: nothing (it completes at once), somebody outside, a sub-net, or the signal it waits for."""
+"""What carries a task out: nothing (it completes at once), somebody outside, a sub-net, or what it waits for: a signal,
+or a moment."""
 
 Amount = int | Expression
 """A number that the author wrote, or how to find it in the data."""
+
+NS_PER_S = 1_000_000_000
 
 SINGLE = frozenset({"or", "structured-or", "local-or", "partial"})
 """Joins that have at most one firing at a time, whose tokens are chosen when the task starts."""
@@ -55,6 +59,16 @@ class Many:
     sequential: bool
     for_each: Expression | None
     collect: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """What a task has to do with time, compiled. Moments are nanoseconds since the epoch, durations nanoseconds."""
+
+    after: Amount | None  # a task that completes by itself: so long after it was enabled,
+    at: Amount | None  # or at a moment
+    timeout: int | None  # each attempt at the work may take so long
+    deadline: Amount | None  # the task must be done at a moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +124,7 @@ class TaskNode:
     )  # of a structured merge: what lies between the split and each input
     carries: tuple[str, ...] = ()  # outputs that false tokens take
     skips: tuple[str, ...] = ()  # inputs in which false tokens can arrive
+    times: Times | None = None
 
     # What rules ask of every step, found once:
     automatic: bool = field(init=False)
@@ -125,12 +140,15 @@ class TaskNode:
     """One instance, one turn, carried out by somebody: when that is done, so is the task."""
     busy_end: bool = field(init=False)
     """Its end does more than put tokens: it cancels, completes, closes, announces or collects."""
+    awaits: bool = field(init=False)
+    """Something has to come before anything of it happens: a signal, or a moment."""
 
     def __post_init__(self) -> None:
         kind, task = self.join.kind, self.task
         guarded = bool(self.sections) or self.mutex is not None
         found = {
             "automatic": self.carrier in ("route", "net") and task.trigger is None,
+            "awaits": task.trigger is not None or task.timer is not None,
             "guarded": guarded,
             "eager": kind == "partial" and not (self.shared or task.reads or guarded),
             "tallies": len(self.skips) > 1 and kind in ("xor", "merge", "or", "structured-or"),
@@ -373,6 +391,7 @@ def _node(shape: _Shape, task: Task, branches: tuple[Branch, ...]) -> TaskNode:
         blocks=blocks or {},
         carries=tuple(place for place in shape.forward[task.id] if place in shape.false_paths),
         skips=tuple(place for place in inputs if place in shape.false_paths and task.id in shape.forward[place]),
+        times=_times(task),
     )
 
 
@@ -381,7 +400,32 @@ def _carrier(task: Task) -> Carrier:
         return "net"
     if task.required_roles:
         return "item"
-    return "trigger" if task.trigger is not None else "route"
+    return "trigger" if task.trigger is not None or task.timer is not None else "route"
+
+
+def _times(task: Task) -> Times | None:
+    timer = task.timer
+    if timer is None and task.timeout is None and task.deadline is None:
+        return None
+    after = timer.after if timer is not None else None
+    return Times(
+        compile_expression(after) if isinstance(after, str) else None if after is None else nanoseconds(after),
+        _moment(timer.at if timer is not None else None),
+        None if task.timeout is None else nanoseconds(task.timeout),
+        _moment(task.deadline),
+    )
+
+
+def nanoseconds(seconds: float) -> int:
+    """Whole nanoseconds."""
+    return round(seconds * NS_PER_S)
+
+
+def _moment(text: str | None) -> Amount | None:
+    if text is None:
+        return None
+    found = moment(text)
+    return compile_expression(text) if found is None else found
 
 
 def _many(task: Task) -> Many | None:

@@ -672,7 +672,9 @@ def _retry(fields: Fields) -> Retry | None:
     body = value if isinstance(value, dict) else {"max_attempts": value}
     own = Fields(fields.problems, fields.at("retry"), body, ("max_attempts", "backoff", "max_backoff", "factor"))
     usual = Retry()
-    first, longest = own.duration("backoff") or usual.backoff, own.duration("max_backoff")
+    at_once = own.raw("backoff") == 0 and not isinstance(own.raw("backoff"), bool)
+    first = 0.0 if at_once else own.duration("backoff") or usual.backoff
+    longest = own.duration("max_backoff")
     if longest is not None and longest < first:
         own.problems.add(own.at("max_backoff"), "bounds", f"is {longest:g} s, less than backoff, which is {first:g} s")
     return Retry(

@@ -87,6 +87,23 @@ def _check_flows(problems: Problems, net: Net, places: Places) -> None:
                 problems.add(at, "ambiguous_name", message, "choose ids without ->")
 
 
+def _check_times(problems: Problems, task: Task, places: Places) -> None:
+    """What time can be asked of: work, a sub-net, a signal; and a task that waits for a moment does nothing else."""
+    if task.timer is not None:
+        given = {"trigger": task.trigger, "instances": task.instances, "for_each": task.for_each, "loop": task.loop}
+        for key, other in given.items():
+            if other is not None:
+                hint = "put both behind one condition, and the first one wins" if key == "trigger" else ""
+                message = "a task with a timer does nothing but wait for its moment"
+                problems.add(places.task(task.id, key), "conflict", message, hint)
+    elif any((task.required_roles, task.net, task.trigger, task.connector, task.workflow)):
+        return
+    for key, limit in (("timeout", task.timeout), ("deadline", task.deadline)):
+        if limit is not None:
+            message = "limits work, a sub-net, or the wait for a signal, and this task has none of them"
+            problems.add(places.task(task.id, key), "no_work", message, "give it required_roles, a net or a trigger")
+
+
 def _check_references(problems: Problems, net: Net, places: Places, nets: Collection[str]) -> None:
     tasks = {task.id: task for task in net.tasks}
     conditions = {condition.id for condition in net.conditions}
@@ -95,7 +112,9 @@ def _check_references(problems: Problems, net: Net, places: Places, nets: Collec
     readable = conditions | {START, END}
     follow_ups = cancellable | {END}
     incoming: dict[str, int] = {}
+    onward: dict[str, set[str]] = {}
     for flow in net.flows:
+        onward.setdefault(flow.source, set()).update((flow.target, f"{flow.source}->{flow.target}"))
         incoming[flow.target] = incoming.get(flow.target, 0) + 1
 
     def expect(path: str, name: str, known: Collection[str], what: str) -> None:
@@ -118,10 +137,15 @@ def _check_references(problems: Problems, net: Net, places: Places, nets: Collec
         for key, follow in (("on_error", task.on_error), ("on_timeout", task.on_timeout)):
             if follow is not None:
                 expect(places.task(task.id, key), follow, follow_ups, "task or condition")
+                if follow in follow_ups and follow not in onward.get(task.id, ()):
+                    message = f"is taken instead of the usual flows, and no flow leads from {task.id!r} to {follow!r}"
+                    hint = 'add the flow; with `when: "false"` in a xor or or split it is taken only then'
+                    problems.add(places.task(task.id, key), "no_flow", message, hint)
         if task.compensate is not None:
             expect(places.task(task.id, "compensate"), task.compensate, tasks, "task")
         if task.net is not None:
             expect(places.task(task.id, "net"), task.net, nets, "net")
+        _check_times(problems, task, places)
         if task.trigger is not None and task.net is None and not task.required_roles:
             for key, given in (("instances", task.instances), ("for_each", task.for_each)):
                 if given is not None:
@@ -360,12 +384,9 @@ def _shared_outputs(net: Net, places: Places) -> Iterable[Problem]:
 # ------------------------------------------------------------------------------------------------------- unsupported
 
 _TASK_CONSTRUCTS: Final[tuple[tuple[str, Callable[[Task], bool]], ...]] = (
-    ("timer", lambda task: task.timer is not None),
+    ("timer.every", lambda task: task.timer is not None and task.timer.every is not None),
     ("workflow", lambda task: task.workflow is not None),
     ("connector", lambda task: task.connector is not None),
-    ("timeout", lambda task: task.timeout is not None),
-    ("deadline", lambda task: task.deadline is not None),
-    ("on_timeout", lambda task: task.on_timeout is not None),
     ("compensate", lambda task: task.compensate is not None),
     ("allocation", lambda task: bool(task.allocation)),
 )

@@ -44,11 +44,10 @@ CANCELLATION: Final = (
         "the operation CancelCase",
         "",
         "All work, timers and sub-nets go, and the case is recorded as cancelled.",
-        "Russell et al. 2006: partial where the case is recorded as completed. Timers are not executed by this "
-        "version, so the task that waits in the literature's net waits for a signal here.",
+        "Russell et al. 2006: partial where the case is recorded as completed.",
         aliases=("Withdraw Case",),
         net={
-            "tasks": {**outside("A"), "Wait": {"trigger": "go"}, "Outer": {"net": "Outer"}},
+            "tasks": {**outside("A"), "Wait": {"timer": "1d"}, "Outer": {"net": "Outer"}},
             "flows": [*path("start", "A", "Wait", "end"), *path("A", "Outer", "end")],
             "nets": {
                 "Outer": {

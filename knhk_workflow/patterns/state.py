@@ -19,14 +19,13 @@ STATE: Final = (
         "All branches are offered together, the choice falls at the start and as late as possible, and the withdrawal "
         "is atomic.",
         "Russell et al. 2006: partial where only messages and timers can choose, or the choice falls at completion. "
-        "Work and signals compete alike. Timers are not executed by this version, so the branch T of the literature's "
-        "net waits for a signal too.",
+        "Work, signals and timers compete alike; a timer chooses when it is due.",
         aliases=("External Choice", "Implicit Choice", "Deferred XOR-split"),
         net={
             "tasks": {
                 **outside("A", "B", "C"),
                 "G": {"trigger": {"name": "go", "mode": "transient"}},
-                "T": {"trigger": {"name": "due", "mode": "transient"}},
+                "T": {"timer": "1h"},
             },
             "conditions": ["p"],
             "flows": [

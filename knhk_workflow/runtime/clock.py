@@ -6,8 +6,11 @@ machine's clock. `VirtualClock` moves when told to: for tests, for the simulator
 
 from __future__ import annotations
 
+import asyncio
+import heapq
 import random
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import uuid_utils
@@ -23,6 +26,18 @@ class Clock(Protocol):
         """Nanoseconds since the epoch, never less than before."""
         ...
 
+    def call_at(self, due: int, wake: Callable[[], None]) -> Alarm:
+        """Call `wake` in the running event loop when it is `due`, or soon after it; a little early is possible."""
+        ...
+
+
+class Alarm(Protocol):
+    """A call that is to come."""
+
+    def cancel(self) -> None:
+        """It is not wanted any more. After it has come: nothing."""
+        ...
+
 
 class SystemClock:
     """Wall time when created, monotonic from then on."""
@@ -36,14 +51,32 @@ class SystemClock:
         """Nanoseconds since the epoch."""
         return self._offset + time.monotonic_ns()
 
+    def call_at(self, due: int, wake: Callable[[], None]) -> Alarm:
+        """By the event loop, which has the same monotonic time."""
+        return asyncio.get_running_loop().call_later(max(0, due - self.now()) / NS_PER_S, wake)
+
+
+class _VirtualAlarm:
+    """A call that comes when somebody lets enough time pass."""
+
+    __slots__ = ("wake",)
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.wake: Callable[[], None] | None = wake
+
+    def cancel(self) -> None:
+        self.wake = None
+
 
 class VirtualClock:
     """A clock that stands still until it is advanced."""
 
-    __slots__ = ("_now",)
+    __slots__ = ("_alarms", "_made", "_now")
 
     def __init__(self, start: int = 1_767_225_600 * NS_PER_S) -> None:
         self._now = start
+        self._made = 0
+        self._alarms: list[tuple[int, int, _VirtualAlarm]] = []
 
     def now(self) -> int:
         """Nanoseconds since the epoch."""
@@ -54,6 +87,19 @@ class VirtualClock:
         if seconds < 0:
             raise ValueError("time does not run backwards")
         self._now += round(seconds * NS_PER_S)
+        while self._alarms and self._alarms[0][0] <= self._now:
+            wake = heapq.heappop(self._alarms)[2].wake
+            if wake is not None:
+                wake()
+
+    def call_at(self, due: int, wake: Callable[[], None]) -> Alarm:
+        """When `advance` gets there; at once when it is there already."""
+        if due <= self._now:
+            wake()
+        self._made += 1
+        alarm = _VirtualAlarm(wake)
+        heapq.heappush(self._alarms, (due, self._made, alarm))
+        return alarm
 
 
 class Ids(Protocol):

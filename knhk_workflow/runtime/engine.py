@@ -58,6 +58,8 @@ from knhk_workflow.runtime.meta import LOCAL, CallMeta
 from knhk_workflow.runtime.pages import PAGE_SIZE_MAX, page_size_of
 from knhk_workflow.runtime.records import REQUESTS, RequestRecord, pack
 from knhk_workflow.runtime.state_store import StateStore
+from knhk_workflow.runtime.timers import Outcome as TimerOutcome
+from knhk_workflow.runtime.timers import Timers, fired
 from knhk_workflow.runtime.views import (
     CaseFilter,
     CaseView,
@@ -97,6 +99,7 @@ SWEEP_EVERY_S: Final = 60.0
 CONTINUE_PAUSE_S: Final = 0.5  # between attempts to carry a cascade on while the store cannot write
 RECOVER_PAGE: Final = 1_000
 SYSTEM: Final = "system:engine"
+TIMER: Final = "system:timer"
 
 ALL_CASES: Final = CaseFilter()
 ALL_WORK: Final = WorkItemFilter()
@@ -237,6 +240,7 @@ class WorkflowEngine:
                     self._definitions = Definitions(
                         store, self._journal, keyspace, self._clock, self._limits.verification
                     )
+                    self._timers = Timers(store, keyspace, self._clock, self._fire_timer)
                     self._cases = LiveCases(
                         store,
                         self._journal,
@@ -244,6 +248,7 @@ class WorkflowEngine:
                         self._clock,
                         keyspace,
                         self._continue,
+                        self._timers.expect,
                         self._limits.cached_cases,
                     )
                     self._query = query.Query(store, keyspace)
@@ -270,6 +275,7 @@ class WorkflowEngine:
                     await self._state_store.close()
                     raise
                 self._spawn(self._sweep())
+                self._spawn(self._timers.run())
         return self
 
     async def close(self) -> None:
@@ -315,6 +321,13 @@ class WorkflowEngine:
             started_at=self._started_at,
             commits=self._commits,
         )
+
+    async def fire_due_timers(self) -> None:
+        """Return when no timer is due that could be fired. They fire by themselves; this is for who has moved a virtual
+        clock and wants to see what came of it."""
+        if self._store is None:
+            await self.open()
+        await self._timers.fire_due()
 
     # -- workflows ----------------------------------------------------------------------------------------------------
 
@@ -828,6 +841,10 @@ class WorkflowEngine:
         """
         asked = self._script(pattern_id, context)
         if context.durable:
+            if any(move.move == sandbox.ADVANCE for move in asked.moves):
+                raise Unsupported(
+                    "advance_clock in a durable run", "it lives in the engine's own time; run it in memory"
+                )
             return await self._kept_run(asked, meta)
         run = sandbox.Run(asked, self._clock, meta.principal)
         for count, _ in enumerate(run):
@@ -1060,6 +1077,10 @@ class WorkflowEngine:
             raise
         return result, self._cases.commit(live, unit)
 
+    async def _fire_timer(self, tenant: str, case_id: str, number: int) -> TimerOutcome:
+        meta = CallMeta(tenant=tenant, principal=TIMER, method="fire_timer")
+        return await self._command(case_id, c.FireTimer(number), meta, _fired, _no_receipt, lambda _: "done")
+
     def _continue(self, live: LiveCase) -> None:
         """A case has a paused cascade: carry it on in the background, slice by slice."""
         if live.continuing is None and not self._closed:
@@ -1252,6 +1273,10 @@ def _as_it_is(_: bytes) -> CaseView | None:
 
 def _going_on(_: LiveCase, step: Step, __: c.Command) -> bool:
     return bool(step.case.ready) and step.case.state == "running"
+
+
+def _fired(_: LiveCase, step: Step, command: c.FireTimer) -> TimerOutcome:
+    return fired(step, command.timer)
 
 
 def _case_after(live: LiveCase, step: Step, _: c.Command) -> CaseView:

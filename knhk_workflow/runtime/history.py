@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from knhk_workflow.core import events as e
+from knhk_workflow.core.explain_times import time_text
 from knhk_workflow.runtime.records import CommitRecord
 from knhk_workflow.runtime.views import HistoryEvent
 
@@ -54,6 +55,8 @@ def _content(case_id: str, event: e.Event, record: CommitRecord) -> bytes:
             continue
         if name == "elements":
             content[name] = [msgspec.Raw(element) for element in value]
+        elif name == "due":
+            content[name] = time_text(value)
         else:
             content[name] = msgspec.Raw(value) if name in _JSON else value
     if "attempt" in content:

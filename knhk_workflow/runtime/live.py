@@ -4,8 +4,8 @@ A case is locked from the start of a command until its step is durable, so nobod
 that fails throws the cached state away: the next touch replays from the store, and there is no rollback code.
 
 The step of a command becomes one `Unit` of the journal: the commit record, the case's head (which the next commit
-expects unchanged), the rows of the work list, incidents, the effect that keeps a paused cascade alive, the idempotency
-record, and every SNAPSHOT_RECORDS records a snapshot. All of it is there or nothing is.
+expects unchanged), the rows of the work list, timers, incidents, the effect that keeps a paused cascade alive, the
+idempotency record, and every SNAPSHOT_RECORDS records a snapshot. All of it is there or nothing is.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.step import ItemInNet, Step
 from knhk_workflow.errors import NotFound, StoreCorrupt, StoreFormat
 from knhk_workflow.model.net import Model
+from knhk_workflow.runtime import timers
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.definitions import Definitions
 from knhk_workflow.runtime.meta import CallMeta
@@ -63,6 +64,7 @@ class LiveCase:
         "changed",
         "continuing",
         "created_by",
+        "due",
         "head",
         "keys",
         "model",
@@ -77,6 +79,7 @@ class LiveCase:
         self.model: Model | None = None
         self.head: bytes | None = None
         self.created_by = ""
+        self.due = 0  # of the nearest timer that the step on its way to the disk made; 0 = none
         self.records = 0
         self.bytes = 0
         self.busy = False
@@ -127,6 +130,7 @@ class LiveCases:
         clock: Clock,
         keyspace: Keyspace,
         unsettled: Callable[[LiveCase], None],
+        armed: Callable[[int], None],
         limit: int = CACHED_CASES,
     ) -> None:
         self._reads = reads
@@ -135,6 +139,7 @@ class LiveCases:
         self._clock = clock
         self._keyspace = keyspace
         self._unsettled = unsettled
+        self._armed = armed
         self._limit = limit
         self._cases: dict[tuple[str, str], LiveCase] = {}
         self._loop = asyncio.get_running_loop()
@@ -190,6 +195,7 @@ class LiveCases:
         live.state = None
         live.model = None
         live.head = None
+        live.due = 0
         if not live.turns and not live.changed and live.continuing is None:
             self._cases.pop((live.keys.tenant, live.keys.case_id), None)
 
@@ -213,6 +219,8 @@ class LiveCases:
             _incident_rows(keys, step, writes)
         if case.ready or step.paused:
             writes.append((keys.effect(CONTINUE), b"" if case.ready else None))
+        if case.timers or step.timed:
+            live.due = timers.rows(keys, step, writes)
         if live.head is None and case.business_key:
             writes.append((keys.business_key(case.business_key), b""))
         if request is not None:
@@ -279,6 +287,9 @@ class LiveCases:
             return
         for event in live.changed:
             event.set()
+        if live.due:
+            self._armed(live.due)
+            live.due = 0
         state = live.state
         if state is not None and state.ready and state.state == "running":
             self._unsettled(live)
@@ -431,7 +442,7 @@ def head_of(case: Case, created_by: str) -> CaseHead:
 
 def item_row(case: Case, item: ItemInNet) -> bytes:
     """What the work list shows of an open item."""
-    net, node, _, run = item
+    net, node, activation, run = item
     task = node.task
     return pack(
         ItemRow(
@@ -446,6 +457,7 @@ def item_row(case: Case, item: ItemInNet) -> bytes:
             run.offered_at,
             run.changed_at,
             case.spec_id,
+            case.due(activation, run) if case.timers else 0,
         )
     )
 

@@ -14,6 +14,7 @@ from knhk_workflow.core.case import (
     DONE_STATES,
     LIVE_STATES,
     OPEN_ITEM_STATES,
+    RETRYING,
     Activation,
     Case,
     Incident,
@@ -178,7 +179,7 @@ def _item_id(case: Case, item: ItemInNet) -> str:
 def _shown(
     case: Case, item: ItemInNet, data: bytes, state: str = "", sequence: int = 0, opened: tuple[str, ...] = ()
 ) -> WorkItemView:
-    net, node, _, run = item
+    net, node, activation, run = item
     task = node.task
     return WorkItemView(
         _item_id(case, item),
@@ -187,7 +188,7 @@ def _shown(
         task.id,
         task.name,
         net,
-        run.state,
+        "failed" if run.state == RETRYING else run.state,
         task.required_roles,
         run.owner,
         run.attempt,
@@ -198,6 +199,8 @@ def _shown(
         state,
         sequence,
         opened,
+        case.due(activation, run),
+        case.timers[run.timer].due if run.state == RETRYING else 0,
     )
 
 
@@ -510,6 +513,7 @@ def _row_view(row: ItemRow, case_id: str, activation: int, instance: int) -> Wor
         row.priority,
         row.offered_at,
         row.changed_at,
+        due_at=row.due_at,
     )
 
 

@@ -68,6 +68,7 @@ class ItemRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     offered_at: int
     changed_at: int
     spec_id: str
+    due_at: int = 0
 
 
 class IncidentRow(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -17,10 +17,12 @@ from typing import Final
 import msgspec
 
 from knhk_workflow.core import commands as c
+from knhk_workflow.core.case import Case
 from knhk_workflow.core.decide import create, decide
 from knhk_workflow.core.step import Step
 from knhk_workflow.errors import InvalidInput, LimitExceeded, Problem, Unsupported, WorkflowError
-from knhk_workflow.model.net import Model, compile_spec
+from knhk_workflow.model.fields import duration
+from knhk_workflow.model.net import Model, compile_spec, nanoseconds
 from knhk_workflow.model.parse import canonical, parse_spec, spec_digest
 from knhk_workflow.patterns.catalogue import find
 from knhk_workflow.patterns.pattern import Pattern
@@ -65,8 +67,9 @@ TASK_MOVES: Final[Mapping[str, Callable[[str, bytes], c.Command]]] = {
 """Moves on a task as a whole, rather than on one of its work items."""
 TRIGGER: Final = "trigger"
 WITH_DATA: Final = frozenset({"complete", "fail", "add_instance", TRIGGER})
-LATER_MOVES: Final = frozenset({"advance_clock"})
-"""Moves of the contract whose constructs are not executed by this version."""
+ADVANCE: Final = "advance_clock"
+"""Time passes, as long as its name says (`90s`, `PT1H`), and what becomes due meanwhile happens. Only in memory: a
+durable run lives in the engine's own time."""
 
 
 class Refusal(Exception):
@@ -140,15 +143,16 @@ def _model(number: int) -> Model:
 def _checked(move: Stimulus, index: int, pattern: int) -> Stimulus:
     where = f"script[{index}]"
     name = move.move.strip().lower()
-    if name in LATER_MOVES:
-        raise Unsupported(f"the move {name!r} in {where}", "no pattern that this version executes needs it")
-    if name in CASE_MOVES or name == TRIGGER:
+    if name in CASE_MOVES or name in (TRIGGER, ADVANCE):
         if move.task:
             raise InvalidInput.field(f"{where}.task", f"{name} concerns the whole case", "leave the task out")
         if name == TRIGGER:
             checked_id(move.name, f"{where}.name")
+        if name == ADVANCE and duration(move.name) is None:
+            hint = "for example 90s, 1h30m or PT5M"
+            raise InvalidInput.field(f"{where}.name", f"{move.name[:100]!r} is no duration", hint)
     elif name not in ITEM_MOVES and name not in TASK_MOVES:
-        known = ", ".join((*ITEM_MOVES, *TASK_MOVES, TRIGGER, *CASE_MOVES))
+        known = ", ".join((*ITEM_MOVES, *TASK_MOVES, TRIGGER, *CASE_MOVES, ADVANCE))
         raise InvalidInput.field(f"{where}.move", f"{move.move[:100]!r} is not a move", f"use one of {known}")
     else:
         _checked_target(move, where, _targets(pattern, name), name in ITEM_MOVES)
@@ -258,6 +262,7 @@ class Run:
     def __init__(self, asked: Script, clock: Clock, principal: str = LIBRARY) -> None:
         self._script = asked
         self._clock = clock
+        self._ahead = 0  # nanoseconds that the script let pass
         self._principal = principal
         self._case_id = asked.case_id or asked.pattern.spec_id
         self._trace: list[HistoryEvent] = []
@@ -278,15 +283,17 @@ class Run:
             business_key=self._script.workflow_id,
             start=True,
         )
-        step = create(model, born, self._clock.now())
+        step = create(model, born, self._now())
         case = step.case
         yield from self._seen(step, "run")
         for index, move in enumerate(self._script.moves):
-            while case.ready and case.state == "running":
-                yield from self._seen(decide(case, model, c.Continue(), self._clock.now()), "continue")
+            yield from self._rest(case, model)
+            if move.move == ADVANCE:
+                yield from self._pass(case, model, nanoseconds(duration(move.name) or 0))
+                continue
             before = query.case_view(case, model, self._principal)
             try:
-                step = decide(case, model, command(move, index, before), self._clock.now())
+                step = decide(case, model, command(move, index, before), self._now())
             except Refusal as refusal:
                 self._message = str(refusal)
                 break
@@ -294,9 +301,33 @@ class Run:
                 self._message = refused(error, move, index, before)
                 break
             yield from self._seen(step, move.move)
-        while case.ready and case.state == "running":
-            yield from self._seen(decide(case, model, c.Continue(), self._clock.now()), "continue")
+        yield from self._rest(case, model)
         self._view = query.case_view(case, model, self._principal)
+
+    def _now(self) -> int:
+        return self._clock.now() + self._ahead
+
+    def _rest(self, case: Case, model: Model) -> Iterator[HistoryEvent]:
+        """Carry a cascade on, and fire the timers that are due."""
+        while case.state == "running":
+            timer = min(case.timers.values(), key=lambda each: (each.due, each.number), default=None)
+            if case.ready:
+                yield from self._seen(decide(case, model, c.Continue(), self._now()), "continue")
+            elif timer is not None and timer.due <= self._now():
+                yield from self._seen(decide(case, model, c.FireTimer(timer.number), self._now()), "fire_timer")
+            else:
+                return
+
+    def _pass(self, case: Case, model: Model, time: int) -> Iterator[HistoryEvent]:
+        """Let time pass, from one timer to the next."""
+        end = self._now() + time
+        while case.state == "running" and case.timers:
+            due = min(timer.due for timer in case.timers.values())
+            if due > end:
+                break
+            self._ahead += max(0, due - self._now())
+            yield from self._rest(case, model)
+        self._ahead += max(0, end - self._now())
 
     def _seen(self, step: Step, method: str) -> Iterator[HistoryEvent]:
         record = CommitRecord(step.now, self._principal, method, "", "", tuple(step.events))  # type: ignore[arg-type]  # Event is the base of exactly EventType

@@ -79,6 +79,10 @@ class WorkItemView(msgspec.Struct, frozen=True):
     case_state: str = ""  # these three are filled in answers to operations on the item:
     case_sequence: int = 0  # the case's state and newest event after it
     opened: tuple[str, ...] = ()  # ids of work items that it offered
+    due_at: int = (
+        0  # by when it is to be done: the nearer one of its time-out and the task's deadline; 0 = no such time
+    )
+    retry_at: int = 0  # of one that has failed: when it is offered again; 0 = it is not
 
 
 class InstancesView(msgspec.Struct, frozen=True):

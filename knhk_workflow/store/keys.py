@@ -248,9 +248,11 @@ class Keyspace:
         """Who owns the shard, with its epoch."""
         return self._system(shard) + LEASE
 
-    def timers(self, shard: int, until_ns: int | None = None) -> Range:
+    def timers(self, shard: int, until_ns: int | None = None, from_ns: int = 0) -> Range:
         """Timers of all tenants by due time; with `until_ns` only those with due_ns <= until_ns."""
-        return self._until(self._system(shard) + TIMER, until_ns)
+        prefix = self._system(shard) + TIMER
+        start, end = self._until(prefix, until_ns)
+        return (prefix + _u64(min(from_ns, NUMBER_MAX)) if from_ns else start), end
 
     def effects(self, shard: int) -> Range:
         """Pending effects of all tenants."""

@@ -24,6 +24,8 @@ from knhk_workflow.model.parse import parse_spec, unsupported
 from tests.core.test_replay import CHOICES, DATA, GUARDS, Document, command_of, counters, empty, workflow
 
 SIGNALS = ("s", "t")
+LATER = "1970-01-01T00:00:00.000001Z"  # a microsecond: some of the commands come before it, some after it
+DUE = f'{{"n":3,"p":false,"due":"{LATER}"}}'
 
 _event = msgspec.msgpack.Decoder(e.EventType)
 
@@ -55,7 +57,7 @@ def adorn(draw: st.DrawFn, net: Document) -> None:
             if draw(st.integers(0, 4)) == 0:
                 del body["required_roles"]
         guarded = [flow for flow in flows if flow["from"] == name and ("when" in flow or "default" in flow)]
-        what = draw(st.sets(st.integers(0, 9), max_size=2))
+        what = draw(st.sets(st.integers(0, 9), max_size=2)) | draw(st.sets(st.integers(10, 13), max_size=2))
         if 0 in what and arriving > 1:
             mode = draw(st.sampled_from(["structured", "blocking", "cancelling"]))
             body["join"] = {"partial": {"need": draw(st.integers(1, arriving)), "mode": mode}}
@@ -94,14 +96,35 @@ def adorn(draw: st.DrawFn, net: Document) -> None:
             body["trigger"] = {"name": draw(st.sampled_from(SIGNALS)), "mode": mode}
         if 9 in what:
             body["completes"] = [draw(st.sampled_from(names))]
+        if 10 in what and "required_roles" not in body and not {"net", "trigger", "instances"} & body.keys():
+            body["timer"] = draw(st.sampled_from([{"after": 5e-9}, {"after": "data.n"}, {"at": "data.due"}]))
+        elif {"required_roles", "net", "trigger"} & body.keys():
+            timed(draw, body, what, [str(flow["to"]) for flow in flows if flow["from"] == name])
     if draw(st.booleans()):
         net["sections"] = {"area": draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))}
+
+
+def timed(draw: st.DrawFn, body: Document, what: set[int], targets: list[str]) -> None:
+    """Limits of work, in nanoseconds, and what follows them."""
+    if 11 in what:
+        body["timeout"] = 7e-9
+    if 12 in what:
+        body["deadline"] = draw(st.sampled_from(["data.due", LATER]))
+    if what & {11, 12} and targets and draw(st.booleans()):
+        body["on_timeout"] = draw(st.sampled_from(targets))
+    if 13 in what:
+        body["retry"] = {"max_attempts": 3, "backoff": draw(st.sampled_from([2e-9, 4e-9])), "factor": 3}
+    if targets and draw(st.integers(0, 4)) == 0:
+        body["on_error"] = draw(st.sampled_from(targets))
 
 
 def any_command(case: Case, kind: int, which: int, how: int) -> c.Command:
     """One in three about the constructs, else as in `test_replay`."""
     tasks = sorted({activation.task for activation in case.activations.values()}) or ["T0"]
     task = tasks[which % len(tasks)]
+    if case.timers and kind % 3 == 1:
+        numbers = sorted(case.timers, key=lambda number: case.timers[number].due)
+        return c.FireTimer(numbers[which % len(numbers)] if how else 999)
     commands = (
         c.Signal(SIGNALS[how % 2], b'{"n":9}' if which % 2 else b""),
         c.CancelTask(task),
@@ -142,7 +165,7 @@ def started_work_can_end(case: Case, model: Model, now: int) -> None:
             decide(copy, model, c.CompleteItem(item_ref(activation, run), b"{}", run.owner), now)
 
 
-@given(adorned(), st.sampled_from(DATA), CHOICES)
+@given(adorned(), st.sampled_from((*DATA, DUE)), CHOICES)
 def test_every_construct_keeps_the_books(document: Document, data: str, choices: list[tuple[int, int, int]]) -> None:
     try:
         spec = parse_spec(document)
@@ -156,12 +179,18 @@ def test_every_construct_keeps_the_books(document: Document, data: str, choices:
     )
     case = step.case
     shadow = checked(None, step, model)
-    for now, (kind, which, how) in enumerate(choices, 11):
+    now = 10
+    for kind, which, how in choices:
+        now += 1
         command = any_command(case, kind, which, how)
         before = encode_state(case)
         twin = decode_state(before)
+        timer = case.timers.get(command.timer) if isinstance(command, c.FireTimer) else None
+        if timer is not None and how != 1:
+            now = max(now, timer.due)
         try:
             step = decide(case, model, command, now)
+            assert timer is None or now >= timer.due or not step.events, "a timer fired early"
         except WorkflowError:
             assert encode_state(case) == before, f"{command} was refused and changed the case"
             continue
@@ -171,5 +200,5 @@ def test_every_construct_keeps_the_books(document: Document, data: str, choices:
         for recorded in step.events:
             event(type(recorded).__name__)
     if case.state not in ENDED:
-        shadow = checked(shadow, decide(case, model, c.CancelCase("enough"), 1_000), model)
+        shadow = checked(shadow, decide(case, model, c.CancelCase("enough"), now + 1_000), model)
         assert case.state == "cancelled"

@@ -198,7 +198,7 @@ def failing(case: Played, task: str) -> None:
 def test_a_started_item_of_an_earlier_attempt_keeps_the_lock() -> None:
     case = played(
         "net: start -> A; A -> B, D; B, D -> (done); routing: A; D is {mutex: m}",
-        "net: B is {mutex: m, retry: {max_attempts: 2}}",
+        "net: B is {mutex: m, retry: {max_attempts: 2, backoff: 0}}",
     )
     ref = case.ref("B")
     case.do(c.StartItem(ref))

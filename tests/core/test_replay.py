@@ -19,7 +19,16 @@ from knhk_workflow import InvalidDocument, WorkflowError
 from knhk_workflow.core import commands as c
 from knhk_workflow.core import events as e
 from knhk_workflow.core.apply import replay
-from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, decode_state, encode_state, item_ref
+from knhk_workflow.core.case import (
+    LIVE_STATES,
+    OPEN_ITEM_STATES,
+    RETRYING,
+    Activation,
+    Case,
+    decode_state,
+    encode_state,
+    item_ref,
+)
 from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.decide import create, decide
 from knhk_workflow.core.explain import explain, summary
@@ -251,13 +260,34 @@ def counters(case: Case) -> None:
         if number > 1:
             assert case.activations[net.activation].instances[net.instance].child == number
             assert net.depth == case.nets[net.parent].depth + 1
+    timers(case)
     for number, incident in case.incidents.items():
         holder = case.activations[incident.activation] if incident.activation else case.nets[incident.net]
         assert number in (holder.incidents if isinstance(holder, Activation) else (holder.incident,))
 
 
+def timers(case: Case) -> None:
+    """Every timer is about something that lives, and what it is about knows it."""
+    known: list[int] = []
+    for activation in case.activations.values():
+        known.extend(activation.timers)
+        for run in activation.instances.values():
+            if run.timer:
+                assert case.timers[run.timer].instance == run.number
+                assert run.state in LIVE_STATES
+                known.append(run.timer)
+            assert (run.state == RETRYING) == (bool(run.timer) and case.timers[run.timer].kind == "retry")
+    assert sorted(known) == sorted(case.timers)
+    for number, timer in case.timers.items():
+        activation = case.activations[timer.activation]
+        assert (timer.net, timer.task) == (activation.net, activation.task)
+        assert timer.number == number <= case.last_timer
+        assert (number in activation.timers) == (not timer.instance)
+
+
 def empty(case: Case) -> None:
     """Nothing of an ended case is left but its data."""
+    assert case.timers == {}
     assert case.activations == {}
     assert case.incidents == {}
     assert list(case.nets) == [1]

@@ -73,6 +73,9 @@ def test_tags_are_unique_and_never_change() -> None:
         "LockReleased": 36,
         "LockAwaited": 37,
         "NetReset": 38,
+        "TimerArmed": 39,
+        "TimerFired": 40,
+        "TimerDisarmed": 41,
         "TriggerExpired": 50,
     }
     assert len({kind.__struct_config__.tag for kind in COMMANDS}) == len(COMMANDS)

@@ -37,9 +37,12 @@ tasks:
   f: {join: local-or, loop: {until: data.done}, net: n, timeout: 1h30m, on_timeout: end, on_error: a}
   g: {workflow: other@3, deadline: "2030-01-01T00:00:00Z", compensate: a, allocation: four-eyes, priority: -5}
   h: {connector: http, request: {url: "https://example.org"}, result: {r: data.body}, retry: 5, timeout: PT5M}
-  i: {timer: {at: data.due}, instances: {until: size(data.xs) > 2, sync: false}}
+  i: {timer: {at: data.due}}
   j: {timer: {every: "0 8 * * 1"}, retry: {max_attempts: 2, backoff: 500ms, max_backoff: 2d, factor: 1.5}}
   k: {trigger: paid, loop: {while: "true"}, required_roles: r}
+  l: {required_roles: r, instances: {until: size(data.xs) > 2, sync: false}, timeout: 2d, deadline: data.due}
+  m: {timer: {after: data.wait}}
+  n: {required_roles: r, retry: {backoff: 0}}
 flows:
   - {from: start, to: a}
   - {from: a, to: b, when: data.x > 1}
@@ -50,6 +53,8 @@ flows:
   - {from: b, to: c}
   - {from: p, to: e}
   - {from: c, to: e}
+  - {from: f, to: end}
+  - {from: f, to: a}
 nets:
   n: {tasks: {again: {net: n}, stop: {}}, flows: {start: [again, stop], again: end, stop: end}, description: text}
 """,
@@ -278,6 +283,22 @@ INVALID: tuple[Bad, ...] = (
         "tasks.e.deadline time",
         "tasks.f.timer.after duration",
         "tasks.g.on_timeout conflict",
+        "tasks.g.on_timeout no_flow",
+    ),
+    _bad(
+        "time where nothing takes any",
+        "{id: x, tasks: {a: {timer: 5m, trigger: t}, b: {timer: 5m, instances: 2},"
+        " c: {timer: 5m, loop: {until: data.d}}, d: {timer: 5m, timeout: 5m}, e: {deadline: data.due},"
+        " f: {required_roles: r, timeout: 5m, on_timeout: e},"
+        " g: {timer: 5m, for_each: data.xs}}, flows: {start: [a, b, c, d, e, f, g], e: [a, b]}}",
+        "tasks.a.trigger conflict",
+        "tasks.b.instances conflict",
+        "tasks.c.loop conflict",
+        "tasks.d.timeout no_work",
+        "tasks.e.deadline no_work",
+        "tasks.f.on_timeout no_flow",
+        "tasks.g.for_each conflict",
+        shape=False,
     ),
     _bad(
         "other settings",

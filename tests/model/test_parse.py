@@ -146,8 +146,20 @@ def test_every_construct_is_either_executed_or_listed() -> None:
     listed = unsupported(parsed(VALID["every construct"]))
     assert all(problem.code == "unsupported_construct" and problem.severity == "error" for problem in listed)
     paths = {problem.path for problem in listed}
-    assert {"tasks.e.timer", "tasks.f.timeout", "tasks.g.workflow", "tasks.h.connector"} <= paths
-    assert not {"sections", "tasks.a.split", "tasks.a.instances", "tasks.d.join", "tasks.f.net", "tasks.e.in"} & paths
+    assert {"tasks.j.timer.every", "tasks.g.workflow", "tasks.h.connector", "tasks.g.allocation"} <= paths
+    assert (
+        not {
+            "sections",
+            "tasks.a.split",
+            "tasks.a.instances",
+            "tasks.d.join",
+            "tasks.f.net",
+            "tasks.e.in",
+            "tasks.e.timer",
+            "tasks.f.timeout",
+        }
+        & paths
+    )
 
 
 def test_a_document_that_holds_itself_is_refused() -> None:

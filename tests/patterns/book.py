@@ -11,6 +11,7 @@ without saying (tokens that move on, sub-nets, merged data) is left out:
     section s taken by B, section s free, mutex m taken by B, C waits for mutex m
     D absorbs C->D, D re-armed  a partial join swallows a late token; its next round begins
     B passed over               a false token went past B
+    B is due, B takes too long, B is past its deadline, B is tried again
     C->F emptied                a cancel region took the tokens there
 """
 
@@ -67,6 +68,12 @@ Seen = dict[str, set[tuple[int, int]]]
 """What happened in a step: per kind of event the activations, and their instances."""
 
 ENDS = ("item_completed", "item_failed", "item_skipped", "item_withdrawn", "item_terminated", "item_force_completed")
+TIMES = {
+    "timer": "is due",
+    "timeout": "takes too long",
+    "deadline": "is past its deadline",
+    "retry": "is tried again",
+}
 _NTH = re.compile(r"\(\d+\)|#\d+")
 _PATH = re.compile(r"\b(?:\w+(?:\(\d+\))?\.)+")
 
@@ -190,6 +197,8 @@ class Book:
             return self._item_sentence(kind, told, seen)
         if kind.startswith("task_"):
             return self._task_sentence(kind, told, seen)
+        if kind == "timer_fired":
+            return f"{self._label(told)} {TIMES[told.kind]}"
         if kind == "incident_raised":
             return f"incident {told.kind} at {self._label(told)}"
         return self._quiet_sentence(kind, told)

@@ -15,7 +15,8 @@
 
 Commands: start [json] | start, claim, release, complete, fail, skip <work> [json] [by somebody] | suspend, resume,
 cancel | update <json> | resolve <task or net> retry, skip, complete or fail_case [json] | trigger <name> [json] |
-add_instance <task> [json], close_instances, complete_instances, cancel_instances, cancel_task <task>. A task is B, or
+add_instance <task> [json], close_instances, complete_instances, cancel_instances, cancel_task <task> | advance
+<duration> (every other command takes a second). A task is B, or
 B(2) for its second enabling; work is B, B(2), or B#3 for an instance. Questions: explain <task>, data, holds,
 every order [json] [with <signal>, <signal>].
 """
@@ -32,6 +33,7 @@ import msgspec
 from knhk_workflow import WorkflowError
 from knhk_workflow.core import commands as c
 from knhk_workflow.core.case import encode_state
+from knhk_workflow.model.fields import duration
 from tests.patterns import notation, orders
 from tests.patterns.book import Book, counted
 from tests.patterns.players import CorePlayer, Player
@@ -165,6 +167,10 @@ class Telling:
         verb, _, rest = command.partition(" ")
         if verb == "start" and (not rest or rest.startswith("{")):
             return self.book.read(await self.player.begin(self.document, self._begun_with(rest)))
+        if verb == "advance":
+            seconds = duration(rest)
+            assert seconds is not None, f"{rest!r} is no duration"
+            return self.book.read(await self.player.advance(seconds))
         try:
             return self.book.read(await self.player.make(self._command(verb, rest)))
         except WorkflowError as error:

@@ -83,11 +83,15 @@ class Search:
                 (c.Signal(signals[index]), signals[:index] + signals[index + 1 :])
                 for index in {signals.index(name) for name in signals}
             )
+            if case.timers:  # time passes: the nearest timer is due
+                nearest = min(case.timers.values(), key=lambda timer: (timer.due, timer.number))
+                moves.append((c.FireTimer(nearest.number), signals))
         steps: list[tuple[Step, tuple[str, ...]]] = []
         before = encode_state(case)
         for command, left in moves:
             try:
-                step = decide(decode_state(before), self.model, command, case.now + 1)
+                due = case.timers[command.timer].due if isinstance(command, c.FireTimer) else 0
+                step = decide(decode_state(before), self.model, command, max(case.now + 1, due))
             except WrongState:
                 continue  # somebody else holds its lock
             assert not step.case.ready, "a small net settles in one slice"
@@ -122,8 +126,12 @@ def situation(case: Case) -> bytes:
         for activation in case.activations.values()
     )
     locks = sorted((name, lock.waiting) for name, lock in case.locks.items())
+    timers = [
+        (timer.kind, timer.task, timer.instance)
+        for timer in sorted(case.timers.values(), key=lambda timer: (timer.due, timer.number))
+    ]
     signals = [(kept.name, kept.data) for kept in case.signals]
-    return msgspec.msgpack.encode((case.state, nets, work, locks, signals))
+    return msgspec.msgpack.encode((case.state, nets, work, locks, signals, timers))
 
 
 def _held(net: NetInstance) -> list[object]:

@@ -45,6 +45,10 @@ class Player(Protocol):
         """Carry a command out, to rest. Raises WorkflowError."""
         ...
 
+    async def advance(self, seconds: float) -> list[HistoryEvent]:
+        """Let time pass; what is due happens."""
+        ...
+
     async def explain(self) -> Explanation:
         """Why the case is where it is."""
         ...
@@ -92,7 +96,22 @@ class CorePlayer:
     async def make(self, command: c.Command) -> list[HistoryEvent]:
         self.clock.advance(1)
         case, model = self.held()
-        return self._rested(decide(case, model, command, self.clock.now()))
+        return [*self._rested(decide(case, model, command, self.clock.now())), *self._fired()]
+
+    async def advance(self, seconds: float) -> list[HistoryEvent]:
+        self.clock.advance(seconds)
+        return self._fired()
+
+    def _fired(self) -> list[HistoryEvent]:
+        """Fire what is due, in order."""
+        case, model = self.held()
+        found: list[HistoryEvent] = []
+        while case.state == "running" and case.timers:
+            timer = min(case.timers.values(), key=lambda each: (each.due, each.number))
+            if timer.due > self.clock.now():
+                break
+            found.extend(self._rested(decide(case, model, c.FireTimer(timer.number), self.clock.now())))
+        return found
 
     async def explain(self) -> Explanation:
         return query.explanation(*self.held())
@@ -149,6 +168,13 @@ class EnginePlayer:
         await self._restarted()
         self.clock.advance(1)
         await self._do(command)
+        await self.engine.fire_due_timers()
+        return await self._news()
+
+    async def advance(self, seconds: float) -> list[HistoryEvent]:
+        await self._restarted()
+        self.clock.advance(seconds)
+        await self.engine.fire_due_timers()
         return await self._news()
 
     async def explain(self) -> Explanation:

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from knhk_workflow.core import cancel, completion, joins, locks, settle, step, triggers
+from knhk_workflow.core import cancel, completion, due, joins, locks, settle, step, timers, triggers
 from knhk_workflow.core.case import NetInstance
 from knhk_workflow.core.events import Event
 from knhk_workflow.core.or_join import Verdict
@@ -73,6 +73,10 @@ def _true(*_: object, **__: object) -> bool:
     return True
 
 
+def _minute(*_: object, **__: object) -> int:
+    return 60 * 10**9
+
+
 def _fires(*_: object, **__: object) -> Verdict:
     return Verdict.FIRE
 
@@ -114,6 +118,13 @@ MUTANTS: Final = (
     Mutant("trigger: kept signals are taken", triggers._kept, _nothing, _patterns(24)),
     Mutant("trigger: a waiting task receives", triggers._receiver, _nothing, _patterns(23, 24)),
     Mutant("trigger: starts a task without incoming flow", triggers._sourced, _nothing, _patterns(24)),
+    Mutant("time: a timer is armed", timers.enabled, _true, _patterns(16, 19)),
+    Mutant("time: a time-out is armed", timers.begun, _nothing, _patterns(16, 21)),
+    Mutant("time: a failure is tried again later", timers.retry_later, _nothing, _patterns(21)),
+    Mutant("time: the pause grows", timers.pause, _minute, _patterns(21)),
+    Mutant("time: overdue work is stopped", due._too_long, _nothing, _patterns(16, 21)),
+    Mutant("time: a deadline stops the task", due._too_late, _nothing, _patterns(19)),
+    Mutant("time: the flow to on_timeout alone", due._escape, _nothing, _patterns(16, 19)),
     Mutant("section: keeps others out", locks.blocked_by, _nothing, _patterns(17, 39, 40)),
     Mutant("section: is released", locks.release, _false, _patterns(17, 39, 40)),
     Mutant("section: is taken", locks.take, _nothing, _patterns(17, 39, 40)),

@@ -9,6 +9,7 @@ compared with what is written by then. From time to time everything is read agai
     undead    a command that was refused, and is there all the same
     ahead     an answer that shows what is not written
     differs   live state, snapshot, head, row or effect that is not what the records say
+    early     a timer that fired before it was due
     chain     a batch record that does not follow the one before, or does not cover its records
 """
 
@@ -32,12 +33,14 @@ from knhk_workflow.store.keys import (
     LOG,
     RECORD,
     SNAPSHOT,
+    TIMER,
     parse_case_head,
     parse_case_record,
     parse_effect,
     parse_incident,
     parse_item,
     parse_log,
+    parse_timer,
     shard_in,
 )
 from tests.simulation.disk import Disk
@@ -46,7 +49,7 @@ VIOLATIONS_MAX: Final = 20  # more of the same says nothing new
 _SYSTEM: Final = b"\x00\x02"
 _END: Final = b"\x00\x01"
 
-_SYSTEM_KINDS: Final = frozenset({LOG, EFFECT})
+_SYSTEM_KINDS: Final = frozenset({LOG, EFFECT, TIMER})
 
 Name = tuple[str, str]
 """(tenant, case id)"""
@@ -58,13 +61,14 @@ Request = tuple[str, str, str, str]
 class Seen:
     """A case as its records tell it."""
 
-    __slots__ = ("case", "completed", "encoded", "keys", "offered")
+    __slots__ = ("case", "completed", "encoded", "fired", "keys", "offered")
 
     def __init__(self, keys: CaseKeys, case: Case) -> None:
         self.keys = keys
         self.case = case
         self.completed: set[tuple[int, int, int]] = set()
         self.offered: set[tuple[int, int, int]] = set()
+        self.fired: set[int] = set()
         self.encoded: bytes | None = None
 
     def state(self) -> bytes:
@@ -92,6 +96,7 @@ class Ledger:
         self.violations: list[str] = []
         self.cases: dict[Name, Seen] = {}
         self.events = 0
+        self.fired = 0
         self.reads_from_start = 0
         self._traces: dict[str, dict[Name, int]] = {}
         self._requests: dict[Request, str] = {}
@@ -175,6 +180,16 @@ class Ledger:
                 self.report(f"twice: request {request} was carried out again, in {where}")
             self._requests[request] = record.trace_id
         self._items(seen, record.events, where)
+        for event in record.events:
+            if isinstance(event, e.TimerFired):
+                self.fired += 1
+                if event.due > record.time:
+                    self.report(
+                        f"early: timer {event.timer} of {where} fired {event.due - record.time} ns before it was due"
+                    )
+                if event.timer in seen.fired:
+                    self.report(f"twice: timer {event.timer} of {where} fired again")
+                seen.fired.add(event.timer)
         return seen
 
     def _items(self, seen: Seen, events: Sequence[e.Event], where: str) -> None:
@@ -243,6 +258,9 @@ class Ledger:
             self.report(
                 f"differs: {where} has {len(effects)} effects, and its cascade is {'paused' if case.ready else 'done'}"
             )
+        for number, timer in case.timers.items():
+            if held.get(keys.timer(timer.due, str(number))) is None:
+                self.report(f"lost: timer {number} of {where} has no row")
         self._compare_marking(case, where)
 
     def _compare_marking(self, case: Case, where: str) -> None:
@@ -261,7 +279,9 @@ class Ledger:
             for run in activation.instances.values():
                 if run.child and run.child not in case.nets:
                     self.report(f"differs: activation {activation.number} of {where} waits for a net that is gone")
-        if case.state in ENDED and (case.activations or case.incidents or case.ready or len(case.nets) > 1):
+        if case.state in ENDED and (
+            case.activations or case.incidents or case.timers or case.ready or len(case.nets) > 1
+        ):
             self.report(f"differs: {where} is {case.state} with something open in it")
 
     # -- what callers are told ----------------------------------------------------------------------------------------
@@ -359,6 +379,11 @@ class Ledger:
             SNAPSHOT: None,
         }
         for key in self.disk.bytes:
+            if _kind(key) == TIMER:
+                due, tenant, case_id, number = parse_timer(key)
+                timer = self.cases[tenant, case_id].case.timers.get(int(number))
+                if timer is None or timer.due != due:
+                    self.report(f"differs: timer {number} of {tenant}/{case_id} has a row and is gone")
             reader = parse.get(_kind(key)) if shard_in(key) != META_SHARD else None
             if reader is not None and reader(key) not in self.cases:
                 self.report(f"differs: {'/'.join(reader(key))} has a key of kind {_kind(key)!r} and no case")

@@ -15,7 +15,7 @@ from contextvars import Context
 from random import Random
 from typing import Any, Final, TypeVar
 
-from knhk_workflow.runtime.clock import NS_PER_S, VirtualClock
+from knhk_workflow.runtime.clock import NS_PER_S, Alarm, VirtualClock
 
 T = TypeVar("T")
 
@@ -43,6 +43,10 @@ class SimulatedClock(VirtualClock):
         if self.asked > ASKED_MAX:
             raise Stalled("a coroutine goes round and round without waiting for anything")
         return self._now
+
+    def call_at(self, due: int, wake: Callable[[], None]) -> Alarm:
+        """By the loop, which runs on this clock."""
+        return asyncio.get_running_loop().call_later(max(0, due - self._now) / NS_PER_S, wake)
 
     def seconds(self) -> float:
         """Since the start."""

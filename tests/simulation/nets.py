@@ -69,6 +69,8 @@ FIXED: Final[tuple[Document, ...]] = (
     {"id": "surplus", **_net("s a! b! j&", "start>s s>a s>b a>a[data.n0~>~4] a>j[] b>j j>end")},
     {"id": "stuck", **_net("s a! b! j&", "start>s s>a[data.n0~>~1] s>b[] a>j b>j j>end")},
     {"id": "broken", **_net("a! b!", "start>a a>b[data.absent.deep~>~1] a>end[] b>end", on_incident="fail")},
+    {"id": "hurry", **_net("a! late b!", "start>a start>late a>b late>b b>end")},
+    {"id": "patience", **_net("s a! b! c!", "start>s s>a s>c a>end[data.n0~>~2] a>b[] b>end c>end")},
     {
         "id": "nested",
         **_net("a inner b!", "start>a a>inner inner>b b>end"),
@@ -88,6 +90,19 @@ for _document, _task, _net_name, _mapping in (
     _tasks = _document["tasks"]
     assert isinstance(_tasks, dict)
     _tasks[_task] = {"net": _net_name} | ({"in": _mapping} if _mapping else {})
+_TIMES: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
+    "hurry": {"late": {"timer": {"after": "data.n1"}}, "b": {"retry": {"max_attempts": 3, "backoff": 2}}},
+    "patience": {
+        "a": {"timeout": 5, "on_timeout": "b"},
+        "b": {"timeout": 3, "retry": {"max_attempts": 2, "backoff": "500ms"}},
+        "c": {"deadline": "2026-01-01T00:00:20Z"},
+    },
+}
+for _document in FIXED:
+    for _task, _body in _TIMES.get(str(_document["id"]), {}).items():
+        _tasks = _document["tasks"]
+        assert isinstance(_tasks, dict)
+        _tasks[_task] |= _body
 _nets = FIXED[-1]["nets"]
 assert isinstance(_nets, dict)
 _nets["deep"]["tasks"]["down"] = {"net": "deep", "in": {"n3": "data.n3 - 1"}}

@@ -394,8 +394,10 @@ class Episode:
         engine = self.engine
         until = self.clock.seconds() + CALM_S
         # Virtual seconds cost nothing, and no event tells when the ledger is content.
-        while (self._going() or self._unwatched()) and self.clock.seconds() < until:  # noqa: ASYNC110
+        while (self._going() or self._unwatched() or self._waiting()) and self.clock.seconds() < until:  # noqa: ASYNC110
             await asyncio.sleep(1.0)
+        for tenant, case_id in self._waiting()[:3]:
+            self.ledger.report(f"lost: a timer of {tenant}/{case_id} does not fire")
         for tenant, case_id in self._going()[:3]:
             self.ledger.report(f"wedged: the cascade of {tenant}/{case_id} does not go on")
         for tenant in TENANTS:
@@ -438,6 +440,10 @@ class Episode:
     def _going(self) -> list[tuple[str, str]]:
         """Cases whose cascade is paused and should not be."""
         return [name for name, seen in self.ledger.cases.items() if seen.case.ready and seen.case.state == "running"]
+
+    def _waiting(self) -> list[tuple[str, str]]:
+        """Running cases with timers; those of the simulation are all due before long."""
+        return [name for name, seen in self.ledger.cases.items() if seen.case.timers and seen.case.state == "running"]
 
     def _unwatched(self) -> list[tuple[str, str]]:
         """Cases of the watched tenant whose end was not shown."""

@@ -110,7 +110,11 @@ class WorkItemService:
         )
         case = await self._case(item, meta)
         raised = [one for one in case.incidents if one.task_id == item.task_id and one.raised_at >= item.changed_at]
-        return pb.FailWorkItemResponse(item=wire.work_item(item), incident_id=raised[-1].incident_id if raised else "")
+        return pb.FailWorkItemResponse(
+            item=wire.work_item(item),
+            will_retry=item.state == "offered" or item.retry_at > 0,
+            incident_id=raised[-1].incident_id if raised else "",
+        )
 
     async def skip_work_item(self, request: pb.SkipWorkItemRequest, meta: CallMeta) -> pb.SkipWorkItemResponse:
         """Pass over an item."""

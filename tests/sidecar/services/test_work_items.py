@@ -151,7 +151,7 @@ async def test_a_field_that_nothing_would_come_of_is_refused_by_name(
 
 RETRIED = {
     "id": "retried",
-    "tasks": {"call": {"required_roles": ["r"], "retry": {"max_attempts": 3}}},
+    "tasks": {"call": {"required_roles": ["r"], "retry": {"max_attempts": 3, "backoff": 0}}},
     "flows": [{"from": "start", "to": "call"}, {"from": "call", "to": "end"}],
 }
 
@@ -161,12 +161,14 @@ async def test_a_permanent_failure_gives_the_remaining_attempts_up_and_says_what
     run = await running.cases.RunCase(pb.RunCaseRequest(spec_id="retried", case_id="f"))
     (item,) = run.open_work_items
     first = await running.items.FailWorkItem(pb.FailWorkItemRequest(item_id=item.item_id, message="busy"))
-    assert not first.incident_id
+    assert (first.will_retry, first.incident_id) == (True, "")
     (again,) = (await running.items.ListWorkItems(pb.ListWorkItemsRequest(case_id="f"))).items
     assert again.attempt == 2
     request = pb.FailWorkItemRequest(
         item_id=again.item_id, message="gone", permanent=True, data_json=b'{"status": 410}'
     )
-    assert (await running.items.FailWorkItem(request)).incident_id
+    last = await running.items.FailWorkItem(request)
+    assert last.incident_id
+    assert not last.will_retry
     history = await running.cases.GetCaseHistory(pb.GetCaseHistoryRequest(case_id="f", event_types=["item_failed"]))
     assert [json.loads(event.data_json).get("data") for event in history.events] == [None, {"status": 410}]
