@@ -14,6 +14,7 @@ All of it from one snapshot, so it runs beside a working engine. Nothing is chan
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from hashlib import blake2b
 from typing import Final, Protocol
@@ -25,7 +26,7 @@ from knhk_workflow.core.case import Case, decode_state, encode_state
 from knhk_workflow.core.events import CaseCreated
 from knhk_workflow.errors import StoreCorrupt, StoreError, StoreFormat
 from knhk_workflow.model.parse import spec_digest
-from knhk_workflow.runtime.live import CONTINUE, STATE_CODEC
+from knhk_workflow.runtime.live import CONTINUE, STATE_CODEC, head_of
 from knhk_workflow.runtime.records import (
     COMMITS,
     DEFINITIONS,
@@ -37,7 +38,7 @@ from knhk_workflow.runtime.records import (
     SNAPSHOTS,
     CommitRecord,
 )
-from knhk_workflow.store import GENESIS, META_SHARD, Keyspace, LogEntry, Reads, digest, unseal
+from knhk_workflow.store import GENESIS, META_SHARD, CaseKeys, Keyspace, LogEntry, Reads, digest, unseal
 from knhk_workflow.store.chain import Link, walk
 from knhk_workflow.store.codec import UNREADABLE
 from knhk_workflow.store.keys import (
@@ -47,27 +48,31 @@ from knhk_workflow.store.keys import (
     INCIDENT,
     ITEM,
     LEASE,
+    LOG,
     MESSAGE,
     RECORD,
     REQUEST,
     REQUEST_EXPIRY,
     SNAPSHOT,
+    case_in,
     kind_of,
-    parse_case_head,
     parse_case_record,
     parse_definition,
+    parse_effect,
     parse_incident,
     parse_item,
+    past_kind,
     shard_range,
 )
 from knhk_workflow.store.store import Range
 
-PORTION: Final = 64  # keys per read: a few ms of an event loop that others use
-AT_ONCE: Final = 32  # records of one batch that are looked up together
+PORTION: Final = 256  # keys per read: a thread is asked and answers in 0.1 ms, so a single one would cost too much
+TURN: Final = 32  # records, about 1 ms, before others on the event loop get theirs
 FINDINGS_MAX: Final = 1_000  # kept with their text; all are counted
-SALTS: Final = 50_000  # remembered, 100 bytes each
 
-_CHECKED: Final = frozenset({REQUEST, AUDIT, LEASE, REQUEST_EXPIRY})
+_CHECKED: Final = frozenset({AUDIT, LEASE, REQUEST_EXPIRY})
+_ELSEWHERE: Final = frozenset({LOG, HEAD, SNAPSHOT, ITEM, INCIDENT})
+_NAMES: Final = {HEAD: "a head", SNAPSHOT: "a snapshot", ITEM: "a work item", INCIDENT: "an incident"}
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -135,18 +140,26 @@ class _Examiner:
         self._findings: list[Finding] = []
         self._found = 0
         self._batches = self._records = self._events = self._cases = self._values = 0
-        self._entries: dict[int, int] = {}
-        self._salts: dict[tuple[str, str], bytes | None] = {}
+        self._told: dict[tuple[str, str], _Sum] = {}
+        """By case: the sum of the entries that the log has of it."""
+        self._suspects: set[tuple[str, str]] = set()
+        """Cases whose records do not add up to that: looked at one by one."""
+        self._continuing: set[tuple[str, str]] = set()
         self._definitions: dict[tuple[str, str, int], bytes | None] = {}
         self._total = 0
 
     async def run(self) -> Examination:
         for shard in self._keys.all_shards():
-            last = await self._newest(shard)
-            self._total += 2 * last  # most batches have one commit record
-        ends = [await self._log(shard) for shard in self._keys.all_shards()]
+            self._total += 2 * await self._newest(shard)  # most batches have one commit record
+        ends: list[LogEnd] = []
         for shard in self._keys.all_shards():
+            self._told.clear()
+            self._suspects.clear()
+            ends.append(await self._log(shard))
             await self._shard(shard)
+            self._suspects.update(self._told)  # cases without any record
+            if self._suspects:
+                await self._suspected(shard)
         if self._progress is not None:
             self._progress(self._total, self._total)
         return Examination(
@@ -174,36 +187,58 @@ class _Examiner:
             self._progress(done, self._total)
 
     async def _newest(self, shard: int) -> int:
-        last = await self._reads.scan(*self._keys.log_range(shard), limit=1, reverse=True)
+        try:
+            last = await self._reads.scan(*self._keys.log_range(shard), limit=1, reverse=True)
+        except StoreCorrupt:
+            return 0  # an estimate: walking the log tells of the damage
         return int.from_bytes(last[0][0][-8:], "big") if last else 0
 
     # -- the log ------------------------------------------------------------------------------------------------------
 
     async def _log(self, shard: int) -> LogEnd:
+        """Walk the log, and add up what it tells of each case."""
         end = LogEnd(shard, 0, GENESIS)
-        entries = 0
         async for each in walk(self._reads, self._keys, shard, 0, GENESIS):
             if not isinstance(each, Link):
                 self._wrong("LOG_BROKEN", each.error.message, shard, each.position)
                 continue
             self._batches += 1
+            self._values += 1
             end = LogEnd(shard, each.position, each.hashed)
-            entries += len(each.record.entries)
-            for first in range(0, len(each.record.entries), AT_ONCE):
-                some = each.record.entries[first : first + AT_ONCE]
-                await asyncio.gather(*(self._entry(shard, each.position, entry) for entry in some))
+            for entry in each.record.entries:
+                name = (entry.tenant, entry.case_id)
+                if self._keys.shard_of(*name) != shard:
+                    misplaced = f"case {entry.case_id!r} belongs to another shard"
+                    self._wrong("ENTRY_MISPLACED", misplaced, shard, each.position, *name)
+                    continue
+                told = self._told.get(name)
+                if told is None:
+                    told = self._told[name] = _Sum()
+                told.add(entry.first_sequence, entry.count, entry.digest)
             self._step()
-        self._entries[shard] = entries
         return end
+
+    async def _suspected(self, shard: int) -> None:
+        """Say of the cases that do not add up which records are missing, changed or unknown."""
+        known: set[bytes] = set()
+        async for each in walk(self._reads, self._keys, shard):
+            if not isinstance(each, Link):
+                continue
+            for entry in each.record.entries:
+                if (entry.tenant, entry.case_id) in self._suspects:
+                    known.add(self._keys.case_record(entry.tenant, entry.case_id, entry.first_sequence))
+                    await self._entry(shard, each.position, entry)
+        for tenant, case_id in sorted(self._suspects):
+            async for key, _ in self._rows(shard, self._keys.case_records(tenant, case_id)):
+                if key not in known:
+                    message = f"event {parse_case_record(key)[2]} of case {case_id!r} is in no batch record of the log"
+                    self._wrong("RECORD_UNKNOWN", message, shard, 0, tenant, case_id)
 
     async def _entry(self, shard: int, position: int, entry: LogEntry) -> None:
         """The commit record that a batch record tells of."""
         tenant, case_id = entry.tenant, entry.case_id
         last = entry.first_sequence + entry.count - 1
         what = f"events {entry.first_sequence} to {last} of case {case_id!r}"
-        if self._keys.shard_of(tenant, case_id) != shard:
-            self._wrong("ENTRY_MISPLACED", f"{what} belong to another shard", shard, position, tenant, case_id)
-            return
         key = self._keys.case_record(tenant, case_id, entry.first_sequence)
         try:
             held = await self._reads.get(key)
@@ -220,140 +255,151 @@ class _Examiner:
             self._wrong("RECORD_DAMAGED", f"{what}: {error.message}", shard, position, tenant, case_id)
 
     async def _salt(self, tenant: str, case_id: str) -> bytes | None:
-        name = (tenant, case_id)
-        if name not in self._salts:
-            key = self._keys.case_record(tenant, case_id, 1)
-            salt = None
-            try:
-                held = await self._reads.get(key)
-                if held is not None:
-                    born = COMMITS.read(key, held).events[0]
-                    salt = born.salt if isinstance(born, CaseCreated) else None
-            except (StoreCorrupt, StoreFormat, IndexError):
-                salt = None
-            if len(self._salts) >= SALTS:
-                self._salts.clear()
-            self._salts[name] = salt
-        return self._salts[name]
+        key = self._keys.case_record(tenant, case_id, 1)
+        try:
+            held = await self._reads.get(key)
+            born = COMMITS.read(key, held).events[0] if held is not None else None
+        except (StoreCorrupt, StoreFormat, IndexError):
+            return None
+        return born.salt if isinstance(born, CaseCreated) else None
 
     # -- everything else ----------------------------------------------------------------------------------------------
 
     async def _rows(self, shard: int, wanted: Range) -> AsyncIterator[tuple[bytes, bytes]]:
+        """Pairs of a range; kinds that are read beside the records, and the log, are jumped over."""
         start, end = wanted
-        while True:
+        while start < end:
             try:
                 rows = await self._reads.scan(start, end, limit=PORTION)
             except StoreCorrupt as error:
                 self._wrong("BLOCK_DAMAGED", f"keys from {start.hex()} on cannot be read: {error.message}", shard)
                 return
-            for row in rows:
-                yield row
-            if len(rows) < PORTION:
+            if not rows:
                 return
             start = rows[-1][0] + b"\0"
+            for row in rows:
+                if kind_of(row[0]) in _ELSEWHERE:
+                    start = past_kind(row[0])
+                    break
+                yield row
+            else:
+                if len(rows) < PORTION:
+                    return
 
     async def _shard(self, shard: int) -> None:
-        records = 0
+        await self._effects(shard)
         case: _CaseWalk | None = None
+        beside: _Beside | None = None
         async for key, value in self._rows(shard, shard_range(shard)):
             self._values += 1
             kind = kind_of(key)
             if kind == RECORD:
-                records += 1
                 tenant, case_id, first = parse_case_record(key)
                 if case is None or (case.tenant, case.case_id) != (tenant, case_id):
-                    if case is not None:
-                        await self._case(shard, case)
+                    if case is not None and beside is not None:
+                        await self._case(shard, case, beside)
+                    if beside is None or beside.tenant != tenant:
+                        await self._leave(shard, beside)
+                        beside = _Beside(self._reads, self._keys, shard, tenant)
                     case = _CaseWalk(tenant, case_id)
                 self._record(shard, case, first, key, value)
+                if not self._records % TURN:
+                    await asyncio.sleep(0)
                 continue
-            if case is not None:
-                await self._case(shard, case)
+            if case is not None and beside is not None:
+                await self._case(shard, case, beside)
                 case = None
             try:
                 await self._value(shard, kind, key, value)
             except (StoreCorrupt, StoreFormat) as error:
                 self._wrong("VALUE_DAMAGED", error.message, shard)
-        if case is not None:
-            await self._case(shard, case)
-        if records > self._entries[shard]:
-            await self._unknown_records(shard)
+        if case is not None and beside is not None:
+            await self._case(shard, case, beside)
+        await self._leave(shard, beside)
+
+    async def _effects(self, shard: int) -> None:
+        """Which cases have something left to do automatically."""
+        self._continuing.clear()
+        async for key, _ in self._rows(shard, self._keys.effects(shard)):
+            tenant, case_id, effect = parse_effect(key)
+            if effect == CONTINUE:
+                self._continuing.add((tenant, case_id))
+
+    async def _leave(self, shard: int, beside: _Beside | None) -> None:
+        """After the last case of a tenant: rows that belong to none."""
+        if beside is not None:
+            for each in beside.kinds:
+                await each.of(None)
+                self._strange(shard, each)
+
+    def _strange(self, shard: int, rows: _RowsBeside) -> None:
+        self._values += rows.read
+        rows.read = 0
+        for key in rows.strange:
+            tenant, case_id = case_in(key)
+            lost = f"case {case_id!r} has {_NAMES[kind_of(key)]}, but no records"
+            self._wrong("HISTORY_MISSING", lost, shard, 0, tenant, case_id)
+        rows.strange.clear()
+        if rows.damage:
+            self._wrong("BLOCK_DAMAGED", rows.damage, shard)
+            rows.damage = ""
 
     def _record(self, shard: int, case: _CaseWalk, first: int, key: bytes, value: bytes) -> None:
         self._records += 1
         self._step()
         try:
-            record = COMMITS.read(key, value)
+            payload = unseal(key, value)
+            record = COMMITS.read_payload(key, payload)
         except (StoreCorrupt, StoreFormat) as error:
             if case.sound:  # the entry of the log tells of the digest; here it matters that the case ends
                 self._wrong("RECORD_DAMAGED", error.message, shard, 0, case.tenant, case.case_id)
             case.sound = False
             return
         self._events += len(record.events)
-        problem = case.take(first, record)
+        problem = case.take(first, record, payload)
         if problem:
             self._wrong("HISTORY_BROKEN", problem, shard, 0, case.tenant, case.case_id)
 
-    async def _case(self, shard: int, walked: _CaseWalk) -> None:
-        """After the last record of a case: what is derived from them."""
+    async def _case(self, shard: int, walked: _CaseWalk, beside: _Beside) -> None:
+        """After the last record of a case: the log's account of it, and what is derived from them."""
         self._cases += 1
         tenant, case_id, state = walked.tenant, walked.case_id, walked.state
+        told = self._told.pop((tenant, case_id), None)
+        if told is None or not walked.sound or told != walked.sum:
+            self._suspects.add((tenant, case_id))
         keys = self._keys.case(tenant, case_id)
 
         def wrong(code: str, message: str) -> None:
             self._wrong(code, f"case {case_id!r}: {message}", shard, 0, tenant, case_id)
 
+        heads, snapshots, items, incidents = [await each.of(keys) for each in beside.kinds]
+        for each in beside.kinds:
+            self._strange(shard, each)
         try:
-            stored = await self._reads.get(keys.head)
-            if stored is None:
+            if not heads:
                 wrong("HEAD_MISSING", "its records are there, its head is not")
                 return
-            head = HEADS.read(keys.head, stored)
+            head = HEADS.read(*heads[0])
             if not walked.sound or state is None:
                 return
             if head.sequence != state.sequence:
                 wrong("HISTORY_SHORT", f"{head.sequence} events were recorded, {state.sequence} are there")
                 return
-            told: tuple[object, ...] = (
-                head.state,
-                head.spec_id,
-                head.version,
-                head.business_key,
-                head.created_at,
-                head.updated_at,
-                head.open_items,
-                head.open_incidents,
-                head.reason,
-            )
-            true: tuple[object, ...] = (
-                state.state,
-                state.spec_id,
-                state.version,
-                state.business_key,
-                state.created_at,
-                state.updated_at,
-                state.open_items,
-                len(state.incidents),
-                state.reason,
-            )
-            if told != true:
-                wrong("HEAD_WRONG", f"its head says {told}, its events say {true}")
+            if head != head_of(state, head.created_by):
+                wrong("HEAD_WRONG", "its head is not what its events say")
             document = await self._definition(tenant, state.spec_id, state.version)
             if document != state.digest:
                 wrong("WORKFLOW_WRONG", f"its workflow {state.spec_id!r} version {state.version} is missing or another")
-            await self._snapshot(keys.snapshot, walked, wrong)
-            await self._work(walked, state, wrong)
-            held = await self._reads.get(keys.effect(CONTINUE))
-            if (held is not None) != bool(state.ready):
+            if ((tenant, case_id) in self._continuing) != bool(state.ready):
                 wrong("EFFECT_WRONG", "what is left to do automatically is not what its events say")
+            _work(state, items, incidents, wrong)
+            if snapshots:
+                await self._snapshot(*snapshots[0], walked, wrong)
         except (StoreCorrupt, StoreFormat) as error:
             wrong("VALUE_DAMAGED", error.message)
 
-    async def _snapshot(self, key: bytes, walked: _CaseWalk, wrong: Callable[[str, str], None]) -> None:
+    async def _snapshot(self, key: bytes, stored: bytes, walked: _CaseWalk, wrong: Callable[[str, str], None]) -> None:
         """A snapshot against the state that replay had at its place."""
-        stored = await self._reads.get(key)
-        if stored is None:
-            return
         snapshot = SNAPSHOTS.read(key, stored)
         if snapshot.codec != STATE_CODEC:
             return
@@ -375,34 +421,12 @@ class _Examiner:
         keys = self._keys.case(walked.tenant, walked.case_id)
         start, end = keys.records(1, sequence + 1)
         while True:
-            rows = await self._reads.scan(start, end, limit=PORTION)
+            rows = await self._reads.scan(start, end, limit=TURN)
             for key, value in rows:
                 yield COMMITS.read(key, value)
-            if len(rows) < PORTION:
+            if len(rows) < TURN:
                 return
             start = rows[-1][0] + b"\0"
-
-    async def _work(self, walked: _CaseWalk, state: Case, wrong: Callable[[str, str], None]) -> None:
-        """The rows of the work list and of incidents."""
-        keys = self._keys.case(walked.tenant, walked.case_id)
-        due = {
-            (activation.number, run.number): (activation.task, run.state, run.owner, run.attempt, run.offered_at)
-            for activation, run in state.open_work()
-        }
-        found: dict[tuple[int, int], tuple[str, str, str, int, int]] = {}
-        for key, value in await self._reads.scan(*keys.items(), limit=len(due) + PORTION):
-            row = ITEMS.read(key, value)
-            _, _, number, instance = parse_item(key)
-            found[number, instance] = (row.task, row.state, row.owner, row.attempt, row.offered_at)
-        if found != due:
-            wrong("WORK_WRONG", f"its work list shows {len(found)} items, its events say {len(due)}, or others")
-        raised = {number: (each.kind, each.task) for number, each in state.incidents.items()}
-        shown = {}
-        for key, value in await self._reads.scan(*keys.incidents(), limit=len(raised) + PORTION):
-            incident = INCIDENTS.read(key, value)
-            shown[parse_incident(key)[2]] = (incident.kind, incident.task)
-        if shown != raised:
-            wrong("INCIDENTS_WRONG", f"{len(shown)} incidents are listed, its events say {len(raised)}, or others")
 
     async def _definition(self, tenant: str, spec_id: str, version: int) -> bytes | None:
         """The digest of a workflow's document, None when it is missing."""
@@ -415,15 +439,7 @@ class _Examiner:
 
     async def _value(self, shard: int, kind: bytes, key: bytes, value: bytes) -> None:
         """A value that is no commit record: its checksum, and that it belongs to something."""
-        if kind == HEAD:
-            tenant, case_id = parse_case_head(key)
-            head = HEADS.read(key, value)
-            if await self._reads.get(self._keys.case_record(tenant, case_id, 1)) is None:
-                lost = f"case {case_id!r} has a head of {head.sequence} events, but its first record is missing"
-                self._wrong("HISTORY_SHORT", lost, shard, 0, tenant, case_id)
-        elif kind in (ITEM, INCIDENT, SNAPSHOT):
-            unseal(key, value)
-        elif kind == REQUEST:
+        if kind == REQUEST:
             REQUESTS.read(key, value)
         elif kind == DEFINITION and shard == META_SHARD:
             tenant, spec_id, version = parse_definition(key)
@@ -436,20 +452,129 @@ class _Examiner:
         elif kind in _CHECKED:
             unseal(key, value)
 
-    async def _unknown_records(self, shard: int) -> None:
-        """There are more records than the log has entries: find out which."""
-        known: set[bytes] = set()
-        async for each in walk(self._reads, self._keys, shard):
-            if isinstance(each, Link):
-                known.update(
-                    self._keys.case_record(entry.tenant, entry.case_id, entry.first_sequence)
-                    for entry in each.record.entries
-                )
-        async for key, _ in self._rows(shard, shard_range(shard)):
-            if kind_of(key) == RECORD and key not in known:
-                tenant, case_id, first = parse_case_record(key)
-                message = f"event {first} of case {case_id!r} is in no batch record of the log"
-                self._wrong("RECORD_UNKNOWN", message, shard, 0, tenant, case_id)
+
+class _Sum:
+    """A set of records as a number: equal sets give equal sums, whatever the order."""
+
+    __slots__ = ("count", "value")
+
+    def __init__(self) -> None:
+        self.count = self.value = 0
+
+    def add(self, first: int, count: int, hashed: bytes) -> None:
+        self.count += 1
+        whole = b"%d %d " % (first, count) + hashed
+        self.value += int.from_bytes(blake2b(whole, digest_size=16).digest(), "big")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Sum) and (self.count, self.value) == (other.count, other.value)
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+
+class _RowsBeside:
+    """Rows of one kind, read in the order of cases beside the records of these."""
+
+    def __init__(self, reads: Reads, range_: Range) -> None:
+        self._reads = reads
+        self._start, self._end = range_
+        self._kind = range_[0]
+        self._prefix = len(self._kind)
+        self._held: deque[tuple[bytes, bytes]] = deque()
+        self._more = True
+        self.read = 0
+        self.strange: list[bytes] = []
+        """Keys of rows whose case has no records."""
+        self.damage = ""
+        """Why reading them in order came to an end."""
+        self._broken = False
+
+    async def of(self, keys: CaseKeys | None) -> list[tuple[bytes, bytes]]:
+        """The rows of the next case; None: of no case any more."""
+        if self._broken and keys is not None:
+            return await self._one_by_one(keys)
+        wanted = keys.head[self._prefix :] if keys is not None else None
+        found: list[tuple[bytes, bytes]] = []
+        while True:
+            if not self._held and not await self._fetch():
+                if self._broken and keys is not None:
+                    return await self._one_by_one(keys)
+                return found
+            key = self._held[0][0]
+            case = key[self._prefix :]
+            if wanted is not None and case.startswith(wanted):
+                found.append(self._held.popleft())
+            elif wanted is None or case < wanted:
+                self.strange.append(key)
+                self._held.popleft()
+            else:
+                return found
+
+    async def _fetch(self) -> bool:
+        if not self._more:
+            return False
+        try:
+            rows = await self._reads.scan(self._start, self._end, limit=PORTION)
+        except StoreCorrupt as error:
+            self.damage = f"keys from {self._start.hex()} on cannot be read: {error.message}"
+            self._broken, self._more = True, False
+            return False
+        self._held.extend(rows)
+        self.read += len(rows)
+        self._more = len(rows) == PORTION
+        if rows:
+            self._start = rows[-1][0] + b"\0"
+        return bool(rows)
+
+    async def _one_by_one(self, keys: CaseKeys) -> list[tuple[bytes, bytes]]:
+        """A block is damaged: what lies in others can still be read."""
+        prefix = self._kind + keys.head[self._prefix :]
+        try:
+            return await self._reads.scan(prefix, prefix + b"\xff" * 17, limit=PORTION)
+        except StoreCorrupt:
+            return []
+
+
+class _Beside:
+    """What lies beside the records of a tenant's cases: heads, snapshots, items, incidents."""
+
+    def __init__(self, reads: Reads, keys: Keyspace, shard: int, tenant: str) -> None:
+        self.tenant = tenant
+        self.kinds = tuple(
+            _RowsBeside(reads, wanted)
+            for wanted in (
+                keys.cases(shard, tenant),
+                keys.snapshots(shard, tenant),
+                keys.items(shard, tenant),
+                keys.incidents(shard, tenant),
+            )
+        )
+
+
+def _work(
+    state: Case,
+    items: list[tuple[bytes, bytes]],
+    incidents: list[tuple[bytes, bytes]],
+    wrong: Callable[[str, str], None],
+) -> None:
+    """The rows of the work list and of incidents against the state."""
+    due = {
+        (activation.number, run.number): (activation.task, run.state, run.owner, run.attempt, run.offered_at)
+        for activation, run in state.open_work()
+    }
+    found: dict[tuple[int, int], tuple[str, str, str, int, int]] = {}
+    for key, value in items:
+        row = ITEMS.read(key, value)
+        found[parse_item(key)[2:]] = (row.task, row.state, row.owner, row.attempt, row.offered_at)
+    if found != due:
+        wrong("WORK_WRONG", f"its work list shows {len(found)} items, its events say {len(due)}, or others")
+    raised = {number: (each.kind, each.task) for number, each in state.incidents.items()}
+    shown: dict[int, tuple[str, str]] = {}
+    for key, value in incidents:
+        incident = INCIDENTS.read(key, value)
+        shown[parse_incident(key)[2]] = (incident.kind, incident.task)
+    if shown != raised:
+        wrong("INCIDENTS_WRONG", f"{len(shown)} incidents are listed, its events say {len(raised)}, or others")
 
 
 class _CaseWalk:
@@ -460,8 +585,9 @@ class _CaseWalk:
         self.case_id = case_id
         self.state: Case | None = None
         self.sound = True
+        self.sum = _Sum()
 
-    def take(self, first: int, record: CommitRecord) -> str:
+    def take(self, first: int, record: CommitRecord, payload: bytes) -> str:
         """Fold one more; what is wrong with it, or nothing. After the first thing wrong nothing more is said."""
         if not self.sound:
             return ""
@@ -477,6 +603,7 @@ class _CaseWalk:
         if (self.state.tenant, self.state.case_id) != (self.tenant, self.case_id):
             self.sound = False
             return f"case {self.case_id!r}: its record belongs to case {self.state.case_id!r}"
+        self.sum.add(first, len(record.events), digest(payload, self.state.salt))
         return ""
 
 

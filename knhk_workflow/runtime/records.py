@@ -139,8 +139,12 @@ class Reader(Generic[S]):
 
     def read(self, key: bytes, value: bytes) -> S:
         """The record in `value`."""
+        return self.read_payload(key, unseal(key, value))
+
+    def read_payload(self, key: bytes, payload: bytes) -> S:
+        """The record in what an envelope held."""
         try:
-            return self._decode(unseal(key, value))
+            return self._decode(payload)
         except UNREADABLE as error:
             raise StoreCorrupt(f"the value of key {key.hex()} does not decode: {error}", key=key.hex()) from error
 

@@ -68,7 +68,11 @@ async def walk(
     None when it is not known."""
     position = after
     while True:
-        portion = await reads.scan(*keys.log_range(shard, position + 1), limit=PORTION)
+        try:
+            portion = await reads.scan(*keys.log_range(shard, position + 1), limit=PORTION)
+        except StoreCorrupt as error:
+            yield Break(position + 1, error)  # a block that cannot be read hides where the next one begins
+            return
         for key, value in portion:
             _, found = parse_log(key)
             if found != position + 1:

@@ -230,6 +230,10 @@ class Keyspace:
         """The incidents of all cases."""
         return _under(self._area(shard, tenant) + INCIDENT)
 
+    def snapshots(self, shard: int, tenant: str) -> Range:
+        """The snapshots of all cases."""
+        return _under(self._area(shard, tenant) + SNAPSHOT)
+
     def business_keys(self, shard: int, tenant: str, key: str) -> Range:
         """The index entries of one business key."""
         return _under(self._area(shard, tenant) + BUSINESS + _text(key))

@@ -60,7 +60,8 @@ def test_an_episode_is_the_same_alone() -> None:
     alone: list[str] = []
     simulate(5, 500, tell=alone.append, episode=2)
     assert len(alone) > 400
-    assert lines[-400:] == alone[-400:]
+    begin = len(lines) - 1 - lines[::-1].index(alone[0])  # an episode before it may have taken a step more or less
+    assert lines[begin : begin + 400] == alone[:400]
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])

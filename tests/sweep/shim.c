@@ -25,7 +25,7 @@
 #include <unistd.h>
 
 enum { CREATE = 1, WRITE, TRUNCATE, SYNC, SYNC_DIRECTORY, RENAME, UNLINK, MKDIR, RMDIR, FAULT };
-enum { NOTHING = 0, CRASH, TORN, FAIL };
+enum { NOTHING = 0, CRASH, TORN, FAIL, STOP };
 #define FILES 4096
 
 struct head { /* disk.py reads this layout */
@@ -85,6 +85,7 @@ static int fate(int may_fail) {
   long number = points++;
   if (at < 0 || number < at) return NOTHING;
   if (mode == CRASH) die();
+  if (mode == STOP && number == at) syscall(SYS_kill, getpid(), SIGSTOP);
   if (mode == TORN) return number == at ? TORN : NOTHING;
   if (mode == FAIL && may_fail) {
     if (number == at && hold_ms) until = now() + hold_ms * 1000000LL;

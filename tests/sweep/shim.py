@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 SOURCE: Final = Path(__file__).with_name("shim.c")
-MODES: Final = {"none": 0, "crash": 1, "torn": 2, "fail": 3}
+MODES: Final = {"none": 0, "crash": 1, "torn": 2, "fail": 3, "stop": 4}
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -18,7 +18,8 @@ class Plan(msgspec.Struct, frozen=True):
     directory: str
     trace: str
     mode: str = "none"
-    """none, crash (killed before the point's call), torn (killed in the middle of it), fail (the call fails)."""
+    """none, crash (killed before the point's call), torn (killed in the middle of it), fail (the call fails), stop
+    (stopped before the call, and let go on later)."""
     point: int = -1
     error: int = 0
     """errno of a failing call."""

@@ -22,10 +22,11 @@ from tests.sweep.judge import Ending, Verdict, judge, reference
 from tests.sweep.shim import Plan, build
 from tests.sweep.workload import CASES, STEPS
 
-Mode = Literal["crash", "torn", "power", "both", "ENOSPC", "EIO"]
-MODES: Final[tuple[Mode, ...]] = ("crash", "torn", "power", "both", "ENOSPC", "EIO")
+Mode = Literal["crash", "torn", "power", "both", "again", "stop", "ENOSPC", "EIO"]
+MODES: Final[tuple[Mode, ...]] = ("crash", "torn", "power", "both", "again", "stop", "ENOSPC", "EIO")
 ROOT: Final = Path(__file__).parents[2]
 RESUME_MS: Final = 5_000  # the promise, after space or the device is back
+RECOVERY_POINTS: Final = 40  # of the beginning of a run: opening has about 25
 BURSTS: Final = ((1, 0), (7, 0), (1, 150))  # failing points, and how long everything fails after the first, in ms
 
 
@@ -165,6 +166,34 @@ class Sweep:
             disk.after_power_loss(after)
         yield "both" if torn else "power", asyncio.run(judge(after, ran.acknowledged, expected))
 
+    def crash_again(self, point: int) -> Iterator[tuple[str, Verdict]]:
+        """Kill the workload at a point, and the next one, which begins with what is left, early on: while it recovers.
+        The verdicts on the volume, and after a loss of power. Yields nothing when the workload ended before the point.
+        """
+        random = Random(f"{self.seed} {point} again")
+        first = self.run(self.plan("torn", point, cut=128))
+        if first.status == 0:
+            return
+        disk = Disk(self.volume, strict=self.strict)
+        second = self.run(self.plan("torn", random.randrange(RECOVERY_POINTS), cut=128), fresh=False)
+        assert second.status == -9, second.failure
+        for call in read_trace(self.trace):
+            disk.apply(call)
+        acknowledged = first.acknowledged | second.acknowledged  # the second acknowledges what it finds once more
+        yield "", asyncio.run(judge(self.volume, acknowledged, self.expected()))
+        disk.after_power_loss(self.place / "after")
+        yield ", then power loss", asyncio.run(judge(self.place / "after", acknowledged, self.expected()))
+
+    def stop(self, point: int) -> Verdict | None:
+        """Stop the process at a point as SIGSTOP does, let it go on later; None when it ended before the point."""
+        ran = self.run(self.plan("stop", point))
+        if ran.points <= point:
+            return None
+        verdict = asyncio.run(judge(self.volume, ran.acknowledged, self.expected()))
+        if ran.status:
+            verdict.refused.append(f"the workload did not go on: {ran.failure or ran.status}")
+        return verdict
+
     def fail(
         self, point: int, error: Literal["ENOSPC", "EIO"], count: int, hold_ms: int
     ) -> tuple[Run, Verdict, Verdict]:
@@ -210,6 +239,18 @@ def sweep(place: Path, modes: tuple[Mode, ...], every: int, *, offset: int = 0, 
                     if mode in modes:
                         tallies[mode].points += 1
                         tallies[mode].add(_again(mode, point, seed, strict), verdict)
+            if "again" in modes:
+                volumes = list(made.crash_again(point))
+                tallies["again"].points += bool(volumes)
+                reached = reached or bool(volumes)
+                for what, verdict in volumes:
+                    tallies["again"].add(f"{_again('again', point, seed, strict)}{what}", verdict)
+            if "stop" in modes:
+                stopped = made.stop(point)
+                if stopped is not None:
+                    reached = True
+                    tallies["stop"].points += 1
+                    tallies["stop"].add(_again("stop", point, seed, strict), stopped)
             for error in ("ENOSPC", "EIO"):
                 if error not in modes:
                     continue

@@ -47,7 +47,14 @@ def test_nothing_acknowledged_is_lost_by_a_crash_or_a_loss_of_power(
     tmp_path: Path, budget: Budget, seed: int, strict: bool
 ) -> None:
     step = every(budget)
-    tallies = sweep(tmp_path, ("crash", "torn", "power", "both"), step, offset=seed % step, seed=seed, strict=strict)
+    tallies = sweep(
+        tmp_path,
+        ("crash", "torn", "power", "both", "again", "stop"),
+        step,
+        offset=seed % step,
+        seed=seed,
+        strict=strict,
+    )
     assert not problems(tallies)
     assert all(tally.points >= SAMPLE_MIN - 1 for tally in tallies.values())
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -35,6 +36,7 @@ LIMITS: Final = LevelDBLimits(
 CASES: Final = 6
 BESIDE: Final = 3  # cases that are worked on at once
 RESUME_S: Final = 5.0  # the promise: writing goes on within this time of space returning
+STOPPED_S: Final = 0.15  # longer than the head file waits to be synced
 PAUSE_S: Final = 0.02
 PRINCIPAL: Final = "system:sweep"
 P = ParamSpec("P")
@@ -196,7 +198,11 @@ def main() -> None:
                 shim.sweep_points.restype = ctypes.c_long
                 report("points", shim.sweep_points())
                 os._exit(status)
-        _, ended = os.waitpid(child, 0)
+        _, ended = os.waitpid(child, os.WUNTRACED)
+        if os.WIFSTOPPED(ended):
+            time.sleep(STOPPED_S)
+            os.kill(child, signal.SIGCONT)
+            _, ended = os.waitpid(child, 0)
         report("end", os.waitstatus_to_exitcode(ended))
 
 
