@@ -111,18 +111,6 @@ class ServiceLevels:
         )
 
 
-class Unmeasured:
-    """Service levels that nobody asked for: records nothing."""
-
-    __slots__ = ()
-
-    def stepped(self, duration_ns: int) -> None:
-        """Nothing."""
-
-    def committed(self, duration_ns: int) -> None:
-        """Nothing."""
-
-
 class Fortune5Integration:
     """What `WorkflowEngine.with_fortune5` switched on. Raises Unsupported for parts that this version lacks."""
 

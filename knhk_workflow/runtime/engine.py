@@ -10,7 +10,7 @@ its unit is queued takes it back; afterwards it is written all the same and only
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from hashlib import blake2b
 from typing import Final, TypeVar
@@ -36,7 +36,7 @@ from knhk_workflow.errors import (
     WrongState,
 )
 from knhk_workflow.fortune5.config import Fortune5Config
-from knhk_workflow.fortune5.slo import Fortune5Integration, Unmeasured
+from knhk_workflow.fortune5.slo import Fortune5Integration
 from knhk_workflow.model.net import Model
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.patterns.catalogue import HINT, PATTERNS, find
@@ -84,6 +84,7 @@ from knhk_workflow.store import (
     Journal,
     JournalLimits,
     Keyspace,
+    Outcome,
     OutcomeUnknown,
     Snapshot,
     Store,
@@ -106,7 +107,9 @@ NO_CONTEXT: Final = PatternExecutionContext()
 RUN_EVENTS: Final = 50  # of a pattern's run in memory, before others get a turn; about 1 ms
 
 T = TypeVar("T")
+C = TypeVar("C", bound=c.Command)
 
+_OnItem = c.ClaimItem | c.ReleaseItem | c.StartItem | c.CompleteItem | c.FailItem | c.SkipItem
 _Instances = c.AddInstance | c.CloseInstances | c.CompleteInstances | c.CancelInstances
 
 
@@ -196,7 +199,7 @@ class WorkflowEngine:
         self._ids: Ids = ids or SystemIds()
         self._limits = limits or EngineLimits()
         self._fortune5 = Fortune5Integration(fortune5, self._clock.now) if fortune5 is not None else None
-        self._levels = self._fortune5.levels if self._fortune5 is not None else Unmeasured()
+        self._levels = self._fortune5.levels if self._fortune5 is not None else None
         self._opening = asyncio.Lock()
         self._store: Store | None = None
         self._started_at = self._clock.now()
@@ -433,7 +436,7 @@ class WorkflowEngine:
         except BaseException:
             self._cases.abandon([live for _, _, live, _, _ in held])
             raise
-        outcomes = await self._cases.commit([(live, unit) for _, _, live, unit, _ in held])
+        outcomes = await self._cases.commit_all([(live, unit) for _, _, live, unit, _ in held])
         for (index, birth, _, _, view), outcome in zip(held, outcomes, strict=True):
             if isinstance(outcome, int):
                 answers[index] = view
@@ -530,7 +533,7 @@ class WorkflowEngine:
     async def _deliver(self, case_id: str, signal: c.Signal, meta: CallMeta) -> TriggerDelivery:
         """One case's delivery. A message is known to each case by itself, whichever way it was addressed."""
         about = (case_id, msgspec.structs.replace(signal, expires=0))
-        return await self._answered(case_id, signal, meta, query.delivery_after, _decode_delivery, about)
+        return await self._command(case_id, signal, meta, _delivery_after, _encode, _decode_delivery, about)
 
     async def add_instance(
         self, case_id: str, task_id: str, data: JsonObject = None, *, activation: int = 0, meta: CallMeta = LOCAL
@@ -563,7 +566,7 @@ class WorkflowEngine:
 
     async def _on_instances(self, case_id: str, command: _Instances, meta: CallMeta) -> InstancesView:
         checked_id(command.task, "task_id")
-        return await self._answered(case_id, command, meta, query.instances_after, _decode_instances)
+        return await self._command(case_id, command, meta, _instances_after, _encode, _decode_instances)
 
     async def resolve_incident(
         self, incident_id: str, action: str, data: JsonObject = None, reason: str = "", *, meta: CallMeta = LOCAL
@@ -755,22 +758,26 @@ class WorkflowEngine:
     async def claim_work_item(self, item_id: str, user: str, *, meta: CallMeta = LOCAL) -> WorkItemView:
         """offered -> allocated to `user`."""
         checked_id(user, "user")
-        return await self._on_item(item_id, lambda ref: c.ClaimItem(ref, user), meta)
+        ref, case_id = parse_item_id(item_id)
+        return await self._on_item(case_id, c.ClaimItem(ref, user), meta)
 
     async def release_work_item(self, item_id: str, *, meta: CallMeta = LOCAL) -> WorkItemView:
         """allocated -> offered."""
-        return await self._on_item(item_id, c.ReleaseItem, meta)
+        ref, case_id = parse_item_id(item_id)
+        return await self._on_item(case_id, c.ReleaseItem(ref), meta)
 
     async def start_work_item(self, item_id: str, user: str = "", *, meta: CallMeta = LOCAL) -> WorkItemView:
         """offered or allocated -> started; rivals in a deferred choice are withdrawn."""
-        return await self._on_item(item_id, lambda ref: c.StartItem(ref, user), meta)
+        ref, case_id = parse_item_id(item_id)
+        return await self._on_item(case_id, c.StartItem(ref, user), meta)
 
     async def complete_work_item(
         self, item_id: str, output: JsonObject = None, user: str = "", *, meta: CallMeta = LOCAL
     ) -> WorkItemView:
         """The work is done. An item that was not started yet is started in the same step."""
         body = json_object(output, "output") if output is not None else b""
-        return await self._on_item(item_id, lambda ref: c.CompleteItem(ref, body, user), meta)
+        ref, case_id = parse_item_id(item_id)
+        return await self._on_item(case_id, c.CompleteItem(ref, body, user), meta)
 
     async def complete_work_items(
         self, requests: Sequence[CompleteRequest], *, meta: CallMeta = LOCAL
@@ -805,11 +812,13 @@ class WorkflowEngine:
         Then its error flow is taken, or an incident asks a person. `data` stands in the history."""
         checked_id(code, "code")
         body = json_object(data, "data") if data is not None else b""
-        return await self._on_item(item_id, lambda ref: c.FailItem(ref, code, message, user, body, permanent), meta)
+        ref, case_id = parse_item_id(item_id)
+        return await self._on_item(case_id, c.FailItem(ref, code, message, user, body, permanent), meta)
 
     async def skip_work_item(self, item_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> WorkItemView:
         """Go on without this work."""
-        return await self._on_item(item_id, lambda ref: c.SkipItem(ref, reason), meta)
+        ref, case_id = parse_item_id(item_id)
+        return await self._on_item(case_id, c.SkipItem(ref, reason), meta)
 
     # -- patterns -----------------------------------------------------------------------------------------------------
 
@@ -920,7 +929,7 @@ class WorkflowEngine:
         birth = await self._birth(asked, start, meta)
         try:
             live, unit, view = await self._conceive(birth)
-            [outcome] = await self._cases.commit([(live, unit)])
+            outcome = await self._cases.commit(live, unit)
             if not isinstance(outcome, int):
                 raise _taken(outcome, birth.case_id)
         except WorkflowError as error:
@@ -952,7 +961,9 @@ class WorkflowEngine:
         """The new case, held, what it writes, and its view. Whatever it raises (AlreadyExists), nothing is held."""
         meta, model = birth.meta, birth.model
         live = self._cases.entry(meta.tenant, birth.case_id)
-        await live.acquire()
+        if live.busy:
+            await live.acquire()
+        live.busy = True
         try:
             if live.state is not None:
                 raise AlreadyExists("case", birth.case_id, "choose another case_id")
@@ -983,64 +994,65 @@ class WorkflowEngine:
             raise
 
     async def _on_case(self, case_id: str, command: c.Command, meta: CallMeta, *, rest: bool = False) -> CaseView:
-        if self._store is None:
-            await self.open()
-        request = self._request(meta, (case_id, command)) if meta.request_id else None
-        try:
-            live, view = await self._command(case_id, command, meta, request, _case_answer)
-        except OutcomeUnknown:
-            raise  # a failing look at the request's record must not turn this into "nothing was written"
-        except WorkflowError:
-            if request is None or await self._recorded(request, meta, case_id) is None:
-                raise
+        view = await self._command(case_id, command, meta, _case_after, _no_receipt, _as_it_is)
+        if view is None:
             return await self._rest(meta, case_id)
-        return await self._rest(meta, case_id, view) if rest and live.continuing is not None else view
+        live = self._cases.peek(meta.tenant, case_id)
+        return await self._rest(meta, case_id, view) if rest and live is not None and live.continuing else view
 
-    async def _on_item(self, item_id: str, make: Callable[[c.ItemRef], c.Command], meta: CallMeta) -> WorkItemView:
-        ref, case_id = parse_item_id(item_id)
-        return await self._answered(
-            case_id, make(ref), meta, lambda step: query.work_item_after(step, ref), _decode_item
-        )
+    def _on_item(self, case_id: str, command: _OnItem, meta: CallMeta) -> Awaitable[WorkItemView]:
+        return self._command(case_id, command, meta, _item_after, _encode, _decode_item)
 
-    async def _answered(
+    async def _command(
         self,
         case_id: str,
-        command: c.Command,
+        command: C,
         meta: CallMeta,
-        view: Callable[[Step], T],
-        stored: Callable[[bytes], T],
+        view: Callable[[LiveCase, Step, C], T],
+        receipt: Callable[[T], bytes],
+        replayed: Callable[[bytes], T],
         about: object = None,
     ) -> T:
-        """Carry a command out whose answer is a view of its step; repeated, the answer is the one that was stored."""
+        """Carry a command out on a case, durably. The answer is a `view` of its step. With a request id `receipt` says
+        what is kept of it, and `replayed` makes the answer of that for whoever asks again `about` the same (None: this
+        command on this case)."""
         if self._store is None:
             await self.open()
         request = self._request(meta, about or (case_id, command)) if meta.request_id else None
-
-        def answer(_: LiveCase, step: Step) -> tuple[T, bytes]:
-            found = view(step)
-            return found, _encode(found) if request is not None else b""
-
         try:
-            _, result = await self._command(case_id, command, meta, request, answer)
+            live = self._cases.at_hand(meta.tenant, case_id) or await self._cases.hold(meta.tenant, case_id)
+            result, told = self._step(live, command, meta, request, view, receipt)
+            if told is not None:
+                began = self._clock.now() if self._levels is not None else 0
+                outcome = await told
+                if not isinstance(outcome, int):
+                    if isinstance(outcome, ExpectationFailed):
+                        raise Fenced(f"case {case_id!r} was changed by somebody else; nothing was written, try again")
+                    raise outcome
+                if self._levels is not None:
+                    self._levels.committed(self._clock.now() - began)
+            elif request is not None:
+                await self._recorded(request, meta, case_id)  # raises when the id stands for another command
         except OutcomeUnknown:
             raise  # a failing look at the request's record must not turn this into "nothing was written"
         except WorkflowError:
             record = await self._recorded(request, meta, case_id) if request is not None else None
             if record is None:
                 raise
-            return stored(record.receipt)
+            return replayed(record.receipt)
         return result
 
-    async def _command(
+    def _step(
         self,
-        case_id: str,
-        command: c.Command,
+        live: LiveCase,
+        command: C,
         meta: CallMeta,
         request: _Request | None,
-        answer: Callable[[LiveCase, Step], tuple[T, bytes]],
-    ) -> tuple[LiveCase, T]:
-        """Carry a command out on a case, durably. `answer` gives the result and the receipt kept for retries."""
-        live = await self._cases.hold(meta.tenant, case_id)
+        view: Callable[[LiveCase, Step, C], T],
+        receipt: Callable[[T], bytes],
+    ) -> tuple[T, asyncio.Future[Outcome] | None]:
+        """One step of a held case, in memory and into the journal's queue; it cannot be interrupted. The future is None
+        when nothing happened. Whoever holds the case need not release it any more."""
         case, model = live.loaded()
         sequence = case.sequence
         try:
@@ -1048,36 +1060,26 @@ class WorkflowEngine:
             if meta.deadline and now > meta.deadline:
                 raise _too_late()
             step = decide(case, model, command, now)
-            stepped = self._clock.now()
-            self._levels.stepped(stepped - now)
-            result, receipt = answer(live, step)
-            unit = None
-            if step.events:
-                unit = self._cases.unit(live, step, meta, self._record(live, request, case.sequence, receipt))
+            if self._levels is not None:
+                self._levels.stepped(self._clock.now() - now)
+            result = view(live, step, command)
+            if not step.events:
+                self._cases.done(live)
+                return result, None
+            record = None
+            if request is not None:
+                record = self._record(live, request, case.sequence, receipt(result))
+            unit = self._cases.unit(live, step, meta, record)
         except BaseException as error:
             if not isinstance(error, WorkflowError) or case.sequence != sequence:
                 self._cases.drop(live)
             live.release()
             raise
-        if unit is None:
-            self._cases.done(live)
-            if request is not None:
-                await self._recorded(request, meta, case_id)  # raises when the id stands for another command
-            return live, result
-        [outcome] = await self._cases.commit([(live, unit)])
-        if isinstance(outcome, ExpectationFailed):
-            raise Fenced(f"case {case_id!r} was changed by somebody else; nothing was written, try again")
-        if not isinstance(outcome, int):
-            raise outcome
-        self._levels.committed(self._clock.now() - stepped)
-        return live, result
+        return result, self._cases.commit(live, unit)
 
     async def _fire_timer(self, tenant: str, case_id: str, number: int) -> TimerOutcome:
         meta = CallMeta(tenant=tenant, principal=TIMER, method="fire_timer")
-        _, found = await self._command(
-            case_id, c.FireTimer(number), meta, None, lambda _, step: (fired(step, number), b"")
-        )
-        return found
+        return await self._command(case_id, c.FireTimer(number), meta, _fired, _no_receipt, lambda _: "done")
 
     def _continue(self, live: LiveCase) -> None:
         """A case has a paused cascade: carry it on in the background, slice by slice."""
@@ -1090,12 +1092,8 @@ class WorkflowEngine:
         try:
             while True:
                 try:
-                    _, going = await self._command(
-                        keys.case_id,
-                        c.Continue(),
-                        meta,
-                        None,
-                        lambda _, step: (bool(step.case.ready) and step.case.state == "running", b""),
+                    going = await self._command(
+                        keys.case_id, c.Continue(), meta, _going_on, _no_receipt, lambda _: True
                     )
                 except (StoreUnavailable, Busy):
                     await asyncio.sleep(CONTINUE_PAUSE_S)
@@ -1264,8 +1262,37 @@ def _too_late() -> DeadlineExceeded:
     return DeadlineExceeded("the deadline passed before the command was carried out; nothing was changed")
 
 
-def _case_answer(live: LiveCase, step: Step) -> tuple[CaseView, bytes]:
-    return query.case_view(step.case, step.model, live.created_by), b""
+def _no_receipt(_: object) -> bytes:
+    return b""
+
+
+def _as_it_is(_: bytes) -> CaseView | None:
+    """A repeated command on a case is answered with the case as it is now."""
+    return None
+
+
+def _going_on(_: LiveCase, step: Step, __: c.Command) -> bool:
+    return bool(step.case.ready) and step.case.state == "running"
+
+
+def _fired(_: LiveCase, step: Step, command: c.FireTimer) -> TimerOutcome:
+    return fired(step, command.timer)
+
+
+def _case_after(live: LiveCase, step: Step, _: c.Command) -> CaseView:
+    return query.case_view(step.case, step.model, live.created_by)
+
+
+def _item_after(_: LiveCase, step: Step, command: _OnItem) -> WorkItemView:
+    return query.work_item_after(step, command.item)
+
+
+def _instances_after(_: LiveCase, step: Step, __: _Instances) -> InstancesView:
+    return query.instances_after(step)
+
+
+def _delivery_after(_: LiveCase, step: Step, __: c.Signal) -> TriggerDelivery:
+    return query.delivery_after(step)
 
 
 def _taken(outcome: WorkflowError, case_id: str) -> WorkflowError:

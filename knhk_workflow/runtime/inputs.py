@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -11,7 +12,7 @@ import msgspec
 from knhk_workflow.core.commands import ItemRef
 from knhk_workflow.core.data import EMPTY
 from knhk_workflow.errors import InvalidInput, Problem
-from knhk_workflow.model.document import checked_object
+from knhk_workflow.model.document import json_object as parsed_object
 from knhk_workflow.model.schema import compiled_schema
 from knhk_workflow.model.spec import Spec
 
@@ -21,7 +22,7 @@ NUMBER_DIGITS_MAX: Final = 18
 JsonObject = Mapping[str, object] | bytes | None
 """A JSON object as a mapping or as encoded bytes; None is the empty one."""
 
-_ITEM = re.compile(r"(\d{1,18})\.(\d{1,18})\.(\d{1,18})@(.+)", re.DOTALL)
+_ITEM = re.compile(r"(\d{1,18})\.(\d{1,18})\.(\d{1,18})", re.ASCII)
 _INCIDENT = re.compile(r"(\d{1,18})@(.+)", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -52,7 +53,7 @@ def json_object(value: JsonObject, path: str) -> bytes:
             value = msgspec.json.encode(value)
         except (TypeError, ValueError, RecursionError, UnicodeEncodeError) as error:
             raise InvalidInput.field(path, f"is not a JSON object: {error}", 'for example {"amount": 120}') from error
-    return checked_object(value, path=path)
+    return parsed_object(value, path=path)[1]
 
 
 def checked_schema(spec: Spec, data: bytes) -> None:
@@ -69,13 +70,19 @@ def checked_schema(spec: Spec, data: bytes) -> None:
 
 def parse_item_id(item_id: str) -> tuple[ItemRef, str]:
     """`activation.instance.attempt@case` taken apart."""
-    match = _ITEM.fullmatch(item_id)
-    if match is None:
+    text, _, case_id = item_id.partition("@")
+    ref = _item_ref(text)
+    if ref is None or not case_id:
         raise InvalidInput.field(
             "item_id", f"{item_id[:100]!r} is not a work item id", "as listed, for example 3.1.1@order-17"
         )
-    activation, instance, attempt, case_id = match.groups()
-    return ItemRef(int(activation), int(instance), int(attempt)), case_id
+    return ref, case_id
+
+
+@lru_cache(4_096)  # the same few in every case: 3.1.1 is its third activation
+def _item_ref(text: str) -> ItemRef | None:
+    match = _ITEM.fullmatch(text)
+    return ItemRef(*map(int, match.groups())) if match is not None else None
 
 
 def parse_incident_id(incident_id: str) -> tuple[int, str]:

@@ -142,6 +142,7 @@ class LiveCases:
         self._armed = armed
         self._limit = limit
         self._cases: dict[tuple[str, str], LiveCase] = {}
+        self._loop = asyncio.get_running_loop()
 
     def __len__(self) -> int:
         return len(self._cases)
@@ -161,12 +162,19 @@ class LiveCases:
         self._cases[name] = live
         return live
 
+    def at_hand(self, tenant: str, case_id: str) -> LiveCase | None:
+        """The case, locked, if it is in memory and free; otherwise `hold` it."""
+        name = (tenant, case_id)
+        live = self._cases.get(name)
+        if live is None or live.busy or live.state is None:
+            return None
+        live.busy = True
+        self._cases[name] = self._cases.pop(name)  # used now
+        return live
+
     async def hold(self, tenant: str, case_id: str) -> LiveCase:
         """The case, locked and loaded. Raises NotFound, StoreCorrupt; then it is not locked."""
         live = self.entry(tenant, case_id)
-        if not live.busy and live.state is not None:
-            live.busy = True
-            return live
         await live.acquire()
         if live.state is None:
             try:
@@ -195,23 +203,18 @@ class LiveCases:
         """What a step writes. `request` is the key and value of its idempotency record."""
         case = step.case
         keys = live.keys
-        first = case.sequence - len(step.events) + 1
-        record = CommitRecord(
-            case.updated_at,
-            meta.principal,
-            meta.method,
-            meta.request_id,
-            meta.trace_id,
-            tuple(step.events),  # type: ignore[arg-type]  # Event is the base of exactly EventType
+        events = step.events
+        count = len(events)
+        first = case.sequence - count + 1
+        payload = _encode(
+            CommitRecord(case.updated_at, meta.principal, meta.method, meta.request_id, meta.trace_id, events)  # type: ignore[arg-type]  # Event is the base of exactly EventType
         )
-        payload = _encode(record)
-        head = pack(head_of(case, live.created_by))
+        head = seal(_encode(head_of(case, live.created_by)))
         writes: list[Write] = [(keys.record(first), seal(payload)), (keys.head, head)]
         expect: list[Expectation] = [(keys.head, live.head)]
         for (number, instance), item in step.items.items():
-            writes.append(
-                (keys.item(number, instance), item_row(case, item) if item[3].state in OPEN_ITEM_STATES else None)
-            )
+            row = item_row(case, item) if item[3].state in OPEN_ITEM_STATES else None
+            writes.append((keys.item(number, instance), row))
         if step.incidents:
             _incident_rows(keys, step, writes)
         if case.ready or step.paused:
@@ -237,24 +240,35 @@ class LiveCases:
             keys.tenant,
             keys.case_id,
             first,
-            len(step.events),
+            count,
             digest(payload, case.salt),
             writes,
             expect,
             request[0] if request is not None else None,
-            size=size,
+            (),
+            size,
         )
 
-    def commit(self, units: Sequence[tuple[LiveCase, Unit]]) -> asyncio.Future[list[Outcome]]:
-        """Queue the units of held cases, all or none; the future has one outcome per unit.
+    def commit(self, live: LiveCase, unit: Unit) -> asyncio.Future[Outcome]:
+        """Queue the unit of a held case; the future has its outcome.
 
-        Each case is released once its outcome is known, whoever still listens. Raises Busy or StoreUnavailable when
-        nothing was queued; then the cases are dropped and released.
+        The case is released once its outcome is known, whoever still listens. Raises Busy or StoreUnavailable when
+        nothing was queued; then the case is dropped and released.
         """
-        told: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        told: asyncio.Future[Outcome] = self._loop.create_future()
+        try:
+            self._journal.append_for((unit,), _Commit(self, live, told))
+        except BaseException:
+            self.abandon((live,))
+            raise
+        return told
+
+    def commit_all(self, units: Sequence[tuple[LiveCase, Unit]]) -> asyncio.Future[list[Outcome]]:
+        """As `commit`, all or none of them; the future has one outcome per unit."""
+        told: asyncio.Future[list[Outcome]] = self._loop.create_future()
         lives = [live for live, _ in units]
         try:
-            self._journal.append_for([unit for _, unit in units], _Commit(self, lives, told))
+            self._journal.append_for([unit for _, unit in units], _Commits(self, lives, told))
         except BaseException:
             self.abandon(lives)
             raise
@@ -276,10 +290,15 @@ class LiveCases:
         if live.due:
             self._armed(live.due)
             live.due = 0
-        if live.state is not None and live.state.ready and live.state.state == "running":
+        state = live.state
+        if state is not None and state.ready and state.state == "running":
             self._unsettled(live)
-        live.release()
-        self._forget_ended(live)
+        if live.turns:
+            live.release()
+            return
+        live.busy = False
+        if state is not None and state.state in ENDED:
+            self._forget_ended(live)
 
     async def _load(self, live: LiveCase) -> None:
         """Snapshot, then the records after it; checked against the head."""
@@ -352,7 +371,23 @@ class LiveCases:
 
 
 class _Commit:
-    """Units on their way to the disk: passes each outcome on, and tells the caller when all are known."""
+    """A unit on its way to the disk: passes its outcome on, then tells the caller."""
+
+    __slots__ = ("_cases", "_live", "_told")
+
+    def __init__(self, cases: LiveCases, live: LiveCase, told: asyncio.Future[Outcome]) -> None:
+        self._cases = cases
+        self._live = live
+        self._told = told
+
+    def settle(self, index: int, outcome: Outcome) -> None:
+        self._cases.settle(self._live, outcome)
+        if not self._told.done():
+            self._told.set_result(outcome)
+
+
+class _Commits:
+    """Several units on their way: passes each outcome on, and tells the caller when all are known."""
 
     __slots__ = ("_cases", "_lives", "_missing", "_outcomes", "_told")
 

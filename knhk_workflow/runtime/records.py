@@ -6,7 +6,7 @@ truth; heads, rows and snapshots can be rebuilt from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
@@ -26,7 +26,7 @@ class CommitRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     method: str
     request_id: str
     trace_id: str
-    events: tuple[EventType, ...]
+    events: Sequence[EventType]
 
 
 class CaseHead(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -49,6 +49,10 @@ from knhk_workflow.store.store import Expectation, ExpectationFailed, OutcomeUnk
 NS_PER_S: Final = 1_000_000_000
 RECOVER_PAUSE_S: Final = 0.05  # first pause between attempts to recover; doubles
 RECOVER_PAUSE_MAX_S: Final = 1.0  # a disk that has space again is noticed within 5 s, with margin
+IDLE_ROUND_NS: Final = 40_000  # a round of the event loop in which nothing happens takes 3 to 20 us, any call over 60
+IDLE_ROUNDS: Final = 2
+COMPANY_NS: Final = 1_000_000  # nobody joined for so long: nobody is likely to
+GATHER_NS: Final = 5_000_000  # longest wait for company on a busy loop: a group of 10 to 20
 SWEEP_ENTRIES: Final = 16  # expiry entries per sweep; each names up to a group's worth of requests
 
 
@@ -179,8 +183,13 @@ class Journal:
         Raises Busy when the queue is full, StoreUnavailable (or StoreFull, Fenced) when a shard cannot write now: in
         both cases nothing was queued.
         """
-        sized = [(unit, unit.size or _size(unit), self._admitting(unit.shard)) for unit in units]
-        self._room.take(len(sized), sum(size for _, size, _ in sized))
+        total = 0
+        sized: list[tuple[Unit, int, _Shard]] = []
+        for unit in units:
+            size = unit.size or _size(unit)
+            total += size
+            sized.append((unit, size, self._admitting(unit.shard)))
+        self._room.take(len(sized), total)
         for index, (unit, size, shard) in enumerate(sized):
             shard.queue.append((unit, size, waiter, index))
             shard.appended += 1
@@ -315,6 +324,49 @@ class _Attempt(msgspec.Struct, eq=False):
 _ABSENT: Final = object()
 
 
+class _Company:
+    """Lets company join a group while the event loop is busy; a loop that has nothing else to do commits at once.
+
+    A commit costs as much processor time as a dozen units in it, so small groups on a busy loop slow everybody down,
+    those who wait included. It goes round with the loop: a round that takes no time had nothing in it, so nobody is
+    coming.
+    """
+
+    __slots__ = ("_before", "_began", "_joined", "_quick", "_shard", "_units", "gathered")
+
+    def __init__(self, shard: _Shard) -> None:
+        journal = shard._journal
+        self._shard = shard
+        self._units = len(shard.queue)
+        self._before = self._joined = self._began = journal._clock()
+        self._quick = 0
+        self.gathered: asyncio.Future[None] = journal._loop.create_future()
+        journal._loop.call_soon(self._round)
+
+    def _round(self) -> None:
+        if self.gathered.done():
+            return  # the journal was ended meanwhile
+        journal, units = self._shard._journal, len(self._shard.queue)
+        try:
+            now = journal._clock()
+        except Exception as error:  # noqa: BLE001  # whoever waits is told
+            self.gathered.set_exception(error)
+            return
+        self._quick = self._quick + 1 if now - self._before < IDLE_ROUND_NS else 0
+        self._before = now
+        if units > self._units:
+            self._units, self._joined = units, now
+        if (
+            self._quick < IDLE_ROUNDS
+            and now - self._joined < COMPANY_NS
+            and now - self._began < GATHER_NS
+            and not self._shard.closing
+        ):
+            journal._loop.call_soon(self._round)
+        else:
+            self.gathered.set_result(None)
+
+
 class _Shard:
     """One shard's queue, task and place in its log."""
 
@@ -340,7 +392,7 @@ class _Shard:
         """Set while the shard cannot write: new units are refused with it."""
         self.shortage: StoreUnavailable | None = None
         """Set while the store itself refuses. New units are tried all the same: they may be the first to succeed."""
-        self._closing = False
+        self.closing = False
         self._task = journal._loop.create_task(self._run(), name=f"journal-{number}")
 
     def wake(self) -> None:
@@ -354,7 +406,7 @@ class _Shard:
             await future
 
     async def close(self) -> None:
-        self._closing = True
+        self.closing = True
         self.wake()
         if self.refusal is not None:
             self._task.cancel()
@@ -366,16 +418,20 @@ class _Shard:
         try:
             while True:
                 while not self.queue:
-                    if self._closing:
+                    if self.closing:
                         return
                     self.sleeping = self._journal._loop.create_future()
+                    if self.shortage is None:
+                        await self.sleeping
+                        self.sleeping = None
+                        continue
                     # Whoever is told that nothing can be written sends nothing more: then nobody else would notice.
-                    await asyncio.wait([self.sleeping], timeout=RECOVER_PAUSE_MAX_S if self.shortage else None)
+                    await asyncio.wait([self.sleeping], timeout=RECOVER_PAUSE_MAX_S)
                     self.sleeping = None
-                    if self.shortage is not None and not self.queue and not self._closing:
+                    if self.shortage is not None and not self.queue and not self.closing:
                         await self._probe()
-                if self._limits.linger_s and len(self.queue) < self._limits.batch_units and not self._closing:
-                    await asyncio.sleep(self._limits.linger_s)
+                if len(self.queue) < self._limits.batch_units and not self.closing:
+                    await (asyncio.sleep(self._limits.linger_s) if self._limits.linger_s else _Company(self).gathered)
                 group = self._take()
                 while group:
                     attempt, group = self._attempt(group)
@@ -547,7 +603,7 @@ class _Shard:
                 self._fail(attempt.group, partial(OutcomeUnknown, message, full=False))
                 self._refuse_queued()
                 return
-            if self._closing:
+            if self.closing:
                 self._fail(attempt.group, lambda: OutcomeUnknown("the journal closed during an outage", full=full))
                 self._refuse_queued()  # what waits must not be written behind an unknown outcome
                 return

@@ -14,8 +14,10 @@ Each rule answers a measured fault of LevelDB 1.22 / plyvel 1.5.1:
 * Opening twice, forking: see `directory`; the handle remembers its process.
 * Values over 256 KB stall compaction: they are cut into chunks, which the callers do not see.
 
-Threads: one writes (checks expectations, writes the batch, notes the head), a few read. The event loop never waits for
-the disk: a commit is one hop to the writer and one call back.
+Threads: one writes (the batch, then the head), a few read. The event loop never waits for the disk: a commit is one hop
+to the writer and one call back. What can be done without the disk is done before the hop, on the event loop: objects
+that two processors take turns at cost more than the work on them. Hence one commit at a time, and what is known of the
+database (`_known`, `_chunked`) belongs to the event loop alone.
 
 Keys that begin with FF FE or FF FF are the store's own.
 """
@@ -57,6 +59,7 @@ from knhk_workflow.store.store import Expectation, ExpectationFailed, OutcomeUnk
 MIB: Final = 1024 * 1024
 SHARDS: Final = 1  # one process owns the whole directory: more would only mean more fsyncs
 KNOWN_MAX: Final = 20_000  # about 200 bytes each
+SPACE_CHECK_S: Final = 0.05  # a disk that fills at 1 GB/s loses less than `free_min_bytes` in it
 HEAD_SYNC_S: Final = 0.1  # what a loss of power may hide from the truncation check
 LOG_CHECK_RECORDS: Final = 32_768  # most that an open walks, unless twice the write buffer comes first: 0.14 s
 
@@ -65,6 +68,18 @@ _CHUNK: Final = b"\xff\xff"
 _CHUNKED: Final = b"\xffchunks\xff"  # a value that begins so describes chunks; values that happen to are chunked too
 _chunks = struct.Struct(">8sIQI")  # marker, count, length, crc32
 _u32 = struct.Struct(">I").pack
+
+_UNKNOWN: Final = object()
+
+_forks = 0  # how often this process is a fork of the one that imported this
+
+
+def _forked() -> None:
+    global _forks  # noqa: PLW0603  # asking for the process id with every commit is a system call each time
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -99,6 +114,7 @@ class LevelDBStore:
         self._limits = limits
         self._loop = loop
         self._keys = Keyspace(self.shards)
+        self._forks = _forks
         self._pid = os.getpid()
         self._gate = _Gate()
         self._chunked: dict[bytes, int] = {}
@@ -108,6 +124,10 @@ class LevelDBStore:
         """Why writing is fenced; set by the first failure, cleared by `recover`."""
         self._low = False
         """Space was short, so that LevelDB may hold an error of its background work."""
+        self._space_until = 0.0
+        """There was space enough, and until then nobody need look again (monotonic seconds)."""
+        self._turn: asyncio.Future[None] | None = None
+        """Done when the writer has nothing to do; only waited for, never cancelled."""
         self._head = directory.head(self._keys.all_shards())
         self._db: Database | None = None
         try:
@@ -169,10 +189,16 @@ class LevelDBStore:
     # -- the protocol -------------------------------------------------------------------------------------------------
 
     async def commit(self, writes: Sequence[Write], expect: Sequence[Expectation], durable: bool) -> None:
-        await self._write(self._commit, writes, expect, durable)
+        while self._turn is not None:
+            await asyncio.wait([self._turn])
+        self._check_open()
+        prepared = self._prepare(writes, expect, durable)
+        await self._write(lambda: self._commit(prepared), lambda: self._committed(prepared))
 
     async def recover(self) -> None:
-        await self._write(self._recover)
+        while self._turn is not None:
+            await asyncio.wait([self._turn])
+        await self._write(self._recover, self._forget)
 
     async def get(self, key: bytes) -> bytes | None:
         return await self._read(self._get, None, key)
@@ -189,7 +215,7 @@ class LevelDBStore:
         self._check_process()
         self._closed = True
         future: asyncio.Future[None] = self._loop.create_future()
-        self._jobs.put((self._shut, future))
+        self._jobs.put((self._shut, lambda error: _settle(future, error)))
         self._jobs.put(None)
         try:
             await future
@@ -200,7 +226,7 @@ class LevelDBStore:
     # -- handing over -------------------------------------------------------------------------------------------------
 
     def _check_process(self) -> None:
-        if os.getpid() != self._pid:
+        if self._forks != _forks:
             raise StoreUnavailable(
                 f"the store was opened by process {self._pid} and cannot be used after a fork; start processes by spawn"
             )
@@ -210,11 +236,22 @@ class LevelDBStore:
         if self._closed:
             raise StoreUnavailable("the store is closed")
 
-    async def _write(self, job: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Run a job in the writer thread, after those before it."""
+    async def _write(self, job: Callable[[], None], after: Callable[[], None]) -> None:
+        """Run a job in the writer thread, and `after` on the event loop when it went well, whoever still waits."""
         self._check_open()
+        self._turn = turn = self._loop.create_future()
         future: asyncio.Future[None] = self._loop.create_future()
-        self._jobs.put((lambda: job(*args, **kwargs), future))
+
+        def settle(error: Exception | None) -> None:
+            self._turn = None
+            turn.set_result(None)
+            if error is None:
+                after()
+            elif not isinstance(error, ExpectationFailed):
+                self._forget()
+            _settle(future, error)
+
+        self._jobs.put((job, settle))
         await future
 
     async def _read(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -248,14 +285,14 @@ class LevelDBStore:
                 sync_due = time.monotonic() + HEAD_SYNC_S
             if job is None:
                 return
-            run, future = job
+            run, settle = job
             error: Exception | None = None
             try:
                 run()
             except Exception as caught:  # noqa: BLE001  # goes to the caller as it is
                 error = caught
             try:
-                self._loop.call_soon_threadsafe(_settle, future, error)
+                self._loop.call_soon_threadsafe(settle, error)
             except RuntimeError:  # the loop ended without closing the store; nobody waits any more
                 continue
 
@@ -267,27 +304,29 @@ class LevelDBStore:
 
     # -- the writer thread's jobs -------------------------------------------------------------------------------------
 
-    def _commit(self, writes: Sequence[Write], expect: Sequence[Expectation], durable: bool) -> None:
-        db = self._db
-        if self._fault is not None or db is None:
-            # Unknown rather than refused, so that the caller brings the store back: a head that cannot be synced has no
-            # failed commit of its own.
-            raise OutcomeUnknown(self._fault or "the database is not open", full=False)
-        self._check_space()
-        db = self._database()
-        failed: list[bytes] = []
-        get, chunked, chunk_bytes = db.get, self._chunked, self._limits.chunk_bytes
+    def _prepare(self, writes: Sequence[Write], expect: Sequence[Expectation], durable: bool) -> _Prepared:
+        """On the event loop, when the writer has nothing to do."""
         known = self._known
-        for key, value in expect:
-            held = known[key] if key in known else get(key, verify_checksums=True)
-            if held != value and (held is None or not held.startswith(_CHUNKED) or self._join(key, held) != value):
+        unknown: list[Expectation] = []
+        failed: list[bytes] = []
+        for pair in expect:
+            key, value = pair
+            held = known.get(key, _UNKNOWN)
+            if held is _UNKNOWN:
+                unknown.append(pair)
+            elif held != value:
                 failed.append(key)
-        if failed:
-            raise ExpectationFailed(failed)
-        batch = db.write_batch(sync=durable)
-        put = batch.put
-        changed: dict[bytes, int] = {}
-        for key, value in writes:
+        prepared = _Prepared(writes, expect, durable, {}, unknown, failed, self._db, None)
+        if self._db is not None and not failed:
+            prepared.batch = self._batch(self._db, prepared)
+        return prepared
+
+    def _batch(self, db: Database, prepared: _Prepared) -> Batch:
+        batch = db.write_batch(sync=prepared.durable)
+        put, chunk_bytes, chunked = batch.put, self._limits.chunk_bytes, self._chunked
+        changed = prepared.changed
+        changed.clear()
+        for key, value in prepared.writes:
             if chunked or changed:
                 self._drop_chunks(batch, key, changed)
             if value is None:
@@ -296,12 +335,50 @@ class LevelDBStore:
                 self._put_chunks(batch, key, value, changed)
             else:
                 put(key, value)
+        return batch
+
+    def _committed(self, prepared: _Prepared) -> None:
+        """On the event loop: what is known of the database now."""
+        for key, count in prepared.changed.items():
+            if count:
+                self._chunked[key] = count
+            else:
+                self._chunked.pop(key, None)
+        known = self._known
+        known.update(prepared.expect)
+        for key, value in prepared.writes:
+            if key in known:  # the next commit on the same thing expects just this
+                known[key] = value
+        if len(known) > KNOWN_MAX:
+            known.clear()
+
+    def _forget(self) -> None:
+        self._known.clear()
+
+    def _commit(self, prepared: _Prepared) -> None:
+        db = self._db
+        if self._fault is not None or db is None:
+            # Unknown rather than refused, so that the caller brings the store back: a head that cannot be synced has no
+            # failed commit of its own.
+            raise OutcomeUnknown(self._fault or "the database is not open", full=False)
+        self._check_space()
+        db = self._database()
+        failed = prepared.failed
+        for key, value in prepared.unknown:
+            held = db.get(key, verify_checksums=True)
+            if held != value and (held is None or not held.startswith(_CHUNKED) or self._join(key, held) != value):
+                failed.append(key)
+        if failed:
+            raise ExpectationFailed(failed)
+        batch = prepared.batch
+        if batch is None or prepared.opened is not db:
+            batch = self._batch(db, prepared)
         try:
             batch.write()
-            if durable:
+            if prepared.durable:
                 self._directory.sync_names()
-            if durable and writes and is_log(writes[-1][0]):
-                log_key, log_value = writes[-1]
+            if prepared.durable and prepared.writes and is_log(prepared.writes[-1][0]):
+                log_key, log_value = prepared.writes[-1]
                 assert log_value is not None
                 shard, position = parse_log(log_key)
                 head = (position, log_hash(log_value))
@@ -312,24 +389,17 @@ class LevelDBStore:
             self._low = self._low or full
             self._fault = f"a write failed: {said(error)}"
             raise OutcomeUnknown(self._fault, full=full) from error
-        for key, count in changed.items():
-            if count:
-                chunked[key] = count
-            else:
-                chunked.pop(key, None)
-        expected = dict(expect)
-        for key, value in writes:
-            if key in expected or key in known:  # the next commit on the same thing expects just this
-                known[key] = value
-        if len(known) > KNOWN_MAX:
-            known.clear()
 
     def _check_space(self) -> None:
         """Refuse while space is short; once it is back, put the reserve aside again and clear LevelDB's own errors."""
+        now = time.monotonic()
+        if now < self._space_until and not self._low:
+            return
         directory, limits = self._directory, self._limits
         free = directory.free_bytes()
         if not self._low:
             if free >= limits.free_min_bytes:
+                self._space_until = now + SPACE_CHECK_S
                 return
             self._low = True
         needed = limits.free_min_bytes + limits.free_min_bytes // 4  # so that it does not flutter
@@ -372,7 +442,6 @@ class LevelDBStore:
         if self._db is not None:
             self._db.close()
             self._db = None
-            self._known.clear()
 
     def _put_chunks(self, batch: Batch, key: bytes, value: bytes, changed: dict[bytes, int]) -> None:
         size = self._limits.chunk_bytes
@@ -502,7 +571,25 @@ class _LevelDBSnapshot:
         return self._view
 
 
-_Job = tuple[Callable[[], None], "asyncio.Future[None]"]
+_Job = tuple[Callable[[], None], Callable[["Exception | None"], None]]
+"""(what the writer runs, whom the event loop tells how it went)"""
+
+
+class _Prepared(msgspec.Struct, eq=False):
+    """A commit, as far as it can be done without the disk."""
+
+    writes: Sequence[Write]
+    expect: Sequence[Expectation]
+    durable: bool
+    changed: dict[bytes, int]
+    """How many chunks the values written under these keys have."""
+    unknown: list[Expectation]
+    """What the database must be asked about."""
+    failed: list[bytes]
+    """Keys that are known to hold something else."""
+    opened: Database | None
+    """The database that `batch` belongs to; when it was opened again since, the batch is made anew."""
+    batch: Batch | None
 
 
 class _Gate:

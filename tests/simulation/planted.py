@@ -51,10 +51,10 @@ class Bug:
 def _ack_before_commit(right: Any) -> Any:
     """The caller hears of success as soon as the unit is on its way."""
 
-    def commit(cases: LiveCases, units: Sequence[tuple[LiveCase, Unit]]) -> asyncio.Future[list[int]]:
-        right(cases, units)
-        early: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
-        early.set_result([1] * len(units))
+    def commit(cases: LiveCases, live: LiveCase, unit: Unit) -> asyncio.Future[int]:
+        right(cases, live, unit)
+        early: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        early.set_result(1)
         return early
 
     return commit

@@ -408,9 +408,16 @@ async def test_close_writes_what_is_queued_and_then_refuses(store: FaultyStore, 
 
 
 async def test_a_mistake_of_our_own_leaves_nobody_waiting(store: FaultyStore) -> None:
-    times = iter([1, 2, 3])
-    journal = await Journal.open(store, lambda: next(times))
+    broken = False
+
+    def clock() -> int:
+        if broken:
+            raise RuntimeError("no time")
+        return 1
+
+    journal = await Journal.open(store, clock)
     assert await journal.append(Case("a").step()) == 1
+    broken = True
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
     assert isinstance(await refused(journal.append(Case("b").step())), StoreUnavailable)
     with pytest.raises(StoreUnavailable, match="stopped"):
