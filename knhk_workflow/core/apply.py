@@ -106,7 +106,7 @@ def _net_started(case: Case, event: e.NetStarted) -> None:
         run.state = "running"
         run.child = event.net
         run.changed_at = case.now
-    net.put(START)
+    net.put((START,))
 
 
 def _turned(activation: Activation, instance: int) -> None:
@@ -138,66 +138,62 @@ def _net_ended(case: Case, event: e.NetCompleted | e.NetCancelled) -> None:
 
 
 def _task_enabled(case: Case, event: e.TaskEnabled) -> None:
-    net = case.nets[event.net]
-    case.activations[event.activation] = Activation(
-        event.activation,
-        event.net,
-        event.task,
-        event.inputs,
-        case.sequence,
-        event.started,
-        count=event.count,
-        threshold=event.threshold,
-        elements=list(event.elements),
-    )
-    case.last_activation = event.activation
-    running = net.active.get(event.task)
+    net, task, number = case.nets[event.net], event.task, event.activation
+    activation = Activation(number, event.net, task, event.inputs, case.sequence, event.started)
+    case.activations[number] = activation
+    case.last_activation = number
+    if event.count != 1 or event.threshold or event.elements:
+        activation.count = event.count
+        activation.threshold = event.threshold
+        activation.elements = list(event.elements)
+    running = net.active.get(task)
     if running is None:
-        net.active[event.task] = [event.activation]
+        net.active[task] = [number]
     else:
-        running.append(event.activation)
+        running.append(number)
     if event.started:
-        for condition in event.inputs:
-            net.take(condition)
+        net.take(event.inputs)
 
 
 def _task_started(case: Case, event: e.TaskStarted) -> None:
     net = case.nets[event.net]
     case.activations[event.activation].started = True
-    for condition in event.consumed:
-        net.take(condition)
+    net.take(event.consumed)
 
 
 def _forget(case: Case, net: NetInstance, activation: int) -> None:
-    gone = case.activations.pop(activation)
-    running = net.active[gone.task]
-    running.remove(activation)
-    if not running:
-        del net.active[gone.task]
+    task = case.activations.pop(activation).task
+    running = net.active[task]
+    if len(running) == 1:
+        del net.active[task]
+    else:
+        running.remove(activation)
 
 
 def _task_completed(case: Case, event: e.TaskCompleted) -> None:
     net = case.nets[event.net]
     _forget(case, net, event.activation)
-    _produce(net, event)
+    net.put(event.produced)
+    if event.dead:
+        _bury(net, event.dead)
 
 
-def _produce(net: NetInstance, event: e.TaskCompleted | e.TaskReleased) -> None:
-    for condition in event.produced:
-        net.put(condition)
-    for condition in event.dead:
+def _bury(net: NetInstance, conditions: tuple[str, ...]) -> None:
+    """Add one false token to each condition."""
+    for condition in conditions:
         net.dead[condition] = net.dead.get(condition, 0) + 1
 
 
 def _task_released(case: Case, event: e.TaskReleased) -> None:
     case.activations[event.activation].released = True
-    _produce(case.nets[event.net], event)
+    net = case.nets[event.net]
+    net.put(event.produced)
+    _bury(net, event.dead)
 
 
 def _tokens_removed(case: Case, event: e.TokensRemoved) -> None:
     net = case.nets[event.net]
-    for condition in event.conditions:
-        net.take(condition)
+    net.take(event.conditions)
 
 
 def _instance_added(case: Case, event: e.InstanceAdded) -> None:
@@ -214,8 +210,7 @@ def _instances_closed(case: Case, event: e.InstancesClosed) -> None:
 
 def _join_moved(case: Case, event: e.JoinMoved) -> None:
     net = case.nets[event.net]
-    for condition in event.absorbed:
-        net.take(condition)
+    net.take(event.absorbed)
     if event.seen:
         net.seen[event.task] = event.seen
     else:
@@ -235,16 +230,14 @@ def _expectation_met(case: Case, event: e.ExpectationMet) -> None:
 
 def _dead_path_moved(case: Case, event: e.DeadPathMoved) -> None:
     net = case.nets[event.net]
-    for condition in event.taken:
-        net.take(condition)
+    net.take(event.taken)
     for condition in event.dead:
         left = net.dead[condition] - 1
         if left:
             net.dead[condition] = left
         else:
             del net.dead[condition]
-    for condition in event.produced:
-        net.dead[condition] = net.dead.get(condition, 0) + 1
+    _bury(net, event.produced)
 
 
 def _net_reset(case: Case, event: e.NetReset) -> None:
@@ -336,85 +329,79 @@ def _task_cancelled(case: Case, event: e.TaskCancelled) -> None:
 
 
 def _item_offered(case: Case, event: e.ItemOffered) -> None:
-    activation = case.activations[event.activation]
-    _turned(activation, event.instance)
-    activation.instances[event.instance] = Instance(
-        number=event.instance,
-        attempt=event.attempt,
-        data=event.data,
-        changed_at=case.now,
-        offered_at=case.now,
-    )
+    activation, instance, now = case.activations[event.activation], event.instance, case.now
+    if instance > activation.count:
+        _turned(activation, instance)
+    activation.instances[instance] = Instance(instance, "offered", event.attempt, "", event.data, b"", 0, now, now)
     case.open_items += 1
 
 
-_ItemEvent = (
-    e.ItemAllocated
-    | e.ItemReleased
-    | e.ItemStarted
-    | e.ItemCompleted
-    | e.ItemFailed
-    | e.ItemSkipped
-    | e.ItemWithdrawn
-    | e.ItemTerminated
-    | e.ItemForceCompleted
-)
+def _item_allocated(case: Case, event: e.ItemAllocated) -> None:
+    run = case.activations[event.activation].instances[event.instance]
+    run.state = "allocated"
+    run.changed_at = case.now
+    run.owner = event.owner
 
 
-def _run(case: Case, event: _ItemEvent, state: str) -> Instance:
+def _item_released(case: Case, event: e.ItemReleased) -> None:
+    run = case.activations[event.activation].instances[event.instance]
+    run.state = "offered"
+    run.changed_at = case.now
+    run.owner = ""
+
+
+def _item_started(case: Case, event: e.ItemStarted) -> None:
+    activation = case.activations[event.activation]
+    run = activation.instances[event.instance]
+    run.state = "started"
+    run.changed_at = case.now
+    if event.owner:
+        run.owner = event.owner
+    if event.consumed or not activation.inputs:  # a task that a signal started has nothing to consume
+        activation.started = True
+        case.nets[event.net].take(event.consumed)
+
+
+_ItemEnd = e.ItemCompleted | e.ItemFailed | e.ItemSkipped | e.ItemWithdrawn | e.ItemTerminated | e.ItemForceCompleted
+
+
+def _over(case: Case, event: _ItemEnd, state: str) -> Instance:
+    """The instance of an item that ends in `state`."""
     instances = case.activations[event.activation].instances
     run = instances.get(event.instance)
     if run is None:  # work that could not even be offered, settled by resolving its incident
         run = instances[event.instance] = Instance(event.instance, "failed")
-    if run.state in OPEN_ITEM_STATES and state not in OPEN_ITEM_STATES:
+    elif run.state in OPEN_ITEM_STATES:
         case.open_items -= 1
-        case.firings = 0  # the outside has moved: automatic firings count from zero again
+        if case.firings:
+            case.firings = 0  # the outside has moved: automatic firings count from zero again
     run.state = state
     run.changed_at = case.now
-    run.held = case.state == "suspended" and state in DONE_STATES
+    if case.state == "suspended":
+        run.held = state in DONE_STATES
     return run
 
 
-def _item_allocated(case: Case, event: e.ItemAllocated) -> None:
-    _run(case, event, "allocated").owner = event.owner
-
-
-def _item_released(case: Case, event: e.ItemReleased) -> None:
-    _run(case, event, "offered").owner = ""
-
-
-def _item_started(case: Case, event: e.ItemStarted) -> None:
-    run = _run(case, event, "started")
-    if event.owner:
-        run.owner = event.owner
-    activation = case.activations[event.activation]
-    if event.consumed or not activation.inputs:  # a task that a signal started has nothing to consume
-        activation.started = True
-        net = case.nets[event.net]
-        for condition in event.consumed:
-            net.take(condition)
-
-
 def _item_completed(case: Case, event: e.ItemCompleted) -> None:
-    _run(case, event, "completed").output = event.output
+    _over(case, event, "completed").output = event.output
 
 
-def _item_ended(state: str) -> Callable[[Case, _ItemEvent], None]:
+def _item_ended(state: str) -> Callable[[Case, _ItemEnd], None]:
     """An applier for an item that ends without output."""
 
-    def apply(case: Case, event: _ItemEvent) -> None:
-        _run(case, event, state)
+    def apply(case: Case, event: _ItemEnd) -> None:
+        _over(case, event, state)
 
     return apply
 
 
-def _item_gone(state: str) -> Callable[[Case, _ItemEvent], None]:
+def _item_gone(state: str) -> Callable[[Case, _ItemEnd], None]:
     """An applier for an item that the case takes back. Nobody outside did that: a loop may offer and withdraw for ever,
     and its firings count on."""
 
-    def apply(case: Case, event: _ItemEvent) -> None:
+    def apply(case: Case, event: _ItemEnd) -> None:
         firings = case.firings
-        _run(case, event, state)
+        _over(case, event, state)
         case.firings = firings
 
     return apply

@@ -77,21 +77,25 @@ class NetInstance(msgspec.Struct, array_like=True):
     expected: dict[str, list[tuple[str, ...]]] = {}  # structured merges: inputs to wait for, oldest first
     dead: dict[str, int] = {}  # false tokens on their way to a local merge
 
-    def put(self, condition: str) -> None:
-        """Add one token."""
-        self.tokens += 1
-        self.marking[condition] = self.marking.get(condition, 0) + 1
+    def put(self, conditions: tuple[str, ...]) -> None:
+        """Add one token to each condition (repetition = several tokens)."""
+        marking = self.marking
+        for condition in conditions:
+            marking[condition] = marking.get(condition, 0) + 1
+        self.tokens += len(conditions)
 
-    def take(self, condition: str) -> None:
-        """Remove one token; a missing one is a broken invariant and stops the step."""
-        left = self.marking.get(condition, 0) - 1
-        if left > 0:
-            self.marking[condition] = left
-        elif left == 0:
-            del self.marking[condition]
-        else:
-            raise AssertionError(f"no token in {condition!r} of net instance {self.number}")
-        self.tokens -= 1
+    def take(self, conditions: tuple[str, ...]) -> None:
+        """Remove one token from each condition; a missing one is a broken invariant and stops the step."""
+        marking = self.marking
+        for condition in conditions:
+            left = marking.get(condition, 0)
+            if left == 1:
+                del marking[condition]
+            elif left:
+                marking[condition] = left - 1
+            else:
+                raise AssertionError(f"no token in {condition!r} of net instance {self.number}")
+        self.tokens -= len(conditions)
 
 
 class Kept(msgspec.Struct, array_like=True, frozen=True):

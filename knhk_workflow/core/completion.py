@@ -46,9 +46,12 @@ def ended(step: Step, activation: Activation, node: TaskNode, run: Instance) -> 
     """An instance has ended well: take its output over and go on."""
     if run.timer:
         step.disarm(run.timer)
-    if node.many is None or node.many.collect is None:
-        output = (run.output or EMPTY) if run.state == "completed" else b""
-        if output and not take_output(step, activation, node, output, run.number, run.data):
+    if run.state == "completed" and (node.many is None or node.many.collect is None):
+        output = run.output or EMPTY
+        if node.out is not None:
+            if not take_output(step, activation, node, output, run.number, run.data):
+                return
+        elif output != EMPTY and not _update(step, activation, output, run.number):
             return
     if node.single_run and not activation.incidents and run.state in DONE_STATES:
         leave(step, activation, node)  # as `advance` would find out: the only instance is done
@@ -60,9 +63,9 @@ def take_output(
     step: Step, activation: Activation, node: TaskNode, output: bytes, instance: int = 0, inputs: bytes = b""
 ) -> bool:
     """Merge an output into the net's data, through `out` when the task maps it. False: an incident stands for it."""
-    net = step.case.nets[activation.net]
     patch = output
     if node.out is not None:
+        net = step.case.nets[activation.net]
         result = msgspec.json.decode(merge(inputs or net.data, output))
         mapped = mapping(step, node.out, result, activation, instance, "out")
         if mapped is None:
@@ -72,12 +75,13 @@ def take_output(
 
 
 def _update(step: Step, activation: Activation, patch: bytes, instance: int = 0) -> bool:
-    net = step.case.nets[activation.net]
+    number = activation.net
+    net = step.case.nets[number]
     if len(net.data) + len(patch) > DATA_BYTES_MAX and len(merge(net.data, patch)) > DATA_BYTES_MAX:
         message = f"the output of task {activation.task!r} would make the data larger than {DATA_BYTES_MAX} bytes"
-        raise_incident(step, "data_limit", net.number, message, activation, instance)
+        raise_incident(step, "data_limit", number, message, activation, instance)
         return False
-    step.emit(e.DataUpdated(net.number, patch))
+    step.emit(e.DataUpdated(number, patch))
     return True
 
 
@@ -223,12 +227,14 @@ def leave(
     number = activation.net
     if node.busy_end:
         return _leave_busily(step, activation, node, release, via, met)
-    produced = _branch(node, via) if via is not None else _take_split(step, activation, node)
-    if produced is None:
-        return False
+    produced = node.forks
+    if produced is None or via is not None:
+        produced = _branch(node, via) if via is not None else _take_split(step, activation, node)
+        if produced is None:
+            return False
     if step.case.timers:
         step.untimed(activation)
-    step.emit(e.TaskCompleted(number, node.id, activation.number, *produced, met))
+    step.emit(e.TaskCompleted(number, node.id, activation.number, produced[0], produced[1], met))
     return _arrived(step, step.case.nets[number], produced)
 
 

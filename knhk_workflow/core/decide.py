@@ -33,8 +33,11 @@ from knhk_workflow.core.settle import settle
 from knhk_workflow.core.starting import run_instance, start_item, start_without_work
 from knhk_workflow.core.step import Step
 from knhk_workflow.core.triggers import deliver, receive
-from knhk_workflow.errors import LimitExceeded, NotFound, Stale, WrongState
-from knhk_workflow.model.net import SINGLE, Model
+from knhk_workflow.errors import LimitExceeded, NotFound, Stale, WorkflowError, WrongState
+from knhk_workflow.model.net import SINGLE, Model, TaskNode
+
+UNBEGUN = ("offered", "allocated")
+UNDONE = ("started", *UNBEGUN)
 
 
 def create(model: Model, command: c.CreateCase, now: int) -> Step:
@@ -148,55 +151,66 @@ def _net(step: Step, name: str) -> NetInstance:
 
 
 def _claim(step: Step, command: c.ClaimItem) -> None:
-    activation, run = _item(step, command.item, "claim", "offered")
+    _, _, activation, run = _item(step, command.item, "claim", ("offered",))
     step.emit(e.ItemAllocated(*place_of(activation, run), command.owner))
     step.changed(activation, run)
 
 
 def _release(step: Step, command: c.ReleaseItem) -> None:
-    activation, run = _item(step, command.item, "release", "allocated")
+    _, _, activation, run = _item(step, command.item, "release", ("allocated",))
     step.emit(e.ItemReleased(*place_of(activation, run)))
     step.changed(activation, run)
 
 
 def _start_item(step: Step, command: c.StartItem) -> None:
     _need(step, "running")
-    activation, run = _item(step, command.item, "start", "offered", "allocated")
+    net, node, activation, run = _item(step, command.item, "start", UNBEGUN)
     _own(step, activation, run, command.owner)
-    start_item(step, activation, run, command.owner)
+    step.items[activation.number, run.number] = net.name, node, activation, run
+    start_item(step, net, node, activation, run, command.owner)
     settle(step)
 
 
-def _begin(step: Step, ref: c.ItemRef, verb: str, owner: str) -> tuple[Activation, Instance]:
-    """The item of a result. One that was not started yet is started, so that a single call can do the work."""
-    activation, run = _item(step, ref, verb, "started", "offered", "allocated")
-    _own(step, activation, run, owner)
+def _begin(step: Step, ref: c.ItemRef, verb: str, owner: str) -> tuple[TaskNode, Activation, Instance]:
+    """The item of a result. One that was not started yet is started, so that a single call can do the work.
+
+    It is noted as changed; that its end disarms its timer is left to the caller.
+    """
+    net, node, activation, run = _item(step, ref, verb, UNDONE)
+    if owner:
+        _own(step, activation, run, owner)
+    step.items[activation.number, run.number] = net.name, node, activation, run
     if run.state != "started":
-        _need(step, "running")
-        start_item(step, activation, run, owner)
-    return activation, run
+        if step.case.state != "running":
+            _need(step, "running")
+        start_item(step, net, node, activation, run, owner)
+    return node, activation, run
 
 
 def _complete_item(step: Step, command: c.CompleteItem) -> None:
     if len(command.output) > DATA_BYTES_MAX:
         raise LimitExceeded("work item output bytes", DATA_BYTES_MAX, len(command.output))
-    _need(step, "running", "suspended")
-    activation, run = _begin(step, command.item, "complete", command.owner)
-    step.emit(e.ItemCompleted(*place_of(activation, run), command.output))
-    _item_done(step, activation, run)
+    if step.case.state != "running":
+        _need(step, "running", "suspended")
+    node, activation, run = _begin(step, command.item, "complete", command.owner)
+    step.emit(
+        e.ItemCompleted(activation.net, activation.task, activation.number, run.number, run.attempt, command.output)
+    )
+    if run.timer:
+        step.disarm(run.timer)
+    if step.case.state == "running":
+        ended(step, activation, node, run)
+        settle(step)
 
 
 def _skip_item(step: Step, command: c.SkipItem) -> None:
     _need(step, "running", "suspended")
-    activation, run = _begin(step, command.item, "skip", "")
+    node, activation, run = _begin(step, command.item, "skip", "")
     step.emit(e.ItemSkipped(*place_of(activation, run), command.reason))
-    _item_done(step, activation, run)
-
-
-def _item_done(step: Step, activation: Activation, run: Instance) -> None:
-    step.changed(activation, run)
+    if run.timer:
+        step.disarm(run.timer)
     if step.case.state == "running":
-        ended(step, activation, step.node(activation), run)
+        ended(step, activation, node, run)
         settle(step)
 
 
@@ -204,10 +218,11 @@ def _fail_item(step: Step, command: c.FailItem) -> None:
     if len(command.data) > DATA_BYTES_MAX:
         raise LimitExceeded("work item failure bytes", DATA_BYTES_MAX, len(command.data))
     _need(step, "running", "suspended")
-    activation, run = _begin(step, command.item, "fail", command.owner)
+    node, activation, run = _begin(step, command.item, "fail", command.owner)
     step.emit(e.ItemFailed(*place_of(activation, run), command.code, command.message, command.data))
-    step.changed(activation, run)
-    due.failed(step, step.node(activation), activation, run, command.code, command.message, permanent=command.permanent)
+    if run.timer:
+        step.disarm(run.timer)
+    due.failed(step, node, activation, run, command.code, command.message, permanent=command.permanent)
     settle(step)
 
 
@@ -421,37 +436,43 @@ def _need(step: Step, *states: str) -> None:
         raise WrongState("case", step.case.case_id, " or ".join(states), step.case.state)
 
 
-def _item(step: Step, ref: c.ItemRef, verb: str, *states: str) -> tuple[Activation, Instance]:
-    """The item, if it is in one of `states`; otherwise an error that tells what it is instead."""
+def _item(
+    step: Step, ref: c.ItemRef, verb: str, states: tuple[str, ...]
+) -> tuple[NetInstance, TaskNode, Activation, Instance]:
+    """The item, if it is in one of `states` and can be acted on; otherwise an error that tells what it is instead."""
     case = step.case
-    name = f"{ref.activation}.{ref.instance}.{ref.attempt}@{case.case_id}"
     activation = case.activations.get(ref.activation)
-    if activation is None or ref.instance not in activation.instances:
-        if 0 < ref.activation <= case.last_activation:
-            raise WrongState("work item", name, " or ".join(states), "finished or withdrawn")
-        raise NotFound("work item", name)
-    run = activation.instances[ref.instance]
-    if run.attempt != ref.attempt:
-        raise Stale("work item", name, f"attempt {run.attempt}", f"attempt {ref.attempt}", "list the work again")
-    if run.state not in states:
-        shown = run.state if run.state in OPEN_ITEM_STATES else f"{run.state} already"
-        if run.state == RETRYING:
-            shown = "failed, and waits to be tried again"
-        raise WrongState("work item", name, " or ".join(states), shown)
-    if not locks.begun(activation, step.node(activation)):
-        _startable(step, activation, name, verb, states)
-    return activation, run
-
-
-def _startable(step: Step, activation: Activation, name: str, verb: str, states: tuple[str, ...]) -> None:
-    """An offer is only good while its tokens are there and its locks are free."""
-    net = step.case.nets[activation.net]
-    node = step.node(activation)
+    run = activation.instances.get(ref.instance) if activation is not None else None
+    if activation is None or run is None or run.attempt != ref.attempt or run.state not in states:
+        raise _unfit(case, ref, run, states)
+    net = case.nets[activation.net]
+    node = step.model.nets[net.name].tasks[activation.task]
+    # An offer is only good while its tokens are there and its locks are free.
     if not activation.started and binding(step, node, net, activation.inputs) is None:
         # A paused cascade has taken the token already and will withdraw the offer when it goes on.
-        raise WrongState("work item", name, " or ".join(states), "finished or withdrawn")
-    if verb in ("start", "complete", "fail", "skip"):
-        _unlocked(step, activation, "work item", name)
+        raise WrongState("work item", _name(case, ref), " or ".join(states), "finished or withdrawn")
+    if node.guarded and verb in ("start", "complete", "fail", "skip") and not locks.begun(activation, node):
+        _unlocked(step, activation, "work item", _name(case, ref))
+    return net, node, activation, run
+
+
+def _name(case: Case, ref: c.ItemRef) -> str:
+    return f"{ref.activation}.{ref.instance}.{ref.attempt}@{case.case_id}"
+
+
+def _unfit(case: Case, ref: c.ItemRef, run: Instance | None, states: tuple[str, ...]) -> WorkflowError:
+    """Why an item cannot be acted on: it is unknown, gone, another attempt, or in another state."""
+    name = _name(case, ref)
+    if run is None:
+        if 0 < ref.activation <= case.last_activation:
+            return WrongState("work item", name, " or ".join(states), "finished or withdrawn")
+        return NotFound("work item", name)
+    if run.attempt != ref.attempt:
+        return Stale("work item", name, f"attempt {run.attempt}", f"attempt {ref.attempt}", "list the work again")
+    shown = run.state if run.state in OPEN_ITEM_STATES else f"{run.state} already"
+    if run.state == RETRYING:
+        shown = "failed, and waits to be tried again"
+    return WrongState("work item", name, " or ".join(states), shown)
 
 
 def _unlocked(step: Step, activation: Activation, kind: str, name: str) -> None:
@@ -466,7 +487,7 @@ def _unlocked(step: Step, activation: Activation, kind: str, name: str) -> None:
 def _own(step: Step, activation: Activation, run: Instance, owner: str) -> None:
     if owner and run.owner and run.owner != owner:
         ref = item_ref(activation, run)
-        name = f"{ref.activation}.{ref.instance}.{ref.attempt}@{step.case.case_id}"
+        name = _name(step.case, ref)
         raise WrongState("work item", name, f"allocated to {owner!r}", f"allocated to {run.owner!r}")
 
 

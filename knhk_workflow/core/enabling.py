@@ -13,7 +13,7 @@ from knhk_workflow.core.case import Activation, NetInstance
 from knhk_workflow.core.completion import advance, runs
 from knhk_workflow.core.incidents import raise_incident
 from knhk_workflow.core.joins import amount
-from knhk_workflow.core.starting import has_consumed, run_instance, start_without_work
+from knhk_workflow.core.starting import has_consumed, offer_item, run_instance, start_without_work
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.expression import EvaluationFailed
 from knhk_workflow.model.net import Many, TaskNode
@@ -30,13 +30,17 @@ def enable(step: Step, net: NetInstance, node: TaskNode, inputs: tuple[str, ...]
     """One activation of `node` over the tokens in `inputs`, begun as far as it can begin by itself."""
     case = step.case
     number = case.last_activation + 1
+    if node.single_item:  # of all that follows, only the offer
+        step.emit(e.TaskEnabled(net.number, node.id, number, inputs))
+        offer_item(step, node, case.activations[number], 1, 1)
+        return
     count, problem = ONE, ""
     if node.many is not None:
         try:
             count = _count(step, net, node.many)
         except EvaluationFailed as failure:
             problem = failure.message
-    at_once = not problem and (node.automatic or node.eager or (node.many is not None and not node.many.sync))
+    at_once = node.at_once and not problem
     step.emit(e.TaskEnabled(net.number, node.id, number, inputs, at_once, *count))
     activation = case.activations[number]
     if problem:
@@ -44,7 +48,8 @@ def enable(step: Step, net: NetInstance, node: TaskNode, inputs: tuple[str, ...]
         raise_incident(step, "instances_error", net.number, message, activation)
         return
     if at_once:
-        has_consumed(step, net, node, activation, inputs)
+        if node.busy_start:
+            has_consumed(step, net, node, activation, inputs)
         if node.automatic and node.guarded:
             locks.take(step, net, node, activation)
     if node.times is not None and not timers.enabled(step, node, activation):

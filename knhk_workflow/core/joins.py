@@ -34,7 +34,7 @@ from knhk_workflow.core.incidents import raise_incident
 from knhk_workflow.core.or_join import Verdict, or_join
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.expression import EvaluationFailed
-from knhk_workflow.model.net import SINGLE, Amount, Region, TaskNode
+from knhk_workflow.model.net import Amount, Region, TaskNode
 
 Offers = tuple[tuple[tuple[str, ...], int], ...]
 
@@ -197,10 +197,14 @@ JOINS: Mapping[str, Callable[[Step, TaskNode, NetInstance], Offers]] = {
 
 def binding(step: Step, node: TaskNode, net: NetInstance, offered: tuple[str, ...]) -> tuple[str, ...] | None:
     """What a task offered over the tokens in `offered` takes when it starts now; None when it can start no more."""
+    if node.plain_join:
+        if len(offered) == 1:
+            return offered if offered[0] in net.marking else None
+        return offered if net.marking.keys() >= set(offered) else None
     if not all(condition in net.marking for condition in node.task.reads):
         return None
     kind = node.join.kind
-    if kind not in SINGLE:
+    if not node.single:
         there = all(net.marking.get(condition, 0) >= offered.count(condition) for condition in offered)
         return offered if there else None
     if kind == "local-or":  # what every input delivered was known when it was offered

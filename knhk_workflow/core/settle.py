@@ -20,10 +20,10 @@ from knhk_workflow.core.case import NetInstance
 from knhk_workflow.core.completion import complete_net
 from knhk_workflow.core.enabling import enable
 from knhk_workflow.core.incidents import raise_incident
-from knhk_workflow.core.joins import absorb, give_up, offers, skip
+from knhk_workflow.core.joins import JOINS, absorb, give_up, offers, skip
 from knhk_workflow.core.step import Step
 from knhk_workflow.core.triggers import go_on
-from knhk_workflow.model.net import SINGLE, CompiledNet, TaskNode
+from knhk_workflow.model.net import CompiledNet, TaskNode
 from knhk_workflow.model.spec import START
 
 SLICE_FIRINGS = 200  # about 2 ms of pure Python; the event loop must not be held longer
@@ -32,7 +32,7 @@ SETTLE_FIRINGS_MAX = 100_000  # a sound net of 1,000 tasks needs < 3,000; beyond
 
 def settle(step: Step) -> None:
     """Fire and offer until the case is at rest, ended, suspended, or the slice is full."""
-    case = step.case
+    case, nets = step.case, step.model.nets
     if case.ready and case.state == "running":
         left = case.ready
         step.emit(e.SettleResumed())
@@ -41,23 +41,28 @@ def settle(step: Step) -> None:
         step.nets.update(case.nets)
     firings = 0
     while case.state == "running":
-        if firings >= SLICE_FIRINGS and step.ready:
-            _pause(step, case.firings + firings)
-            return
-        if not step.ready:
-            if not step.nets and not case.locks:
+        ready = step.ready
+        for key in [*ready]:
+            if firings >= SLICE_FIRINGS:
+                _pause(step, case.firings + firings)
                 return
+            del ready[key]
+            number, task = key
+            net = case.nets.get(number)
+            if net is not None:
+                node = nets[net.name].tasks[task]
+                firings += _match(step, net, node) if node.plain_look else _visit(step, net, node)
+                if step.ready is not ready:
+                    break  # the case ended, or the cascade was cut short
+        if step.ready:
+            continue
+        if not case.locks and (not step.nets or _quiet(step)):
+            return
+        if case.state == "running":
             made = _or_joins(step)
             firings += made
             if not made and not step.ready and not (case.locks and locks.release(step)) and not _close_nets(step):
                 return
-            continue
-        key = step.ready.popleft()
-        step.queued.discard(key)
-        number, task = key
-        net = case.nets.get(number)
-        if net is not None:
-            firings += _visit(step, net, step.compiled(number).tasks[task])
 
 
 def _pause(step: Step, total: int) -> None:
@@ -88,36 +93,37 @@ def _visit(step: Step, net: NetInstance, node: TaskNode) -> int:
     if kind == "or":
         step.nets.add(net.number)
         return 0  # asked when nothing else can fire
-    made = _match(step, net, node, kind in SINGLE)
+    made = _match(step, net, node)
     if node.awaits:
         go_on(step, net, node)
     return made
 
 
-def _match(step: Step, net: NetInstance, node: TaskNode, single: bool) -> int:
+def _match(step: Step, net: NetInstance, node: TaskNode) -> int:
     """Activations that have not started: as many per binding as could fire, the newest withdrawn first."""
     case = step.case
-    possible = offers(step, node, net)
+    possible = JOINS[node.join.kind](step, node, net) if node.plain_join else offers(step, node, net)
     if node.many is not None and possible and _occupied(step, net, node):
         possible = ()
-    waiting: dict[tuple[str, ...], list[int]] = {}
     live = net.active.get(node.id)
-    if live is not None:
-        for number in live:
-            activation = case.activations[number]
-            if not activation.started:
-                waiting.setdefault(activation.inputs, []).append(number)
-    if single and possible and waiting:
+    if live is None and not possible:
+        return 0
+    waiting: dict[tuple[str, ...], list[int]] = {}
+    for number in live or ():
+        activation = case.activations[number]
+        if not activation.started:
+            waiting.setdefault(activation.inputs, []).append(number)
+    if node.single and possible and waiting:
         return 0  # its tokens are chosen when it starts, so it stays as it is
     made = 0
     for inputs, times in possible:
-        existing = waiting.pop(inputs, None)
-        if existing is not None:
+        if waiting and inputs in waiting:
+            existing = waiting.pop(inputs)
             for number in reversed(existing[times:]):
                 withdraw(step, case.activations[number], "withdrawn")
             times -= len(existing)
         while times > 0 and case.state == "running":  # an incident may fail the case
-            if node.automatic and (made or not _free(step, net, node, inputs)):
+            if node.automatic and (made or (node.guarded and not _free(step, net, node, inputs))):
                 if made:
                     step.again(net.number, node.id)  # one at a time, so that others have their turn
                 break
@@ -138,12 +144,21 @@ def _occupied(step: Step, net: NetInstance, node: TaskNode) -> bool:
 
 def _free(step: Step, net: NetInstance, node: TaskNode, inputs: tuple[str, ...]) -> bool:
     """Whether an automatic task may start now; otherwise it waits for the lock."""
-    if not node.guarded:
-        return True
     lock = locks.blocked_by(step.case, net, node, inputs)
     if lock is not None:
         locks.wait(step, net, node, lock)
     return lock is None
+
+
+def _quiet(step: Step) -> bool:
+    """Whether no net is to be asked or closed: the usual rest, with work open in all of them and no or-joins."""
+    nets, compiled = step.case.nets, step.model.nets
+    for number in step.nets:
+        net = nets.get(number)
+        if net is not None and (not net.active or compiled[net.name].asked):
+            return False
+    step.nets.clear()
+    return True
 
 
 def _or_joins(step: Step) -> int:
@@ -156,7 +171,7 @@ def _or_joins(step: Step) -> int:
                 break
             if node.join.kind == "structured-or":
                 give_up(step, node, net)
-            made += _match(step, net, node, True)
+            made += _match(step, net, node)
             if node.awaits:
                 go_on(step, net, node)
             if step.ready:

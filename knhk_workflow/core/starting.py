@@ -13,13 +13,13 @@ import msgspec
 from knhk_workflow.core import events as e
 from knhk_workflow.core import locks, timers
 from knhk_workflow.core.cancel import cancel_region
-from knhk_workflow.core.case import Activation, Instance, NetInstance, place_of
+from knhk_workflow.core.case import Activation, Instance, NetInstance
 from knhk_workflow.core.data import merge
 from knhk_workflow.core.incidents import raise_incident
 from knhk_workflow.core.joins import binding, consumed
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.expression import EvaluationFailed, Expression
-from knhk_workflow.model.net import SINGLE, Region, TaskNode
+from knhk_workflow.model.net import Region, TaskNode
 from knhk_workflow.model.spec import START
 
 DEPTH_MAX = 256  # nested sub-nets; recursion in practice stays below 50
@@ -36,41 +36,45 @@ def run_instance(step: Step, activation: Activation, node: TaskNode, instance: i
 
 def offer_item(step: Step, node: TaskNode, activation: Activation, instance: int, attempt: int) -> None:
     """Offer one work item, with its recorded input when the task maps one."""
-    if step.case.open_items >= OPEN_ITEMS_MAX:
+    case = step.case
+    if case.open_items >= OPEN_ITEMS_MAX:
         raise_incident(
             step,
             "open_items_limit",
             activation.net,
-            f"the case has {step.case.open_items} open work items, more are not allowed; finish some, then retry",
+            f"the case has {case.open_items} open work items, more are not allowed; finish some, then retry",
             activation,
             instance,
         )
         return
     data = b""
-    element = element_of(activation, instance)
+    number, net = activation.number, activation.net
     if node.in_ is not None:
-        mapped = mapping(step, node.in_, step.scope(activation.net), activation, instance, "in")
+        mapped = mapping(step, node.in_, step.scope(net), activation, instance, "in")
         if mapped is None:
             return
         data = mapped
-    elif element is not None:
-        data = msgspec.json.encode({"item": msgspec.Raw(element)})
-    step.emit(e.ItemOffered(activation.net, node.id, activation.number, instance, attempt, data))
-    step.changed(activation, activation.instances[instance])
+    elif activation.elements:
+        element = element_of(activation, instance)
+        if element is not None:
+            data = msgspec.json.encode({"item": msgspec.Raw(element)})
+    step.emit(e.ItemOffered(net, node.id, number, instance, attempt, data))
+    step.items[number, instance] = case.nets[net].name, node, activation, activation.instances[instance]
     if node.times is not None:
         timers.begun(step, node, activation, instance)
 
 
-def start_item(step: Step, activation: Activation, run: Instance, owner: str) -> None:
+def start_item(step: Step, net: NetInstance, node: TaskNode, activation: Activation, run: Instance, owner: str) -> None:
     """Begin outside work. The first start of an activation consumes its tokens and ends the choice (WCP-16)."""
-    node = step.node(activation)
-    net = step.case.nets[activation.net]
-    inputs = () if activation.started else _taken(step, net, node, activation)
     first = not activation.started
-    begun = not node.guarded or locks.begun(activation, node)
-    step.emit(e.ItemStarted(*place_of(activation, run), owner or run.owner, inputs))
-    step.changed(activation, run)
+    inputs: tuple[str, ...] = ()
     if first:
+        inputs = _taken(step, net, node, activation) if node.single else activation.inputs
+    begun = not node.guarded or locks.begun(activation, node)
+    step.emit(
+        e.ItemStarted(net.number, node.id, activation.number, run.number, run.attempt, owner or run.owner, inputs)
+    )
+    if first and node.busy_start:
         has_consumed(step, net, node, activation, inputs)
     if not begun:
         locks.take(step, net, node, activation)
@@ -91,7 +95,7 @@ def start_without_work(step: Step, activation: Activation) -> None:
 
 def _taken(step: Step, net: NetInstance, node: TaskNode, activation: Activation) -> tuple[str, ...]:
     """The conditions that an activation consumes when it starts now."""
-    found = binding(step, node, net, activation.inputs) if node.join.kind in SINGLE else None
+    found = binding(step, node, net, activation.inputs) if node.single else None
     return activation.inputs if found is None else found
 
 
@@ -153,7 +157,7 @@ def mapping(
 
 def has_consumed(step: Step, net: NetInstance, node: TaskNode, activation: Activation, inputs: tuple[str, ...]) -> None:
     """What follows from an activation having taken its tokens: books, a cancelled rest, rivals."""
-    if node.join.kind in SINGLE or node.tallies:
+    if node.single or node.tallies:
         consumed(step, node, net, inputs)
     if node.withdrawn is not None:
         rest = (place for place in node.inputs if place not in inputs and place not in node.withdrawn.conditions)
@@ -161,5 +165,5 @@ def has_consumed(step: Step, net: NetInstance, node: TaskNode, activation: Activ
         cancel_region(step, net, everything, activation)
     if node.shared and inputs:
         step.touch(net.number, inputs)
-    elif node.join.kind in SINGLE:
+    elif node.single:
         step.again(net.number, node.id)

@@ -6,28 +6,14 @@ emitting changed.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
-
 import msgspec
 
 from knhk_workflow.core.apply import APPLY
 from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Instance
-from knhk_workflow.core.events import (
-    DataUpdated,
-    Event,
-    IncidentRaised,
-    IncidentResolved,
-    TimerArmed,
-    TimerDisarmed,
-    TimerFired,
-)
+from knhk_workflow.core.events import Event, IncidentRaised, IncidentResolved, TimerArmed, TimerDisarmed, TimerFired
 from knhk_workflow.model.net import CompiledNet, Model, TaskNode
 
 _decode = msgspec.json.Decoder().decode
-
-
-_NOTED = frozenset({DataUpdated, IncidentRaised, IncidentResolved, TimerArmed, TimerDisarmed, TimerFired})
 
 ItemInNet = tuple[str, TaskNode, Activation, Instance]
 """A work item with the name of its net and its task; all of them outlive the activation in a step."""
@@ -38,54 +24,57 @@ class Step:
 
     __slots__ = (
         "_scopes",
+        "_unarmed",
+        "_untroubled",
         "about",
         "case",
         "events",
-        "incidents",
         "items",
         "model",
         "nets",
         "now",
         "paused",
-        "queued",
         "ready",
-        "timed",
     )
 
     def __init__(self, case: Case, model: Model, now: int) -> None:
         self.case = case
         self.model = model
-        self.now = max(case.now, now)
+        self.now = now
+        if now < case.now:
+            self.now = case.now
         self.events: list[Event] = []
-        self.ready: deque[tuple[int, str]] = deque()  # (net instance, task) whose inputs changed, oldest first
-        self.queued: set[tuple[int, str]] = set()  # the same, to ask
-        self.nets: set[int] = set()  # net instances that may have ended
+        self.ready: dict[tuple[int, str], None] = {}  # (net instance, task) whose inputs changed, oldest first
+        self.nets: set[int] = set()  # net instances that may have ended, or have joins that are asked at rest
         self.items: dict[tuple[int, int], ItemInNet] = {}  # work items that changed, by activation and instance
-        self.incidents: tuple[int, ...] = ()  # incidents that were raised or resolved
+        self._untroubled = -1 if case.incidents else case.last_incident  # while this is the last one, none changed
+        self._unarmed = -1 if case.timers else case.last_timer  # the same of timers
         self.paused = bool(case.ready)  # an earlier step left a cascade; this one may take it up, or end it
-        self.timed = False  # timers were armed, fired or disarmed
         self.about: Activation | None = None  # the one activation that an instance command is about
-        self._scopes: dict[int, object] = {}
+        self._scopes: dict[int, tuple[bytes, object]] = {}  # net instance: its data, encoded and decoded
 
     def emit(self, event: Event) -> None:
         """Apply `event` to the case and record it."""
-        case = self.case
-        case.now = case.updated_at = self.now
+        case, events = self.case, self.events
+        if not events:  # all events of a step are of one time
+            case.now = case.updated_at = self.now
         case.sequence += 1
-        kind = type(event)
-        APPLY[kind](case, event)
-        self.events.append(event)
-        if kind in _NOTED:
-            self._note(event)
+        APPLY[type(event)](case, event)
+        events.append(event)
 
-    def _note(self, event: Event) -> None:
-        """Keep what the commit needs besides the event itself."""
-        if isinstance(event, DataUpdated):
-            self._scopes.pop(event.net, None)
-        elif isinstance(event, IncidentRaised | IncidentResolved):
-            self.incidents += (event.incident,)
-        else:
-            self.timed = True
+    @property
+    def incidents(self) -> tuple[int, ...]:
+        """Incidents that were raised or resolved so far, in order: their rows must follow."""
+        if self.case.last_incident == self._untroubled:
+            return ()
+        return tuple(event.incident for event in self.events if isinstance(event, IncidentRaised | IncidentResolved))
+
+    @property
+    def timed(self) -> bool:
+        """Whether timers were armed, fired or disarmed."""
+        if self.case.last_timer == self._unarmed:
+            return False
+        return any(isinstance(event, TimerArmed | TimerFired | TimerDisarmed) for event in self.events)
 
     def compiled(self, net: int) -> CompiledNet:
         """The net that a net instance runs."""
@@ -123,42 +112,31 @@ class Step:
 
     def scope(self, net: int) -> object:
         """The data of a net instance, decoded for guards. Must not be changed by the reader."""
+        data = self.case.nets[net].data
         found = self._scopes.get(net)
-        if found is None:
-            found = self._scopes[net] = _decode(self.case.nets[net].data)
-        return found
+        if found is None or found[0] is not data:
+            found = self._scopes[net] = data, _decode(data)
+        return found[1]
 
-    def touch(self, net: int, conditions: Sequence[str]) -> None:
+    def touch(self, net: int, conditions: tuple[str, ...] | list[str]) -> None:
         """Tokens moved in `conditions`: look at their consumers again, ties by element id."""
-        watchers = self.model.nets[self.case.nets[net].name].watchers
-        queued, ready = self.queued, self.ready
-        self.nets.add(net)
+        moved = self.case.nets[net]
+        compiled = self.model.nets[moved.name]
+        watchers, ready = compiled.watchers, self.ready
+        if not moved.active or compiled.asked:
+            self.nets.add(net)
         if len(conditions) == 1:
             for node in watchers.get(conditions[0], ()):
-                key = (net, node.id)
-                if key not in queued:
-                    queued.add(key)
-                    ready.append(key)
-            return
-        tasks: list[tuple[int, str]] = []
-        for condition in conditions:
-            for node in watchers.get(condition, ()):
-                key = (net, node.id)
-                if key not in queued:
-                    queued.add(key)
-                    tasks.append(key)
-        tasks.sort()
-        ready.extend(tasks)
+                ready[net, node.id] = None
+        else:
+            for task in sorted({node.id for condition in conditions for node in watchers.get(condition, ())}):
+                ready[net, task] = None
 
     def rest(self) -> None:
         """Forget what was queued: the case ended, or the cascade is cut short."""
-        self.ready.clear()
-        self.queued.clear()
+        self.ready = {}
         self.nets.clear()
 
     def again(self, net: int, task: str) -> None:
         """Look at one task again, after everything that is queued already."""
-        key = (net, task)
-        if key not in self.queued:
-            self.queued.add(key)
-            self.ready.append(key)
+        self.ready[net, task] = None

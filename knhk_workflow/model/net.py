@@ -129,6 +129,8 @@ class TaskNode:
     # What rules ask of every step, found once:
     automatic: bool = field(init=False)
     """It starts when enabled, because nobody outside has to take it."""
+    at_once: bool = field(init=False)
+    """It takes its tokens when enabled, whether or not its work has begun."""
     guarded: bool = field(init=False)
     """It starts only while it has its locks."""
     eager: bool = field(init=False)
@@ -136,8 +138,20 @@ class TaskNode:
     decides that it may start."""
     tallies: bool = field(init=False)
     """It must remember which inputs it ran for, to know what the false tokens in the others mean."""
+    single: bool = field(init=False)
+    """Its join has at most one firing at a time."""
+    plain_look: bool = field(init=False)
+    """To look at it is to compare its tokens with its activations: no rounds, false tokens, signals or late verdict."""
+    plain_join: bool = field(init=False)
+    """It takes one token from each condition that it was offered over, and looks at no other."""
     single_run: bool = field(init=False)
     """One instance, one turn, carried out by somebody: when that is done, so is the task."""
+    single_item: bool = field(init=False)
+    """Its enabling is one work item on offer, and takes no token yet."""
+    busy_start: bool = field(init=False)
+    """Its start does more than take tokens: it keeps books, cancels, or concerns other tasks."""
+    forks: tuple[tuple[str, ...], tuple[str, ...]] | None = field(init=False)
+    """What its end produces (tokens, false tokens) when that is no choice: a token on every flow."""
     busy_end: bool = field(init=False)
     """Its end does more than put tokens: it cancels, completes, closes, announces or collects."""
     awaits: bool = field(init=False)
@@ -146,16 +160,33 @@ class TaskNode:
     def __post_init__(self) -> None:
         kind, task = self.join.kind, self.task
         guarded = bool(self.sections) or self.mutex is not None
-        found = {
-            "automatic": self.carrier in ("route", "net") and task.trigger is None,
-            "awaits": task.trigger is not None or task.timer is not None,
+        automatic = self.carrier in ("route", "net") and task.trigger is None
+        awaits = task.trigger is not None or task.timer is not None
+        eager = kind == "partial" and not (self.shared or task.reads or guarded)
+        single = kind in SINGLE
+        tallies = len(self.skips) > 1 and kind in ("xor", "merge", "or", "structured-or")
+        found: dict[str, object] = {
+            "automatic": automatic,
+            "awaits": awaits,
+            "at_once": automatic or eager or (self.many is not None and not self.many.sync),
             "guarded": guarded,
-            "eager": kind == "partial" and not (self.shared or task.reads or guarded),
-            "tallies": len(self.skips) > 1 and kind in ("xor", "merge", "or", "structured-or"),
+            "eager": eager,
+            "tallies": tallies,
+            "single": single,
+            "plain_look": kind not in ("partial", "or") and not self.skips and not awaits,
+            "plain_join": kind in ("xor", "and") and not task.reads and len(set(self.inputs)) == len(self.inputs),
             "single_run": self.carrier in ("item", "net")
             and self.many is None
             and self.while_ is None
             and self.until is None,
+            "single_item": self.carrier == "item"
+            and not eager
+            and self.many is None
+            and self.while_ is None
+            and self.times is None
+            and not awaits,
+            "busy_start": single or tallies or self.withdrawn is not None or self.shared,
+            "forks": (self.outputs, ()) if self.split.kind == "and" else None,
             "busy_end": bool(
                 self.many is not None or self.region is not None or task.closes or task.completes or self.expects
             ),
