@@ -62,7 +62,7 @@ class JournalLimits(msgspec.Struct, frozen=True):
     batch_units: int = 1_024
     """Most units per commit: with 2,048 and 4,096 no gain was seen, while a commit took 12 ms, 31 ms and 56 ms."""
     batch_bytes: int = 4 * 1024 * 1024
-    """Most bytes per commit, one LevelDB write buffer; a larger unit goes alone."""
+    """Most bytes per commit, half a LevelDB write buffer; a larger unit goes alone."""
     queue_units: int = 8_192
     """Units that may wait, over all shards: under half a second of work. More is Busy."""
     queue_bytes: int = 64 * 1024 * 1024
