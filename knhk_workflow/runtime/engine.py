@@ -655,16 +655,16 @@ class WorkflowEngine:
         if self._store is None:
             await self.open()
         newest = self._positions()
-        positions = query.positions_of(resume_token, newest) if resume_token else newest
+        places = query.places_of(resume_token, newest) if resume_token else {s: (at, 0) for s, at in newest.items()}
         news = asyncio.Event()
         self._log_watchers.add(news)
         try:
             while not self._closed:
                 news.clear()
-                before = dict(positions)
-                async for event, token in self._query.log(meta.tenant, positions, self._positions()):
+                before = dict(places)
+                async for event, token in self._query.log(meta.tenant, places, self._positions()):
                     yield event, token
-                if positions == before:  # a portion of other tenants' events moves on without yielding any
+                if places == before:  # a portion of other tenants' events moves on without yielding any
                     await news.wait()
         finally:
             self._log_watchers.discard(news)
@@ -673,7 +673,7 @@ class WorkflowEngine:
         """The token for `watch_cases` from this moment on, or from the oldest event kept."""
         if self._store is None:
             await self.open()
-        return query.resume_token(dict.fromkeys(self._positions(), 0) if from_start else self._positions())
+        return query.resume_token({s: (0 if from_start else at, 0) for s, at in self._positions().items()})
 
     async def explain_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> Explanation:
         """Why the case is where it is: for each task of each live net, what it waits for."""

@@ -66,6 +66,9 @@ COUNTED_RECORDS: Final = 64  # read at once while counting; about 1 ms of decodi
 
 R = TypeVar("R")
 
+LogPlace = tuple[int, int]
+"""A place in a shard's batch log: after this batch, and after so many events of the next one."""
+
 
 # -- a held case ------------------------------------------------------------------------------------------------------
 
@@ -390,32 +393,35 @@ class Query:
             start = rows[-1][0] + b"\0"
 
     async def log(
-        self, tenant: str, positions: dict[int, int], newest: Mapping[int, int]
+        self, tenant: str, places: dict[int, LogPlace], newest: Mapping[int, int]
     ) -> AsyncIterator[tuple[HistoryEvent, str]]:
-        """Events committed after `positions` (changed in place), with the token to resume after each.
+        """Events committed after `places` (changed in place), with the token to resume right after each.
 
         Nothing beyond `newest` is read: the store may hold a batch that is not acknowledged yet.
         """
-        for shard in sorted(positions):
-            start, end = self._keys.log(shard, positions[shard] + 1), self._keys.log(shard, newest[shard] + 1)
+        for shard in sorted(places):
+            begun, passed = places[shard]
+            start, end = self._keys.log(shard, begun + 1), self._keys.log(shard, newest[shard] + 1)
             if start >= end:
                 continue
             for key, value in await self._reads.scan(start, end, limit=LOG_PAGE):
                 batch, _ = unseal_log(key, value)
-                before = dict(positions)
                 _, position = parse_log(key)
+                already, seen = passed if position == begun + 1 else 0, 0
                 for entry in batch.entries:
-                    if entry.tenant != tenant:
+                    before, seen = seen, seen + entry.count
+                    if entry.tenant != tenant or seen <= already:
                         continue
                     record_key = self._keys.case_record(tenant, entry.case_id, entry.first_sequence)
                     stored = await self._reads.get(record_key)
                     if stored is None:
                         continue  # purged since
                     record = COMMITS.read(record_key, stored)
-                    for event in render(entry.case_id, entry.first_sequence, record):
-                        last = entry is batch.entries[-1] and event.sequence == entry.first_sequence + entry.count - 1
-                        yield event, resume_token({**before, shard: position} if last else before)
-                positions[shard] = position
+                    for number, event in enumerate(render(entry.case_id, entry.first_sequence, record), before + 1):
+                        if number > already:
+                            places[shard] = (position - 1, number)
+                            yield event, resume_token(places)
+                places[shard] = (position, 0)
 
     async def _records(
         self, tenant: str, case_id: str, after: int, below: int | None, size: int, reverse: bool
@@ -517,20 +523,23 @@ def _row_view(row: ItemRow, case_id: str, activation: int, instance: int) -> Wor
     )
 
 
-def resume_token(positions: Mapping[int, int]) -> str:
-    """The WatchCases token of log positions, one per shard."""
-    return base64.urlsafe_b64encode(msgspec.json.encode({str(s): p for s, p in positions.items()})).decode()
+def resume_token(places: Mapping[int, LogPlace]) -> str:
+    """The WatchCases token of places in the log, one per shard."""
+    return base64.urlsafe_b64encode(msgspec.json.encode({str(s): place for s, place in places.items()})).decode()
 
 
-def positions_of(token: str, newest: Mapping[int, int]) -> dict[int, int]:
-    """The log positions in a WatchCases token. `newest` are those of now: a token names the same shards, and nothing
-    that has not happened yet. Raises InvalidInput."""
+def places_of(token: str, newest: Mapping[int, int]) -> dict[int, LogPlace]:
+    """The places in a WatchCases token. `newest` are the newest batches of now: a token names the same shards, and
+    nothing that has not happened yet. Raises InvalidInput."""
     hint = "use the resume_token of a received message, unchanged"
     try:
-        found = msgspec.json.decode(base64.urlsafe_b64decode(token), type=dict[str, int])
-        positions = {int(shard): position for shard, position in found.items()}
+        found = msgspec.json.decode(base64.urlsafe_b64decode(token), type=dict[str, LogPlace])
+        places = {int(shard): place for shard, place in found.items()}
     except (binascii.Error, ValueError) as error:
         raise InvalidInput.field("resume_token", "is not a resume token", hint) from error
-    if positions.keys() != newest.keys() or any(not 0 <= at <= newest[shard] for shard, at in positions.items()):
+    if places.keys() != newest.keys() or any(
+        position < 0 or passed < 0 or position + (passed > 0) > newest[shard]
+        for shard, (position, passed) in places.items()
+    ):
         raise InvalidInput.field("resume_token", "is not a resume token of this store", hint)
-    return positions
+    return places

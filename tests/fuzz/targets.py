@@ -129,8 +129,8 @@ def targets() -> list[Target]:
         ),
         Target(
             "resume token",
-            lambda data: query.positions_of(_text(data), {0: 9, 1: 4}),
-            [query.resume_token({0: 1, 1: 2}).encode(), query.resume_token({0: 9}).encode()],
+            lambda data: query.places_of(_text(data), {0: 9, 1: 4}),
+            [query.resume_token({0: (1, 3), 1: (2, 0)}).encode(), query.resume_token({0: (9, 0)}).encode()],
         ),
         Target("backup token", lambda data: places_of(_text(data)), [_token(backup)]),
         Target("backup part", _backup_part, [b"", *_frames(backup)], weight=2),

@@ -1390,9 +1390,7 @@ class WatchCasesResponse(_message.Message):
     EVENT_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
-    """Everything up to here has been sent: the token for resuming. The events of one commit have the token before it until its
-    last one, so some may come again after resuming, never too few.
-    """
+    """Everything up to here has been sent: the token for resuming. No event comes twice and none is left out."""
     @_builtins.property
     def event(self) -> _types_pb2.HistoryEvent:
         """The event, naming its case; absent in a sign of life, sent at once by a watch without token and when nothing has happened
