@@ -72,7 +72,7 @@ class JournalLimits(msgspec.Struct, frozen=True):
     """How long an idempotency record is kept before the expiry index names it."""
 
 
-class Unit(msgspec.Struct, frozen=True, eq=False):
+class Unit(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What one command writes. Atomic: all of it or nothing.
 
     A unit without a case (a definition, audit entries, a sweep) leaves `case_id` empty; with an empty digest it has no
