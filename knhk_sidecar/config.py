@@ -144,8 +144,8 @@ class SidecarConfig:
     )
     batch_timeout_ms: float = setting(
         0.0,
-        "longest wait for more commands before a commit",
-        "0: the previous commit's fsync is wait enough; more only adds latency",
+        "fixed wait for more commands before a commit; 0: while several are under way, 4 ms at most",
+        "0: who calls alone never waits, and many callers share the cost of a commit",
         "ms",
         at_least=0,
         at_most=1_000,

@@ -2,7 +2,8 @@
 
 Markings are counters (WCP 8, 12, 28, 33, 41, 42 need more than one token in a place) and never hold zeros. The whole
 state is one tree of structs, so a snapshot is its encoding and the state hash is the hash of that. Fields are only
-appended, with defaults.
+appended, with defaults. No struct refers back up the tree: there are no cycles, so the garbage collector need not look
+at any of them (`gc=False`), however many cases live in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ RETRYING = "retrying"  # it failed and is offered again when its timer fires
 LIVE_STATES = OPEN_ITEM_STATES | {"running", RETRYING}
 
 
-class Instance(msgspec.Struct, array_like=True):
+class Instance(msgspec.Struct, array_like=True, gc=False):
     """One of the 1..n runs inside an activation: outside work, a sub-net, or a failed attempt at either."""
 
     number: int
@@ -37,7 +38,7 @@ class Instance(msgspec.Struct, array_like=True):
     timer: int = 0  # its time-out while it is open, its retry while it waits for one; 0 = none
 
 
-class Activation(msgspec.Struct, array_like=True):
+class Activation(msgspec.Struct, array_like=True, gc=False):
     """One enabling of a task. Offered activations hold no tokens; started ones have consumed theirs."""
 
     number: int
@@ -59,7 +60,7 @@ class Activation(msgspec.Struct, array_like=True):
     timers: tuple[int, ...] = ()  # those of the activation as a whole
 
 
-class NetInstance(msgspec.Struct, array_like=True):
+class NetInstance(msgspec.Struct, array_like=True, gc=False):
     """One running net: its marking, its own data, and which activations of which task live in it."""
 
     number: int
@@ -98,7 +99,7 @@ class NetInstance(msgspec.Struct, array_like=True):
         self.tokens -= len(conditions)
 
 
-class Kept(msgspec.Struct, array_like=True, frozen=True):
+class Kept(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A persistent signal that nobody has taken yet."""
 
     number: int
@@ -107,7 +108,7 @@ class Kept(msgspec.Struct, array_like=True, frozen=True):
     expires: int = 0  # 0 = kept as long as the case lives
 
 
-class Lock(msgspec.Struct, array_like=True):
+class Lock(msgspec.Struct, array_like=True, gc=False):
     """A critical section or mutex: who is inside, and which automatic tasks wait, oldest first."""
 
     net: int = 0
@@ -115,7 +116,7 @@ class Lock(msgspec.Struct, array_like=True):
     waiting: list[tuple[int, str]] = []
 
 
-class Timer(msgspec.Struct, array_like=True, frozen=True):
+class Timer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Something that happens by itself at `due` (nanoseconds since the epoch), or later, never earlier."""
 
     number: int
@@ -127,7 +128,7 @@ class Timer(msgspec.Struct, array_like=True, frozen=True):
     due: int
 
 
-class Incident(msgspec.Struct, array_like=True):
+class Incident(msgspec.Struct, array_like=True, gc=False):
     """An open question to a person."""
 
     number: int
@@ -140,7 +141,7 @@ class Incident(msgspec.Struct, array_like=True):
     raised_at: int
 
 
-class Case(msgspec.Struct, array_like=True):
+class Case(msgspec.Struct, array_like=True, gc=False):
     """A case. `sequence` counts its events; times are nanoseconds since the epoch."""
 
     tenant: str

@@ -22,7 +22,7 @@ class ItemRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
     attempt: int
 
 
-class Command(msgspec.Struct, frozen=True, array_like=True):
+class Command(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Base of all commands."""
 
 

@@ -142,7 +142,7 @@ class CompleteRequest(msgspec.Struct, frozen=True):
     user: str = ""
 
 
-class _Request(msgspec.Struct, frozen=True):
+class _Request(msgspec.Struct, frozen=True, gc=False):
     """A request id at work: the hash that names its record, and that of the command it must be about."""
 
     scope: bytes
@@ -150,7 +150,7 @@ class _Request(msgspec.Struct, frozen=True):
     request_id: str
 
 
-class _Birth(msgspec.Struct, frozen=True):
+class _Birth(msgspec.Struct, frozen=True, gc=False):
     """A case about to be created: checked input, and who asks."""
 
     case_id: str

@@ -8,7 +8,7 @@ DEFAULT_TENANT = "default"
 LIBRARY = "system:library"
 
 
-class CallMeta(msgspec.Struct, frozen=True):
+class CallMeta(msgspec.Struct, frozen=True, gc=False):
     """The caller of one operation.
 
     `tenant` scopes every id. `principal` is the SPIFFE id or JWT subject, `system:...` for the engine's own doing.

@@ -37,7 +37,7 @@ class WorkflowView(msgspec.Struct, frozen=True):
     verdict: str = "unchecked"  # sound, undecided, or unsound where the caller allowed it
 
 
-class IncidentView(msgspec.Struct, frozen=True):
+class IncidentView(msgspec.Struct, frozen=True, gc=False):
     """An incident. `incident_id` is `number@case_id`; an open one has no `resolution`.
 
     `resolution`: retry, skip, complete, fail_case, or cancelled where what it was about was removed.
@@ -55,7 +55,7 @@ class IncidentView(msgspec.Struct, frozen=True):
     resolved_by: str = ""
 
 
-class WorkItemView(msgspec.Struct, frozen=True):
+class WorkItemView(msgspec.Struct, frozen=True, gc=False):
     """One work item. `item_id` is `activation.instance.attempt@case_id`.
 
     `state` while it is open: offered, allocated, started or suspended; then completed, failed, skipped, withdrawn
@@ -85,7 +85,7 @@ class WorkItemView(msgspec.Struct, frozen=True):
     retry_at: int = 0  # of one that has failed: when it is offered again; 0 = it is not
 
 
-class InstancesView(msgspec.Struct, frozen=True):
+class InstancesView(msgspec.Struct, frozen=True, gc=False):
     """A multiple-instance task after a command about its instances.
 
     `created` counts those begun with and those added, `done` those that ended well, `open` those at work. `instance` is
@@ -129,7 +129,7 @@ class MessageView(msgspec.Struct, frozen=True):
     waits_until: int = 0
 
 
-class CaseView(msgspec.Struct, frozen=True):
+class CaseView(msgspec.Struct, frozen=True, gc=False):
     """A case at one sequence. Lists leave `data`, `work` and `incidents` empty."""
 
     tenant: str
@@ -150,7 +150,7 @@ class CaseView(msgspec.Struct, frozen=True):
     incidents: tuple[IncidentView, ...] = ()
 
 
-class HistoryEvent(msgspec.Struct, frozen=True):
+class HistoryEvent(msgspec.Struct, frozen=True, gc=False):
     """One recorded fact. `data` is a JSON object; `event_type` is snake case and stable."""
 
     case_id: str

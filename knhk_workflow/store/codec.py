@@ -32,21 +32,21 @@ UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError)
 """What msgspec raises for bytes that are not what they should be."""
 
 _HEADER = struct.Struct(">BBHB")
-_CRC = struct.Struct(">I")
 _FULL = struct.Struct(">BBHBI")
 _PAYLOAD: Final = _FULL.size
 _LOG_PAYLOAD: Final = _PAYLOAD + HASH_BYTES
 _LOG_PERSON: Final = b"knhk batch log"  # keeps these hashes apart from any other BLAKE2b over the same bytes
 
 _PLAIN: Final = {codec: _HEADER.pack(FORMAT, codec, 0, 0) for codec in (CODEC_RAW, CODEC_MSGPACK, CODEC_LOG)}
-_PLAIN_CRC: Final = {codec: crc32(header) for codec, header in _PLAIN.items()}
-_pack_crc = _CRC.pack
+_SEALS: Final = {codec: (header, crc32(header)) for codec, header in _PLAIN.items()}
+_PLAIN_CRC: Final = {codec: seed for codec, (_, seed) in _SEALS.items()}
 _unpack = _FULL.unpack_from
 
 
 def seal(payload: bytes, *, codec: int = CODEC_MSGPACK) -> bytes:
     """The stored form of a payload. `codec` is one of the CODEC_ constants."""
-    return _PLAIN[codec] + _pack_crc(crc32(payload, _PLAIN_CRC[codec])) + payload
+    header, seed = _SEALS[codec]
+    return header + crc32(payload, seed).to_bytes(4, "big") + payload
 
 
 def unseal(key: bytes, value: bytes) -> bytes:

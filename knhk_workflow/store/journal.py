@@ -66,12 +66,13 @@ class JournalLimits(msgspec.Struct, frozen=True):
     queue_bytes: int = 64 * 1024 * 1024
     """Bytes that may wait, over all shards."""
     linger_s: float = 0.0
-    """Longest wait for company before a commit that is not full; 0 commits at once."""
+    """Fixed wait for company before a commit that is not full; 0 waits as `_Shard._gather` says: not at all for whoever
+    calls alone."""
     request_window_s: int = 24 * 3_600
     """How long an idempotency record is kept before the expiry index names it."""
 
 
-class Unit(msgspec.Struct, frozen=True, eq=False):
+class Unit(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What one command writes. Atomic: all of it or nothing.
 
     A unit without a case (a definition, audit entries, a sweep) leaves `case_id` empty; with an empty digest it has no
