@@ -49,10 +49,8 @@ from knhk_workflow.store.store import Expectation, ExpectationFailed, OutcomeUnk
 NS_PER_S: Final = 1_000_000_000
 RECOVER_PAUSE_S: Final = 0.05  # first pause between attempts to recover; doubles
 RECOVER_PAUSE_MAX_S: Final = 1.0  # a disk that has space again is noticed within 5 s, with margin
-IDLE_ROUND_NS: Final = 40_000  # a round of the event loop in which nothing happens takes 3 to 20 us, any call over 60
-IDLE_ROUNDS: Final = 2
-COMPANY_NS: Final = 1_000_000  # nobody joined for so long: nobody is likely to
-GATHER_NS: Final = 5_000_000  # longest wait for company on a busy loop: a group of 10 to 20
+GATHER_S: Final = 0.004  # longest wait for company: ten calls over gRPC
+GATHER_EACH_S: Final = 0.0005  # and for each unit of company that was there before: what one call takes
 SWEEP_ENTRIES: Final = 16  # expiry entries per sweep; each names up to a group's worth of requests
 
 
@@ -62,7 +60,7 @@ class JournalLimits(msgspec.Struct, frozen=True):
     batch_units: int = 1_024
     """Most units per commit: with 2,048 and 4,096 no gain was seen, while a commit took 12 ms, 31 ms and 56 ms."""
     batch_bytes: int = 4 * 1024 * 1024
-    """Most bytes per commit, one LevelDB write buffer; a larger unit goes alone."""
+    """Most bytes per commit, half a LevelDB write buffer; a larger unit goes alone."""
     queue_units: int = 8_192
     """Units that may wait, over all shards: under half a second of work. More is Busy."""
     queue_bytes: int = 64 * 1024 * 1024
@@ -195,6 +193,8 @@ class Journal:
             shard.appended += 1
             if shard.sleeping is not None:
                 shard.wake()
+            elif shard.gathering is not None and len(shard.queue) >= shard.company:
+                shard.gathered()
 
     def on_commit(self, subscriber: Subscriber) -> None:
         """Call `subscriber` after every commit, in the order of positions of a shard. What it raises goes to the event
@@ -324,49 +324,6 @@ class _Attempt(msgspec.Struct, eq=False):
 _ABSENT: Final = object()
 
 
-class _Company:
-    """Lets company join a group while the event loop is busy; a loop that has nothing else to do commits at once.
-
-    A commit costs as much processor time as a dozen units in it, so small groups on a busy loop slow everybody down,
-    those who wait included. It goes round with the loop: a round that takes no time had nothing in it, so nobody is
-    coming.
-    """
-
-    __slots__ = ("_before", "_began", "_joined", "_quick", "_shard", "_units", "gathered")
-
-    def __init__(self, shard: _Shard) -> None:
-        journal = shard._journal
-        self._shard = shard
-        self._units = len(shard.queue)
-        self._before = self._joined = self._began = journal._clock()
-        self._quick = 0
-        self.gathered: asyncio.Future[None] = journal._loop.create_future()
-        journal._loop.call_soon(self._round)
-
-    def _round(self) -> None:
-        if self.gathered.done():
-            return  # the journal was ended meanwhile
-        journal, units = self._shard._journal, len(self._shard.queue)
-        try:
-            now = journal._clock()
-        except Exception as error:  # noqa: BLE001  # whoever waits is told
-            self.gathered.set_exception(error)
-            return
-        self._quick = self._quick + 1 if now - self._before < IDLE_ROUND_NS else 0
-        self._before = now
-        if units > self._units:
-            self._units, self._joined = units, now
-        if (
-            self._quick < IDLE_ROUNDS
-            and now - self._joined < COMPANY_NS
-            and now - self._began < GATHER_NS
-            and not self._shard.closing
-        ):
-            journal._loop.call_soon(self._round)
-        else:
-            self.gathered.set_result(None)
-
-
 class _Shard:
     """One shard's queue, task and place in its log."""
 
@@ -388,6 +345,9 @@ class _Shard:
         self._settled = 0
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self.sleeping: asyncio.Future[None] | None = None
+        self.gathering: asyncio.Future[None] | None = None
+        self.company = 1
+        """How many units there were at once lately: in the last group, and come while it was written."""
         self.refusal: StoreError | None = None
         """Set while the shard cannot write: new units are refused with it."""
         self.shortage: StoreUnavailable | None = None
@@ -399,6 +359,10 @@ class _Shard:
         if self.sleeping is not None and not self.sleeping.done():
             self.sleeping.set_result(None)
 
+    def gathered(self) -> None:
+        if self.gathering is not None and not self.gathering.done():
+            self.gathering.set_result(None)
+
     async def settled_up_to(self, count: int) -> None:
         if self._settled < count:
             future: asyncio.Future[None] = self._journal._loop.create_future()
@@ -408,6 +372,7 @@ class _Shard:
     async def close(self) -> None:
         self.closing = True
         self.wake()
+        self.gathered()
         if self.refusal is not None:
             self._task.cancel()
         await asyncio.wait([self._task])
@@ -430,15 +395,16 @@ class _Shard:
                     self.sleeping = None
                     if self.shortage is not None and not self.queue and not self.closing:
                         await self._probe()
-                if len(self.queue) < self._limits.batch_units and not self.closing:
-                    await (asyncio.sleep(self._limits.linger_s) if self._limits.linger_s else _Company(self).gathered)
+                await self._gather()
                 group = self._take()
+                units = len(group)
                 while group:
                     attempt, group = self._attempt(group)
                     if attempt is None:
                         break
                     group = await self._commit(attempt)
                     attempt = None
+                self.company = units + len(self.queue)
         except Exception as error:
             self.refusal = StoreUnavailable(f"the journal of shard {self.number} stopped: {error!r}")
             raise
@@ -452,6 +418,29 @@ class _Shard:
                 unknown = f"the journal ended while position {self.position + 1} of shard {self.number} was on its way"
                 self._fail(attempt.group, lambda: OutcomeUnknown(unknown, full=False))
             self._refuse_queued()
+
+    async def _gather(self) -> None:
+        """Wait for as many units as there were at once lately, but not long.
+
+        A commit costs as much processor time as a dozen units in it, and a sync can take less time than a call. Then
+        each of many callers would get a commit of his own, and all of them would wait for the processor instead of the
+        disk. Whoever calls alone never waits: there was no company.
+        """
+        if self.closing or len(self.queue) >= self._limits.batch_units:
+            return
+        if self._limits.linger_s:
+            await asyncio.sleep(self._limits.linger_s)
+            return
+        if len(self.queue) >= self.company:
+            return
+        loop = self._journal._loop
+        self.gathering = loop.create_future()
+        timer = loop.call_later(min(GATHER_S, GATHER_EACH_S * self.company), self.gathered)
+        try:
+            await self.gathering
+        finally:
+            timer.cancel()
+            self.gathering = None
 
     def _take(self) -> list[_Queued]:
         queue = self.queue

@@ -92,7 +92,7 @@ class LevelDBLimits(msgspec.Struct, frozen=True):
     """Below it writes are refused with StoreFull: compaction in the background needs room for whole tables."""
     reserve_bytes: int = 16 * MIB
     """Put aside, and given back when the volume is full: opening rewrites up to two write buffers and the MANIFEST."""
-    write_buffer_bytes: int = 4 * MIB
+    write_buffer_bytes: int = 8 * MIB
     block_cache_bytes: int = 32 * MIB
     open_files: int = 512
     chunk_bytes: int = 256 * 1024
