@@ -15,6 +15,7 @@ from knhk_workflow.core.case import (
     RETRYING,
     Activation,
     Case,
+    Completion,
     Incident,
     Instance,
     Kept,
@@ -122,6 +123,8 @@ def _net_ended(case: Case, event: e.NetCompleted | e.NetCancelled) -> None:
     net.seen.clear()
     net.expected.clear()
     net.dead.clear()
+    net.completions = []
+    net.outcome = net.detail = ""
     if event.net == 1:
         return
     del case.nets[event.net]
@@ -324,6 +327,38 @@ def _timer_fired(case: Case, event: e.TimerFired) -> None:
         case.activations[event.activation].signalled = True
 
 
+def _completion_remembered(case: Case, event: e.CompletionRemembered) -> None:
+    case.nets[event.net].completions.append(
+        Completion(event.task, event.activation, event.instance, event.undo, event.data)
+    )
+
+
+def _completions_forgotten(case: Case, event: e.CompletionsForgotten) -> None:
+    net = case.nets[event.net]
+    net.completions = []
+    net.outcome = net.detail = ""
+
+
+def _rollback_begun(case: Case, event: e.RollbackBegun) -> None:
+    net = case.nets[event.net]
+    net.marking.clear()
+    net.tokens = 0
+    net.seen.clear()
+    net.expected.clear()
+    net.dead.clear()
+    net.outcome = event.outcome
+    net.detail = event.detail
+
+
+def _compensation_begun(case: Case, event: e.CompensationBegun) -> None:
+    case.activations[event.activation].undoes = _newest(case.nets[event.net])
+
+
+def _newest(net: NetInstance) -> Completion:
+    """The completion that is undone next; it is not remembered any more, so that nothing is undone twice."""
+    return net.completions.pop()
+
+
 def _task_cancelled(case: Case, event: e.TaskCancelled) -> None:
     _forget(case, case.nets[event.net], event.activation)
 
@@ -492,4 +527,8 @@ APPLY: Mapping[type[e.Event], Callable[..., None]] = {  # each applier takes (ca
     e.TimerFired: _timer_fired,
     e.TimerDisarmed: _timer_disarmed,
     e.TriggerExpired: _trigger_expired,
+    e.CompletionRemembered: _completion_remembered,
+    e.CompletionsForgotten: _completions_forgotten,
+    e.RollbackBegun: _rollback_begun,
+    e.CompensationBegun: _compensation_begun,
 }

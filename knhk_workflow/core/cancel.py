@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import chain
 
+from knhk_workflow.core import compensation
 from knhk_workflow.core import events as e
 from knhk_workflow.core.case import BEGUN_ITEM_STATES, OPEN_ITEM_STATES, RETRYING, Activation, NetInstance, place_of
 from knhk_workflow.core.commands import ENDED
@@ -19,20 +20,23 @@ def withdraw(step: Step, activation: Activation, reason: str, detail: str = "") 
     """Remove an activation with everything below it: items, sub-nets, incidents. `detail`: the words of who asked."""
     if activation.number not in step.case.activations:
         return
-    stop_instances(step, activation)
+    stop_instances(step, activation, reason, detail)
     for incident in list(activation.incidents):
         step.emit(e.IncidentResolved(incident, "cancelled"))
     if step.case.timers:
         step.untimed(activation)
+    if compensation.pending(step, activation):
+        return  # it is gone when its sub-net is undone
     step.emit(e.TaskCancelled(activation.net, activation.task, activation.number, reason, detail))
     step.nets.add(activation.net)
 
 
-def stop_instances(step: Step, activation: Activation) -> None:
-    """Withdraw or terminate every instance that has not ended."""
+def stop_instances(step: Step, activation: Activation, outcome: str = "cancelled", detail: str = "") -> None:
+    """Withdraw or terminate every instance that has not ended. `outcome`: what follows a sub-net that is undone first
+    (`RollbackBegun`)."""
     for _, run in sorted(activation.instances.items()):
         if run.child:
-            remove_net(step, step.case.nets[run.child])
+            remove_net(step, step.case.nets[run.child], outcome, detail)
             if run.timer:
                 step.disarm(run.timer)
         elif run.state == RETRYING:
@@ -74,18 +78,29 @@ def empty_net(step: Step, net: NetInstance) -> None:
     step.nets.discard(net.number)
 
 
-def remove_net(step: Step, net: NetInstance) -> None:
-    """Remove a net instance with everything in it."""
-    empty_net(step, net)
+def remove_net(step: Step, net: NetInstance, outcome: str = "cancelled", detail: str = "") -> bool:
+    """Remove a net instance with everything in it. False: it stays until what was completed in it is undone, then
+    `outcome` follows."""
+    if not net.outcome:
+        empty_net(step, net)
+    if step.model.compensates and compensation.roll_back(step, net, outcome, detail):
+        return False
     step.emit(e.NetCancelled(net.number, net.name))
+    return True
 
 
-def end_case(step: Step, state: str, reason: str = "") -> None:
-    """End the case unsuccessfully: nothing of it stays open (WCP-20)."""
+def end_case(step: Step, state: str, reason: str = "", *, at_once: bool = False) -> None:
+    """End the case unsuccessfully: nothing of it stays open (WCP-20). What was completed is undone before, unless it
+    is to be `at_once`."""
     case = step.case
+    root = case.root
     if case.state in ENDED:
         return
-    if case.root.marking or case.root.active or case.root.incident:
-        remove_net(step, case.root)
+    if at_once:
+        compensation.forget(step, root)
+    elif compensation.ending(root):
+        return
+    if (root.marking or root.active or root.incident or root.completions) and not remove_net(step, root, state, reason):
+        return
     step.emit(e.StateChanged(case.state, state, reason))
     step.rest()

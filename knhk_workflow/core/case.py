@@ -38,6 +38,16 @@ class Instance(msgspec.Struct, array_like=True, gc=False):
     timer: int = 0  # its time-out while it is open, its retry while it waits for one; 0 = none
 
 
+class Completion(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Work that was completed and can be undone."""
+
+    task: str
+    activation: int
+    instance: int  # 0 = the activation as a whole
+    undo: str  # the task that undoes it
+    data: bytes  # what it gave
+
+
 class Activation(msgspec.Struct, array_like=True, gc=False):
     """One enabling of a task. Offered activations hold no tokens; started ones have consumed theirs."""
 
@@ -58,6 +68,7 @@ class Activation(msgspec.Struct, array_like=True, gc=False):
     signal: bytes = b""  # what that brought
     left: list[str] = []  # locks that it let go of when its work failed, and takes again before it goes on
     timers: tuple[int, ...] = ()  # those of the activation as a whole
+    undoes: Completion | None = None  # of a compensation: what it undoes
 
 
 class NetInstance(msgspec.Struct, array_like=True, gc=False):
@@ -77,6 +88,9 @@ class NetInstance(msgspec.Struct, array_like=True, gc=False):
     seen: dict[str, tuple[str, ...]] = {}  # partial joins: branches of the present round
     expected: dict[str, list[tuple[str, ...]]] = {}  # structured merges: inputs to wait for, oldest first
     dead: dict[str, int] = {}  # false tokens on their way to a local merge
+    completions: list[Completion] = []  # what can be undone, oldest first
+    outcome: str = ""  # it is being undone, and this is what follows (`RollbackBegun`)
+    detail: str = ""
 
     def put(self, conditions: tuple[str, ...]) -> None:
         """Add one token to each condition (repetition = several tokens)."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
+from knhk_workflow.core import compensation
 from knhk_workflow.core import events as e
 from knhk_workflow.core.cancel import cancel_region, empty_net, remove_net, stop_instances
 from knhk_workflow.core.case import (
@@ -149,7 +150,8 @@ def _routed(step: Step, activation: Activation, node: TaskNode, over: bool) -> N
     turns = 0
     while not over:
         for instance in range(1, activation.count + 1):
-            if node.out is not None and not take_output(step, activation, node, EMPTY, instance):
+            inputs = compensation.given(step, activation) if activation.undoes is not None else b""
+            if node.out is not None and not take_output(step, activation, node, EMPTY, instance, inputs):
                 return
         again = another_turn(step, activation, node)
         if again is None:
@@ -264,6 +266,8 @@ def _leave_busily(
     if release:
         step.emit(e.TaskReleased(number, node.id, activation.number, *produced))
     else:
+        if node.undo is not None and node.carrier in ("route", "trigger") and via is None:
+            compensation.remember(step, activation, node.undo, 0, activation.signal)
         if step.case.timers:
             step.untimed(activation)
         step.emit(e.TaskCompleted(number, node.id, activation.number, *produced, met))
@@ -299,10 +303,14 @@ def _arrived(step: Step, net: NetInstance, produced: Produced) -> bool:
 
 def force(step: Step, activation: Activation) -> None:
     """End an activation now as if it were done: what runs counts as completed, the flow goes on (WCP-27)."""
+    if compensation.pending(step, activation):
+        return  # it was stopped before
     node = step.node(activation)
     start_without_work(step, activation)
     for _, run in sorted(activation.instances.items()):
         if run.child:
+            if step.model.compensates:
+                compensation.forget(step, step.case.nets[run.child])
             remove_net(step, step.case.nets[run.child])
             if run.timer:
                 step.disarm(run.timer)
@@ -383,7 +391,11 @@ def _take_split(step: Step, activation: Activation, node: TaskNode) -> Produced 
 def complete_net(step: Step, net: NetInstance) -> None:
     """A net ended properly. What is left in it (explicit termination, WCP-43) goes; then its task goes on."""
     case = step.case
-    empty_net(step, net)
+    if not net.outcome:
+        empty_net(step, net)
+        if net.active:  # a sub-net in it was stopped and has to be undone first
+            compensation.roll_back(step, net, compensation.COMPLETED, "")
+            return
     step.emit(e.NetCompleted(net.number, net.name))
     if net.number == 1:
         step.emit(e.StateChanged(case.state, "completed"))
@@ -391,4 +403,6 @@ def complete_net(step: Step, net: NetInstance) -> None:
         return
     activation = case.activations[net.activation]
     node = step.compiled(activation.net).tasks[activation.task]
+    if node.undo is not None:
+        compensation.remember(step, activation, node.undo, net.instance, net.data)
     ended(step, activation, node, activation.instances[net.instance])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from knhk_workflow.core import commands as c
-from knhk_workflow.core import due, locks, timers
+from knhk_workflow.core import compensation, due, locks, timers
 from knhk_workflow.core import events as e
 from knhk_workflow.core.apply import born
 from knhk_workflow.core.cancel import end_case, withdraw
@@ -28,6 +28,7 @@ from knhk_workflow.core.case import (
 from knhk_workflow.core.completion import CHOICE_INCIDENTS, DATA_BYTES_MAX, advance, another_turn, ended, force, leave
 from knhk_workflow.core.data import EMPTY, merge
 from knhk_workflow.core.enabling import INSTANCES_MAX, begin
+from knhk_workflow.core.incidents import undoing
 from knhk_workflow.core.joins import amount, binding, consumed
 from knhk_workflow.core.settle import settle
 from knhk_workflow.core.starting import run_instance, start_item, start_without_work
@@ -115,6 +116,7 @@ def _cancel(step: Step, command: c.CancelCase) -> None:
         return
     _need(step, "created", "running", "suspended")
     end_case(step, "cancelled", command.reason)
+    settle(step)
 
 
 def _update(step: Step, command: c.UpdateCaseData) -> None:
@@ -198,6 +200,8 @@ def _complete_item(step: Step, command: c.CompleteItem) -> None:
     )
     if run.timer:
         step.disarm(run.timer)
+    if node.undo is not None:
+        compensation.remember(step, activation, node.undo, run.number, run.output)
     if step.case.state == "running":
         ended(step, activation, node, run)
         settle(step)
@@ -233,8 +237,11 @@ def _resolve(step: Step, command: c.ResolveIncident) -> None:
         raise NotFound("incident", f"{command.incident}@{case.case_id}", "it may be resolved already")
     _need(step, "running", "suspended")
     if command.action == "fail_case":
+        found = case.activations.get(incident.activation)
+        at_once = compensation.ending(case.root) or (found is not None and undoing(step, found))
         step.emit(e.IncidentResolved(incident.number, command.action, command.reason))
-        end_case(step, "failed", incident.message)
+        end_case(step, "failed", incident.message, at_once=at_once)
+        settle(step)
         return
     _need(step, "running")
     activation = case.activations.get(incident.activation)
@@ -312,6 +319,8 @@ def _resume_activation(
         step.emit(e.ItemSkipped(*place))
     else:
         step.emit(e.ItemCompleted(*place, command.data or EMPTY))
+        if node.undo is not None:
+            compensation.remember(step, activation, node.undo, instance or 1, command.data)
     ended(step, activation, node, activation.instances[instance or 1])
 
 

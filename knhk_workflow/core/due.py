@@ -4,7 +4,7 @@ A timer task has got what it waited for: it goes on as a task whose signal came 
 token they are withdrawn in the same step (WCP-16). A retry offers the work again. A time-out stops one attempt at the
 work, a deadline everything that the task still does; the flow to `on_timeout` is taken alone. Without one it counts as
 a failure with the code `timeout` or `deadline`: a time-out is tried again while attempts are left, then `on_error`
-decides, then a person.
+decides (its own, or that of the nearest composite task around it), then a person.
 
 A suspended case lets its timers wait; those that are due fire when it is resumed.
 """
@@ -14,12 +14,13 @@ from __future__ import annotations
 from knhk_workflow.core import commands as c
 from knhk_workflow.core import events as e
 from knhk_workflow.core import locks
-from knhk_workflow.core.cancel import remove_net, stop_instances
+from knhk_workflow.core.cancel import remove_net
 from knhk_workflow.core.case import LIVE_STATES, RETRYING, Activation, Instance, Timer, place_of
-from knhk_workflow.core.completion import advance, leave
+from knhk_workflow.core.completion import advance
 from knhk_workflow.core.incidents import raise_incident
+from knhk_workflow.core.rollback import escape, give_up
 from knhk_workflow.core.settle import settle
-from knhk_workflow.core.starting import offer_item, run_instance, start_without_work
+from knhk_workflow.core.starting import offer_item, run_instance
 from knhk_workflow.core.step import Step
 from knhk_workflow.core.timers import begun, retry_later
 from knhk_workflow.core.triggers import go_on
@@ -92,12 +93,9 @@ def failed(
             offer_item(step, node, activation, run.number, run.attempt + 1)
         else:
             retry_later(step, activation, run, task.retry)
-    elif task.on_error is not None and node.many is None and running:
-        _escape(step, node, activation, task.on_error)
     else:
         what = f"{code}: {message}" if message else code
-        told = f"task {activation.task!r} failed: {what}"
-        raise_incident(step, "task_failed", activation.net, told, activation, run.number)
+        give_up(step, node, activation, run.number, f"task {activation.task!r} failed: {what}")
 
 
 def _too_long(step: Step, node: TaskNode, activation: Activation, run: Instance) -> None:
@@ -107,13 +105,15 @@ def _too_long(step: Step, node: TaskNode, activation: Activation, run: Instance)
         step.changed(activation, run)
         return
     if node.task.on_timeout is not None and not activation.released:
-        _escape(step, node, activation, node.task.on_timeout)
+        escape(step, node, activation, node.task.on_timeout)
         return
-    _stop(step, activation, run, "timeout")
+    told = f"task {activation.task!r} failed: its sub-net took too long"
+    if not _stop(step, activation, run, "timeout", told):
+        return
     if activation.released:
         advance(step, activation, node)  # the flow has gone on, nobody waits for this
     elif run.state == "terminated":  # a sub-net: it has no attempts
-        _give_up(step, node, activation, run.number, "its sub-net took too long")
+        give_up(step, node, activation, run.number, told)
     else:
         failed(step, node, activation, run, "timeout", "it took too long")
 
@@ -124,15 +124,15 @@ def _too_late(step: Step, node: TaskNode, activation: Activation, kind: str) -> 
         return  # it came in time, and something else keeps the task
     target = node.task.on_timeout or (node.task.on_error if node.many is None else None)
     if target is not None and not activation.released:
-        _escape(step, node, activation, target)
+        escape(step, node, activation, target)
         return
+    told = f"task {activation.task!r} failed: its deadline has passed"
     live = [run for _, run in sorted(activation.instances.items()) if run.state in LIVE_STATES]
     for run in live:
         if activation.number not in step.case.activations:
             return  # an incident failed the case
-        _stop(step, activation, run, kind)
-        if not activation.released:
-            _give_up(step, node, activation, run.number, "its deadline has passed")
+        if _stop(step, activation, run, kind, told) and not activation.released:
+            give_up(step, node, activation, run.number, told)
     if activation.released:
         advance(step, activation, node)
     elif not live and not activation.incidents:
@@ -151,32 +151,16 @@ def _kept_out(step: Step, node: TaskNode, activation: Activation) -> bool:
     )
 
 
-def _stop(step: Step, activation: Activation, run: Instance, code: str) -> None:
-    """End one instance that has not ended: its sub-net goes, its work has failed."""
+def _stop(step: Step, activation: Activation, run: Instance, code: str, told: str) -> bool:
+    """End one instance that has not ended: its sub-net goes, its work has failed. False: that is undone first."""
     if run.state == RETRYING:
         step.disarm(run.timer)
     elif run.child:
-        remove_net(step, step.case.nets[run.child])
+        gone = remove_net(step, step.case.nets[run.child], "incident", told)
         if run.timer:
             step.disarm(run.timer)
+        return gone
     else:
         step.emit(e.ItemFailed(*place_of(activation, run), code))
         step.changed(activation, run)
-
-
-def _give_up(step: Step, node: TaskNode, activation: Activation, instance: int, why: str) -> None:
-    """No further attempt: the error flow, or a person."""
-    if node.task.on_error is not None and node.many is None:
-        _escape(step, node, activation, node.task.on_error)
-        return
-    told = f"task {activation.task!r} failed: {why}"
-    raise_incident(step, "task_failed", activation.net, told, activation, instance)
-
-
-def _escape(step: Step, node: TaskNode, activation: Activation, target: str) -> None:
-    """Leave a task by one flow alone, whatever it still does."""
-    stop_instances(step, activation)
-    for incident in list(activation.incidents):
-        step.emit(e.IncidentResolved(incident, "cancelled"))
-    start_without_work(step, activation)
-    leave(step, activation, node, via=target)
+    return True

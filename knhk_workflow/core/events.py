@@ -445,6 +445,47 @@ class TriggerExpired(Event, frozen=True, tag=50):
     name: str
 
 
+class CompletionRemembered(Event, frozen=True, tag=51):
+    """Work was completed that `undo` can undo. `data`: what it gave. `instance` 0 = the activation as a whole."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    undo: str
+    data: bytes = b""
+
+
+class CompletionsForgotten(Event, frozen=True, tag=52):
+    """What was completed in a net is not going to be undone (any further)."""
+
+    net: int
+
+
+class RollbackBegun(Event, frozen=True, tag=53):
+    """A net ended unsuccessfully: its tokens are gone, and what was completed in it is undone, newest first.
+
+    What follows then is `outcome`: cancelled, failed (the case); leave (its task goes on to `detail` alone), incident
+    (its task has failed, `detail` says how), cancelled, withdrawn (its task, `detail`: why). completed: the net has
+    completed, and only what was still running below it is undone.
+    """
+
+    net: int
+    outcome: str
+    detail: str = ""
+
+
+class CompensationBegun(Event, frozen=True, tag=54):
+    """An activation undoes the newest completion of its net: instance `of_instance` of activation `of_activation`."""
+
+    net: int
+    task: str
+    activation: int
+    of: str
+    of_activation: int
+    of_instance: int
+
+
 EventType = (
     CaseCreated
     | StateChanged
@@ -488,4 +529,8 @@ EventType = (
     | TimerFired
     | TimerDisarmed
     | TriggerExpired
+    | CompletionRemembered
+    | CompletionsForgotten
+    | RollbackBegun
+    | CompensationBegun
 )

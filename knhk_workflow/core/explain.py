@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from knhk_workflow.core import explain_times, locks
+from knhk_workflow.core import compensation, explain_times, locks
 from knhk_workflow.core.case import (
     DONE_STATES,
     LIVE_STATES,
@@ -62,6 +62,8 @@ def summary(case: Case, tasks: tuple[TaskExplanation, ...], now: int = 0) -> str
     ]
     state = "is suspended (results are recorded, nothing goes on until it is resumed)"
     head = f"The case {state}" if case.state == "suspended" else "The case is running"
+    if compensation.ending(case.root):
+        head += f", and is {case.root.outcome} when everything completed is undone"
     return f"{head}: {', '.join(parts)}." if parts else f"{head}."
 
 
@@ -125,6 +127,13 @@ def _incident(look: Look, node: TaskNode, live: list[Activation], stopped: Activ
 
 def _not_enabled(look: Look, node: TaskNode) -> Reason:
     trigger = node.task.trigger
+    if look.net.outcome:
+        sentence = f"{node.id} does not begin any more: this net has ended, and what was completed in it is undone."
+        return Reason(sentence, (), (), (), "idle")
+    if node.undoes:
+        done = sum(1 for each in look.net.completions if each.undo == node.id)
+        sentence = f"{node.id} undoes {listed(node.undoes)} when that becomes necessary ({done} completed so far)."
+        return Reason(sentence, (), (), (), "idle")
     if not node.inputs and trigger is not None:
         sentence = f"{node.id} has no incoming flow: each signal {trigger.name!r} starts it."
         return Reason(sentence, (), (Wait("trigger", trigger.name),), (), "idle")
@@ -176,6 +185,9 @@ def _live(look: Look, node: TaskNode, live: list[Activation]) -> tuple[str, Stat
         sentence, status, waits = _signal(look, node, live)
     else:
         sentence, status, waits = _work_in_hand(look, node, live)
+    if live[0].undoes is not None:
+        more = f", {len(look.net.completions)} more to go" if look.net.completions else ", the last one"
+        sentence = f"{sentence} It undoes {live[0].undoes.task}{more}."
     if node.times is None and node.task.retry is None:
         return sentence, status, waits
     more, timers = explain_times.limits(look, node, live)
@@ -305,7 +317,8 @@ def _work_of(live: list[Activation], case: Case) -> Iterator[Wait]:
     for activation in live:
         for run in activation.instances.values():
             if run.child:
-                yield Wait("sub_net", str(run.child), f"sub-net {case.nets[run.child].name!r} is running")
+                doing = "being undone" if case.nets[run.child].outcome else "running"
+                yield Wait("sub_net", str(run.child), f"sub-net {case.nets[run.child].name!r} is {doing}")
             elif run.state in OPEN_ITEM_STATES:
                 yield Wait("work_item", _item(case, activation, run), _run(run, case))
 
@@ -324,6 +337,8 @@ def _work(case: Case, live: list[Activation]) -> str:
 def _run(run: Instance, case: Case) -> str:
     if run.child:
         child = case.nets[run.child]
+        if child.outcome:
+            return f"it is stopped, and what sub-net {child.name!r} completed is being undone"
         return f"sub-net {child.name!r} is running as net instance {run.child}"
     if run.state == RETRYING:
         return "its work has failed and is tried again"

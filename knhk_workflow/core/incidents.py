@@ -24,5 +24,20 @@ def raise_incident(
             instance,
         )
     )
-    if step.model.spec.on_incident == "fail":
+    if step.model.spec.on_incident != "fail" or (activation is not None and undoing(step, activation)):
+        return
+    if step.model.compensates and case.state == "running":
+        step.failing = message  # what is under way is not pulled away from under itself: `settle` ends the case
+        step.ready = {}
+    else:
         end_case(step, "failed", message)
+
+
+def undoing(step: Step, activation: Activation) -> bool:
+    """Whether an activation undoes something, or is part of that."""
+    while activation.undoes is None:
+        net = step.case.nets[activation.net]
+        if net.number == 1:
+            return False
+        activation = step.case.activations[net.activation]
+    return True

@@ -14,8 +14,8 @@ taken for a livelock.
 from __future__ import annotations
 
 from knhk_workflow.core import events as e
-from knhk_workflow.core import locks
-from knhk_workflow.core.cancel import withdraw
+from knhk_workflow.core import locks, rollback
+from knhk_workflow.core.cancel import end_case, withdraw
 from knhk_workflow.core.case import NetInstance
 from knhk_workflow.core.completion import complete_net
 from knhk_workflow.core.enabling import enable
@@ -45,7 +45,9 @@ def settle(step: Step) -> None:
         for key in [*ready]:
             if firings >= SLICE_FIRINGS:
                 _pause(step, case.firings + firings)
-                return
+                if step.failing is None:
+                    return
+                break  # the end of an endless cascade has failed the case
             del ready[key]
             number, task = key
             net = case.nets.get(number)
@@ -54,6 +56,10 @@ def settle(step: Step) -> None:
                 firings += _match(step, net, node) if node.plain_look else _visit(step, net, node)
                 if step.ready is not ready:
                     break  # the case ended, or the cascade was cut short
+        if step.failing is not None:
+            told, step.failing = step.failing, None
+            end_case(step, "failed", told)
+            continue
         if step.ready:
             continue
         if not case.locks and (not step.nets or _quiet(step)):
@@ -61,7 +67,8 @@ def settle(step: Step) -> None:
         if case.state == "running":
             made = _or_joins(step)
             firings += made
-            if not made and not step.ready and not (case.locks and locks.release(step)) and not _close_nets(step):
+            moved = made or step.ready or (case.locks and locks.release(step)) or _close_nets(step)
+            if not moved and step.failing is None:
                 return
 
 
@@ -188,7 +195,9 @@ def _close_nets(step: Step) -> bool:
         net = case.nets.get(number)
         if net is None or net.active:
             continue
-        if _ended(net, step.compiled(number)):
+        if net.outcome:
+            rollback.go_on(step, net)
+        elif _ended(net, step.compiled(number)):
             complete_net(step, net)
         else:
             _report_stuck(step, net)

@@ -10,8 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from knhk_workflow.core import compensation, locks, timers
 from knhk_workflow.core import events as e
-from knhk_workflow.core import locks, timers
 from knhk_workflow.core.cancel import cancel_region
 from knhk_workflow.core.case import Activation, Instance, NetInstance
 from knhk_workflow.core.data import merge
@@ -50,10 +50,12 @@ def offer_item(step: Step, node: TaskNode, activation: Activation, instance: int
     data = b""
     number, net = activation.number, activation.net
     if node.in_ is not None:
-        mapped = mapping(step, node.in_, step.scope(net), activation, instance, "in")
+        mapped = mapping(step, node.in_, compensation.seen(step, activation), activation, instance, "in")
         if mapped is None:
             return
         data = mapped
+    elif activation.undoes is not None:
+        data = activation.undoes.data
     elif activation.elements:
         element = element_of(activation, instance)
         if element is not None:
@@ -112,10 +114,10 @@ def start_net(step: Step, net: NetInstance, node: TaskNode, activation: Activati
             instance,
         )
         return
-    data = net.data
+    data = compensation.given(step, activation)
     element = element_of(activation, instance)
     if node.in_ is not None:
-        mapped = mapping(step, node.in_, step.scope(net.number), activation, instance, "in")
+        mapped = mapping(step, node.in_, compensation.seen(step, activation), activation, instance, "in")
         if mapped is None:
             return
         data = mapped

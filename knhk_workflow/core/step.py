@@ -29,6 +29,7 @@ class Step:
         "about",
         "case",
         "events",
+        "failing",
         "items",
         "model",
         "nets",
@@ -50,6 +51,7 @@ class Step:
         self._untroubled = -1 if case.incidents else case.last_incident  # while this is the last one, none changed
         self._unarmed = -1 if case.timers else case.last_timer  # the same of timers
         self.paused = bool(case.ready)  # an earlier step left a cascade; this one may take it up, or end it
+        self.failing: str | None = None  # an incident ends the case, and what was completed is to be undone first
         self.about: Activation | None = None  # the one activation that an instance command is about
         self._scopes: dict[int, tuple[bytes, object]] = {}  # net instance: its data, encoded and decoded
 

@@ -70,7 +70,7 @@ def go_on(step: Step, net: NetInstance, node: TaskNode) -> None:
             if kept is not None and _ready(step, net, node, activation):
                 step.emit(e.TriggerTaken(kept.number, kept.name, net.number, node.id, number))
                 _go(step, net, node, activation)
-    while not node.inputs and net.number in case.nets and case.state == "running":
+    while not node.inputs and net.number in case.nets and not net.outcome and case.state == "running":
         kept = _kept(case, name)
         if kept is None or not _free(step, net, node, ()):
             return
@@ -98,7 +98,7 @@ def _receiver(step: Step, name: str) -> Activation | None:
 def _sourced(step: Step, name: str) -> Activation | None:
     """A task without incoming flow that this signal starts, enabled for it."""
     for _, net in sorted(step.case.nets.items()):
-        for node in step.compiled(net.number).sources:
+        for node in step.compiled(net.number).sources if not net.outcome else ():
             trigger = node.task.trigger
             if trigger is not None and trigger.name == name and _free(step, net, node, ()):
                 enable(step, net, node, ())

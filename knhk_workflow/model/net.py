@@ -125,6 +125,8 @@ class TaskNode:
     carries: tuple[str, ...] = ()  # outputs that false tokens take
     skips: tuple[str, ...] = ()  # inputs in which false tokens can arrive
     times: Times | None = None
+    undo: str | None = None  # the task that undoes it
+    undoes: tuple[str, ...] = ()  # of a compensation: the tasks that it undoes
 
     # What rules ask of every step, found once:
     automatic: bool = field(init=False)
@@ -153,7 +155,7 @@ class TaskNode:
     forks: tuple[tuple[str, ...], tuple[str, ...]] | None = field(init=False)
     """What its end produces (tokens, false tokens) when that is no choice: a token on every flow."""
     busy_end: bool = field(init=False)
-    """Its end does more than put tokens: it cancels, completes, closes, announces or collects."""
+    """Its end does more than put tokens: it cancels, completes, closes, announces, collects or is remembered."""
     awaits: bool = field(init=False)
     """Something has to come before anything of it happens: a signal, or a moment."""
 
@@ -188,7 +190,12 @@ class TaskNode:
             "busy_start": single or tallies or self.withdrawn is not None or self.shared,
             "forks": (self.outputs, ()) if self.split.kind == "and" else None,
             "busy_end": bool(
-                self.many is not None or self.region is not None or task.closes or task.completes or self.expects
+                self.many is not None
+                or self.region is not None
+                or task.closes
+                or task.completes
+                or self.expects
+                or (self.undo is not None and self.carrier in ("route", "trigger"))
             ),
         }
         for name, value in found.items():
@@ -222,6 +229,7 @@ class Model:
     version: int
     digest: bytes
     nets: Mapping[str, CompiledNet]
+    compensates: bool = False  # some task has a `compensate`
 
     @property
     def root(self) -> CompiledNet:
@@ -239,7 +247,8 @@ class Model:
 
 def compile_spec(spec: Spec, version: int, digest: bytes) -> Model:
     """Compile a parsed spec. Its expressions were checked when it was parsed."""
-    return Model(spec, version, digest, {net.name: compile_net(net) for net in spec.nets})
+    compensates = any(task.compensate is not None for net in spec.nets for task in net.tasks)
+    return Model(spec, version, digest, {net.name: compile_net(net) for net in spec.nets}, compensates)
 
 
 def compile_net(net: Net) -> CompiledNet:
@@ -423,6 +432,8 @@ def _node(shape: _Shape, task: Task, branches: tuple[Branch, ...]) -> TaskNode:
         carries=tuple(place for place in shape.forward[task.id] if place in shape.false_paths),
         skips=tuple(place for place in inputs if place in shape.false_paths and task.id in shape.forward[place]),
         times=_times(task),
+        undo=task.compensate,
+        undoes=tuple(sorted(each.id for each in shape.net.tasks if each.compensate == task.id)),
     )
 
 

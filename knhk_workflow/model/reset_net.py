@@ -14,7 +14,7 @@ decidable approach to the OR-join in workflow using reset nets", 2005). Data is 
 - split or: one end for all guarded outputs, one for the default; reset nets are monotone, so for coverability the union
   stands for all its parts. Every subset on request.
 - instances, sub-net, loop, timer, trigger, retry: inside the busy place; they may complete, whatever they wait for.
-- on_error, on_timeout, compensate: an `escape` from the busy place to that target alone.
+- on_error, on_timeout: an `escape` from the busy place to that target alone. compensate: nothing, its net has ended.
 - cancels: the end empties conditions, busy places and rounds of joins other than its own.
 - reads: places that a start tests and does not take.
 - sections, mutex: a lock place, 1 = free. A start takes it unless a token that it consumes is inside already; an end
@@ -462,7 +462,7 @@ class _Draft:
 
     def _escapes(self, node: TaskNode) -> Iterator[tuple[str, ...]]:
         """Where a failed or overdue task sends its one token."""
-        for target in sorted({node.task.on_error, node.task.on_timeout, node.task.compensate} - {None}, key=str):
+        for target in sorted({node.task.on_error, node.task.on_timeout} - {None}, key=str):
             assert target is not None
             named = sorted(branch.condition for branch in node.branches if branch.target == target)
             if named:

@@ -143,6 +143,8 @@ def _check_references(problems: Problems, net: Net, places: Places, nets: Collec
                     problems.add(places.task(task.id, key), "no_flow", message, hint)
         if task.compensate is not None:
             expect(places.task(task.id, "compensate"), task.compensate, tasks, "task")
+            if task.compensate in tasks:
+                _check_compensation(problems, task.id, tasks[task.compensate], net, places)
         if task.net is not None:
             expect(places.task(task.id, "net"), task.net, nets, "net")
         _check_times(problems, task, places)
@@ -156,6 +158,32 @@ def _check_references(problems: Problems, net: Net, places: Places, nets: Collec
     for section, members in net.sections:
         for index, name in enumerate(members):
             expect(f"{prefix}sections.{section}[{index}]", name, tasks, "task")
+
+
+def _check_compensation(problems: Problems, undone: str, task: Task, net: Net, places: Places) -> None:
+    """A task that undoes another one stands outside of all flows, and does nothing but its work, once."""
+    at = places.task(undone, "compensate")
+    if any(task.id in (flow.source, flow.target) for flow in net.flows):
+        hint = "take it out of the flows; it runs when what was completed has to be undone"
+        problems.add(at, "has_flows", f"{task.id!r} undoes {undone!r} and is part of a flow", hint)
+    given = {
+        "join": task.join != Join(),
+        "instances": task.instances is not None,
+        "for_each": task.for_each is not None,
+        "loop": task.loop is not None,
+        "trigger": task.trigger is not None,
+        "timer": task.timer is not None,
+        "mutex": task.mutex is not None,
+        "reads": bool(task.reads),
+        "cancels": bool(task.cancels),
+        "completes": bool(task.completes),
+        "closes": bool(task.closes),
+        "compensate": task.compensate is not None,
+        "sections": any(task.id in members for _, members in net.sections),
+    }
+    for key, used in given.items():
+        if used:
+            problems.add(at, "conflict", f"{task.id!r} undoes {undone!r} and has no use for {key}")
 
 
 def _check_join(problems: Problems, join: Join, inputs: int, path: str) -> None:
@@ -310,6 +338,7 @@ def findings(spec: Spec) -> tuple[Problem, ...]:
         found.extend(_reachability(net, places))
         found.extend(_lost_choices(net, places))
         found.extend(_shared_outputs(net, places))
+        found.extend(_final(spec, net, places))
     return tuple(found)
 
 
@@ -323,7 +352,8 @@ def _reachability(net: Net, places: Places) -> Iterable[Problem]:
     for flow in net.flows:
         backward.setdefault(flow.target, set()).add(flow.source)
     reached = _closure({START}, onward)
-    tasks = [task.id for task in net.tasks]
+    aside = {task.compensate for task in net.tasks}
+    tasks = [task.id for task in net.tasks if task.id not in aside]
     ends = {END} | {name for name in {*tasks, *onward, *backward} if not onward.get(name)}
     ending = _closure(ends, backward)
     for name in tasks:
@@ -349,6 +379,16 @@ def _lost_choices(net: Net, places: Places) -> Iterable[Problem]:
             message = f"{automatic[0]!r} starts by itself, so {offered[0]!r} can never be chosen at {condition!r}"
             hint = "give it required_roles, a timer or a trigger"
             yield _warning(places.task(automatic[0]), "automatic_in_deferred_choice", message, hint)
+
+
+def _final(spec: Spec, net: Net, places: Places) -> Iterable[Problem]:
+    """Composite tasks whose sub-net can be undone while it runs, and no more once it has completed."""
+    undone = {each.name for each in spec.nets if any(task.compensate is not None for task in each.tasks)}
+    for task in net.tasks:
+        if task.net in undone and task.compensate is None:
+            message = f"when {task.net!r} has completed, what was done in it is final"
+            hint = "give the task a compensate of its own"
+            yield _warning(places.task(task.id), "final_when_complete", message, hint)
 
 
 def _automatic(task: Task) -> bool:
@@ -387,7 +427,6 @@ _TASK_CONSTRUCTS: Final[tuple[tuple[str, Callable[[Task], bool]], ...]] = (
     ("timer.every", lambda task: task.timer is not None and task.timer.every is not None),
     ("workflow", lambda task: task.workflow is not None),
     ("connector", lambda task: task.connector is not None),
-    ("compensate", lambda task: task.compensate is not None),
     ("allocation", lambda task: bool(task.allocation)),
 )
 _NET_CONSTRUCTS: Final[tuple[tuple[str, Callable[[Net], bool]], ...]] = ()
@@ -406,7 +445,24 @@ def unsupported(spec: Spec) -> tuple[Problem, ...]:
                 if used(task):
                     kind = {"join": f"join: {task.join.kind}", "split": f"split: {task.split.kind}"}.get(key, key)
                     found.append(_unsupported(places.task(task.id, key), kind))
+    found.extend(_unsupported_rollbacks(spec))
     return tuple(found)
+
+
+def _unsupported_rollbacks(spec: Spec) -> Iterable[Problem]:
+    """Where completed work would have to be undone, and is not: regions of a net that goes on, one of many sub-nets."""
+    calls = {net.name: {task.net for task in net.tasks if task.net is not None} for net in spec.nets}
+    undone = {net.name: {task.id for task in net.tasks if task.compensate is not None} for net in spec.nets}
+    for net in spec.nets:
+        places = Places(f"nets.{net.name}" if net.name != ROOT else "")
+        for task in net.tasks:
+            if not undone[net.name].isdisjoint(task.cancels):
+                yield _unsupported(places.task(task.id, "cancels"), "cancels of a task with compensate")
+            if undone[net.name] and task.join.kind == "partial" and task.join.mode == "cancelling":
+                yield _unsupported(places.task(task.id, "join"), "a cancelling join beside tasks with compensate")
+            several = "instances" if task.instances is not None else "for_each" if task.for_each is not None else ""
+            if task.net is not None and several and any(undone.get(each) for each in _closure({task.net}, calls)):
+                yield _unsupported(places.task(task.id, several), f"{several} of a net with compensate")
 
 
 def _unsupported(path: str, what: str) -> Problem:

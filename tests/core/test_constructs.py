@@ -6,6 +6,9 @@ end, and cancelling leaves nothing behind.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import msgspec
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
@@ -39,7 +42,31 @@ def adorned(draw: st.DrawFn) -> Document:
     document["on_incident"] = "keep"  # a case that fails at the first incident shows nothing more
     for net in (document, *nets.values()):
         adorn(draw, net)
+    if draw(st.booleans()):
+        for net in (document, *nets.values()):
+            undo(draw, net)
+        document["on_incident"] = draw(st.sampled_from(["keep", "keep", "keep", "fail"]))
     return document
+
+
+def undo(draw: st.DrawFn, net: Document) -> None:
+    """Compensations for some tasks of one net: work, work that is tried again, one that does itself."""
+    tasks = net["tasks"]
+    assert isinstance(tasks, dict)
+    cancelled = {name for body in tasks.values() for name in body.get("cancels", ())}
+    joins = [body.get("join") for body in tasks.values()]
+    if any(isinstance(join, dict) and join.get("partial", {}).get("mode") == "cancelling" for join in joins):
+        return
+    for name in sorted(tasks.keys() - cancelled):
+        if draw(st.booleans()):
+            tasks[name]["compensate"] = draw(st.sampled_from(["U0", "U1", "U2"]))
+    used = {body["compensate"] for body in tasks.values() if "compensate" in body}
+    bodies: dict[str, Document] = {
+        "U0": {"required_roles": ["worker"]},
+        "U1": {"required_roles": ["worker"], "retry": {"max_attempts": 2, "backoff": 2e-9}, "timeout": 7e-9},
+        "U2": {"out": {"undone": "true"}},
+    }
+    tasks.update({name: bodies[name] for name in sorted(used)})
 
 
 def adorn(draw: st.DrawFn, net: Document) -> None:
@@ -150,6 +177,7 @@ def checked(shadow: Case | None, step: Step, model: Model) -> Case:
     assert encode_state(case) == state, "explaining changed the case"
     if case.state in ENDED:
         empty(case)
+        assert (case.root.completions, case.root.outcome) == ([], "")
         assert case.signals == []
         assert case.locks == {}
     elif case.state == "running" and not case.ready:
@@ -165,8 +193,61 @@ def started_work_can_end(case: Case, model: Model, now: int) -> None:
             decide(copy, model, c.CompleteItem(item_ref(activation, run), b"{}", run.owner), now)
 
 
+@st.composite
+def undoable(draw: st.DrawFn) -> Document:
+    """Composite tasks three deep, work that can be undone on every level, and every way for them to end early."""
+    nets = {name: _scope(draw, below) for name, below in (("", "outer"), ("outer", "inner"), ("inner", ""))}
+    on_incident = draw(st.sampled_from(["keep", "keep", "fail"]))
+    return {"id": "random", "on_incident": on_incident, **nets.pop(""), "nets": nets}
+
+
+def _scope(draw: st.DrawFn, below: str) -> Document:
+    """Two branches side by side, of work and, where there is one, the composite task `C` for the net below."""
+    tasks: dict[str, Document] = {"Fork": {}, "Join": {"join": "and"}, "Sorry": {"required_roles": ["worker"]}}
+    flows: list[Document] = [{"from": "start", "to": "Fork"}, {"from": "Join", "to": "end"}]
+    branches = (["A", "C", "B"], ["D", "E"]) if below else (["A", "B"], ["D"])
+    for branch in branches:
+        for name in branch:
+            tasks[name] = {"net": below} if name == "C" else {"required_roles": ["worker"]}
+        flows.append({"from": "Fork", "to": branch[0]})
+        flows.extend({"from": source, "to": target} for source, target in pairwise(branch))
+        flows.append({"from": branch[-1], "to": "Join"})
+    undo(draw, {"tasks": tasks})
+    if below:
+        composite = tasks["C"]
+        if draw(st.booleans()):
+            composite |= {"split": "xor", "on_error": "Sorry"}
+            next(flow for flow in flows if flow["from"] == "C")["default"] = True
+            flows.append({"from": "C", "to": "Sorry", "when": "false"})
+            flows.append({"from": "Sorry", "to": "end"})
+        else:
+            del tasks["Sorry"]
+        if draw(st.booleans()):
+            composite["timeout"] = 7e-9
+        if draw(st.integers(0, 3)) == 0:
+            tasks["D"]["cancels"] = ["C"] if "compensate" not in composite else []
+        if draw(st.integers(0, 3)) == 0:
+            tasks["E"]["completes"] = ["C"]
+    else:
+        del tasks["Sorry"]
+    explicit: Document = {"termination": "explicit"} if draw(st.integers(0, 3)) == 0 else {}
+    if explicit:
+        flows.append({"from": "D", "to": "end"})
+    return {"tasks": tasks, "flows": flows, **explicit}
+
+
+@given(undoable(), CHOICES)
+def test_whatever_ends_early_is_undone_once(document: Document, choices: list[tuple[int, int, int]]) -> None:
+    keeps_the_books(document, "{}", choices)
+
+
 @given(adorned(), st.sampled_from((*DATA, DUE)), CHOICES)
 def test_every_construct_keeps_the_books(document: Document, data: str, choices: list[tuple[int, int, int]]) -> None:
+    keeps_the_books(document, data, choices)
+
+
+def keeps_the_books(document: Document, data: str, choices: list[tuple[int, int, int]]) -> None:
+    """Play a case with these choices; all that must hold is checked after every step."""
     try:
         spec = parse_spec(document)
     except InvalidDocument:
@@ -180,6 +261,7 @@ def test_every_construct_keeps_the_books(document: Document, data: str, choices:
     case = step.case
     shadow = checked(None, step, model)
     now = 10
+    history = [*step.events]
     for kind, which, how in choices:
         now += 1
         command = any_command(case, kind, which, how)
@@ -196,9 +278,51 @@ def test_every_construct_keeps_the_books(document: Document, data: str, choices:
             continue
         assert decide(twin, model, command, now).events == step.events, "the same command decides differently"
         shadow = checked(shadow, step, model)
+        history.extend(step.events)
         started_work_can_end(case, model, now)
         for recorded in step.events:
             event(type(recorded).__name__)
     if case.state not in ENDED:
-        shadow = checked(shadow, decide(case, model, c.CancelCase("enough"), now + 1_000), model)
-        assert case.state == "cancelled"
+        step = decide(case, model, c.CancelCase("enough"), now + 1_000)
+        shadow = checked(shadow, step, model)
+        history.extend(step.events)
+        history.extend(all_undone(case, shadow, model, now + 1_000))
+        assert case.state in ("cancelled", "failed")
+    undone_once(history)
+
+
+def all_undone(case: Case, shadow: Case, model: Model, now: int) -> Iterator[e.Event]:
+    """Whoever undoes something does so, until the case has ended; the events of that."""
+    while case.state not in ENDED:
+        command: c.Command
+        if case.state == "suspended":
+            command = c.ResumeCase()
+        elif case.ready:
+            command = c.Continue()
+        elif case.incidents:
+            command = c.ResolveIncident(min(case.incidents), "skip")
+        elif case.open_items:
+            command = c.CompleteItem(next(item_ref(activation, run) for activation, run in case.open_work()))
+        else:
+            now = max(now, min(timer.due for timer in case.timers.values()))
+            command = c.FireTimer(min(case.timers.values(), key=lambda timer: timer.due).number)
+        step = decide(case, model, command, now)
+        shadow = checked(shadow, step, model)
+        event("undone to the end")
+        yield from step.events
+
+
+def undone_once(history: list[e.Event]) -> None:
+    """What is undone was completed, in the same net, and nothing is undone twice; in every net the newest is first."""
+    remembered: dict[int, list[tuple[str, int, int, str]]] = {}
+    for recorded in history:
+        if isinstance(recorded, e.CompletionRemembered):
+            done = (recorded.task, recorded.activation, recorded.instance, recorded.undo)
+            remembered.setdefault(recorded.net, []).append(done)
+        elif isinstance(recorded, e.CompensationBegun):
+            undone = (recorded.of, recorded.of_activation, recorded.of_instance, recorded.task)
+            assert remembered[recorded.net].pop() == undone
+        elif isinstance(recorded, e.NetCancelled):
+            assert not remembered.get(recorded.net), "a net was cancelled before everything in it was undone"
+        elif isinstance(recorded, e.NetCompleted | e.CompletionsForgotten):
+            remembered.pop(recorded.net, None)

@@ -77,6 +77,10 @@ def test_tags_are_unique_and_never_change() -> None:
         "TimerFired": 40,
         "TimerDisarmed": 41,
         "TriggerExpired": 50,
+        "CompletionRemembered": 51,
+        "CompletionsForgotten": 52,
+        "RollbackBegun": 53,
+        "CompensationBegun": 54,
     }
     assert len({kind.__struct_config__.tag for kind in COMMANDS}) == len(COMMANDS)
 

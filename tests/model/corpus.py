@@ -35,7 +35,7 @@ tasks:
       required_roles: r}
   e: {join: structured-or, timer: 5m, in: {k: data.a, n: 1, t: true, z: null}, out: {k: data.b}}
   f: {join: local-or, loop: {until: data.done}, net: n, timeout: 1h30m, on_timeout: end, on_error: a}
-  g: {workflow: other@3, deadline: "2030-01-01T00:00:00Z", compensate: a, allocation: four-eyes, priority: -5}
+  g: {workflow: other@3, deadline: "2030-01-01T00:00:00Z", compensate: o, allocation: four-eyes, priority: -5}
   h: {connector: http, request: {url: "https://example.org"}, result: {r: data.body}, retry: 5, timeout: PT5M}
   i: {timer: {at: data.due}}
   j: {timer: {every: "0 8 * * 1"}, retry: {max_attempts: 2, backoff: 500ms, max_backoff: 2d, factor: 1.5}}
@@ -43,6 +43,7 @@ tasks:
   l: {required_roles: r, instances: {until: size(data.xs) > 2, sync: false}, timeout: 2d, deadline: data.due}
   m: {timer: {after: data.wait}}
   n: {required_roles: r, retry: {backoff: 0}}
+  o: {required_roles: r, retry: 3}
 flows:
   - {from: start, to: a}
   - {from: a, to: b, when: data.x > 1}

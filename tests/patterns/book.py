@@ -13,6 +13,7 @@ without saying (tokens that move on, sub-nets, merged data) is left out:
     B passed over               a false token went past B
     B is due, B takes too long, B is past its deadline, B is tried again
     C->F emptied                a cancel region took the tokens there
+    R is undone, U undoes A     a net ended unsuccessfully; what was completed in it is undone, newest first
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Told(msgspec.Struct, frozen=True):
     absorbed: tuple[str, ...] = ()
     produced: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
+    of: str = ""
 
 
 class Known(msgspec.Struct):
@@ -245,6 +247,11 @@ class Book:
     def _quiet_sentence(self, kind: str, told: Told) -> str:
         """About joins, locks, regions and instances."""
         label = self._prefix.get(told.net, "") + told.task
+        if kind == "rollback_begun":
+            where = self._prefix.get(told.net, "").removesuffix(".")
+            return f"{where} is undone" if where else "everything is undone"
+        if kind == "compensation_begun":
+            return f"{self._labels[told.activation]} undoes {told.of}"
         if kind == "instance_added":
             return f"{self._labels[told.activation]} instance {told.instance} added"
         if kind == "instances_closed":

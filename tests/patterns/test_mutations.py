@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from knhk_workflow.core import cancel, completion, due, joins, locks, settle, step, timers, triggers
-from knhk_workflow.core.case import NetInstance
+from knhk_workflow.core import apply, cancel, completion, due, joins, locks, rollback, settle, step, timers, triggers
+from knhk_workflow.core.case import Completion, NetInstance
 from knhk_workflow.core.events import Event
 from knhk_workflow.core.or_join import Verdict
 from knhk_workflow.core.step import Step
@@ -81,6 +81,10 @@ def _fires(*_: object, **__: object) -> Verdict:
     return Verdict.FIRE
 
 
+def _oldest(net: NetInstance) -> Completion:
+    return net.completions.pop(0)
+
+
 def _waits(*_: object, **__: object) -> Verdict:
     return Verdict.WAIT
 
@@ -124,7 +128,10 @@ MUTANTS: Final = (
     Mutant("time: the pause grows", timers.pause, _minute, _patterns(21)),
     Mutant("time: overdue work is stopped", due._too_long, _nothing, _patterns(16, 21)),
     Mutant("time: a deadline stops the task", due._too_late, _nothing, _patterns(19)),
-    Mutant("time: the flow to on_timeout alone", due._escape, _nothing, _patterns(16, 19)),
+    Mutant("time: the flow to on_timeout alone", rollback.escape, _nothing, _patterns(16, 19)),
+    Mutant("undoing: what was completed is undone", rollback.undo_next, rollback.finish, _patterns(19, 20)),
+    Mutant("undoing: a failure finds the composite task", rollback._catcher, _nothing, _patterns(19)),
+    Mutant("undoing: newest first", apply._newest, _oldest, _patterns(19, 20)),
     Mutant("section: keeps others out", locks.blocked_by, _nothing, _patterns(17, 39, 40)),
     Mutant("section: is released", locks.release, _false, _patterns(17, 39, 40)),
     Mutant("section: is taken", locks.take, _nothing, _patterns(17, 39, 40)),

@@ -101,9 +101,7 @@ class _Verifier:
     def _connected(self) -> set[str]:
         """Tasks that are part of a flow at all; the others are drafts, which the structure's warnings name."""
         detours = {
-            node.id: tuple(
-                name for name in (node.task.on_error, node.task.on_timeout, node.task.compensate) if name is not None
-            )
+            node.id: tuple(name for name in (node.task.on_error, node.task.on_timeout) if name is not None)
             for node in self.net.tasks.values()
         }
         edges = {name: (*after, *detours.get(name, ())) for name, after in self.edges.items()}
