@@ -75,7 +75,7 @@ from knhk_workflow.runtime.views import (
     WorkItemFilter,
     WorkItemView,
 )
-from knhk_workflow.store import JournalLimits
+from knhk_workflow.store import JournalLimits, OutcomeUnknown
 from knhk_workflow.store.backup import Archive, Piece
 
 __version__ = "0.1.0"
@@ -117,6 +117,7 @@ __all__ = [
     "LimitExceeded",
     "MessageView",
     "NotFound",
+    "OutcomeUnknown",
     "Page",
     "PatternExecutionContext",
     "PatternResult",
