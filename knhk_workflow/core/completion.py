@@ -125,10 +125,11 @@ def advance(step: Step, activation: Activation, node: TaskNode, over: bool = Fal
             return
         if met:
             if many.sync and many.cancel_rest:
-                stop_instances(step, activation)
+                stop_instances(step, activation, compensation.STOPPED)
                 for incident in list(activation.incidents):
                     step.emit(e.IncidentResolved(incident, "cancelled"))
-                leave(step, activation, node, met=True if many.until is not None else None)
+                undone = compensation.pending(step, activation)  # beside the flow, which does not wait for that
+                leave(step, activation, node, release=undone, met=True if many.until is not None else None)
                 return
             if not leave(step, activation, node, release=True):
                 return
@@ -303,12 +304,17 @@ def _arrived(step: Step, net: NetInstance, produced: Produced) -> bool:
 
 def force(step: Step, activation: Activation) -> None:
     """End an activation now as if it were done: what runs counts as completed, the flow goes on (WCP-27)."""
-    if compensation.pending(step, activation):
-        return  # it was stopped before
     node = step.node(activation)
+    undone = compensation.pending(step, activation)
+    if undone and (node.many is None or compensation.stopped(step, activation, compensation.OVER)):
+        return  # it was stopped before
     start_without_work(step, activation)
     for _, run in sorted(activation.instances.items()):
-        if run.child:
+        if run.child and step.case.nets[run.child].outcome:  # it is undone to the end, and nothing follows from that
+            compensation.roll_back(step, step.case.nets[run.child], compensation.STOPPED, "")
+            if run.timer:
+                step.disarm(run.timer)
+        elif run.child:
             if step.model.compensates:
                 compensation.forget(step, step.case.nets[run.child])
             remove_net(step, step.case.nets[run.child])
@@ -324,10 +330,10 @@ def force(step: Step, activation: Activation) -> None:
             step.changed(activation, run)
     for incident in list(activation.incidents):
         step.emit(e.IncidentResolved(incident, "complete"))
-    if activation.released:
+    if not activation.released:
+        leave(step, activation, node, release=undone)
+    elif not undone:
         _close(step, activation, node, None)
-    else:
-        leave(step, activation, node)
 
 
 def _collect(step: Step, activation: Activation, key: str) -> bool:

@@ -14,7 +14,7 @@ from knhk_workflow.core import compensation, timers
 from knhk_workflow.core import events as e
 from knhk_workflow.core.cancel import stop_instances, withdraw
 from knhk_workflow.core.case import Activation, NetInstance
-from knhk_workflow.core.completion import complete_net, leave
+from knhk_workflow.core.completion import advance, complete_net, leave
 from knhk_workflow.core.enabling import begin
 from knhk_workflow.core.incidents import raise_incident
 from knhk_workflow.core.starting import start_without_work
@@ -58,8 +58,11 @@ def finish(step: Step, net: NetInstance) -> None:
     step.nets.add(net.parent)
     activation = step.case.activations[net.activation]
     node = step.node(activation)
-    if outcome == "leave":
-        leave(step, activation, node, via=detail)
+    if outcome == compensation.STOPPED or (outcome == "incident" and activation.released):
+        advance(step, activation, node)  # the flow has gone on, nobody waits for this one
+    elif outcome == "leave":
+        if not compensation.pending(step, activation):
+            leave(step, activation, node, via=detail)
     elif outcome == "incident":
         give_up(step, node, activation, net.instance, detail)
     else:

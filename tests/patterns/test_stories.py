@@ -101,7 +101,7 @@ def test_a_trap_that_no_story_can_prove_is_named_by_exactly_one_test() -> None:
     tests = [
         (trap, path.name)
         for path in sorted(Path(__file__).parent.glob("test_*.py"))
-        for number, letter in re.findall(r"^(?:async )?def test_(\d+)([a-z])_", path.read_text(encoding="utf-8"), re.M)
+        for number, letter in re.findall(r"^(?:async )?def test_(\d+)([a-z])_", path.read_text(encoding="utf-8"), re.MULTILINE)
         if (trap := f"{number}.{letter}")
     ]
     assert sorted(tests) == sorted(traps.ELSEWHERE.items())
