@@ -39,6 +39,7 @@ def undo_next(step: Step, net: NetInstance) -> None:
     step.emit(
         e.CompensationBegun(net.number, node.id, number, newest.task, newest.activation, newest.instance),
     )
+    step.again(net.number, node.id)  # so that a slice that is full can end here
     activation = step.case.activations[number]
     if node.times is None or timers.enabled(step, node, activation):
         begin(step, net, node, activation)

@@ -10,6 +10,7 @@ from knhk_workflow.core import commands as c
 from knhk_workflow.core import events as e
 from knhk_workflow.core.case import decode_state, encode_state
 from knhk_workflow.core.explain import explain, summary
+from knhk_workflow.core.settle import SLICE_FIRINGS
 from knhk_workflow.model.parse import findings, parse_spec, unsupported
 from tests.core.cases import WORK, Document, Played, flow, path
 
@@ -393,6 +394,18 @@ def test_a_compensation_can_be_called_off() -> None:
     case = until_cancelled(TRIP)
     case.do(c.CancelTask("NoCar"))
     assert case.open == ["NoHotel"]
+
+
+def test_undoing_much_is_done_in_slices() -> None:
+    document: Document = {
+        "tasks": {"A": {"compensate": "U", "split": "xor", "out": {"n": "data.n + 1"}}, "B": WORK, "U": {}},
+        "flows": [*path("start", "A"), flow("A", "A", "data.n < 500"), flow("A", "B", default=True), *path("B", "end")],
+    }
+    case = Played(document, {"n": 0})
+    events = case.do(c.CancelCase("the weather"))
+    first, second = (event.firings for event in events if isinstance(event, e.SettlePaused))
+    assert second - first == SLICE_FIRINGS
+    assert (case.case.state, case.case.reason, len(undone(case))) == ("cancelled", "the weather", 500)
 
 
 def test_explanations() -> None:
