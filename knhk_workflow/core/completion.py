@@ -27,7 +27,7 @@ from knhk_workflow.core.case import (
 )
 from knhk_workflow.core.data import EMPTY, merge
 from knhk_workflow.core.incidents import raise_incident
-from knhk_workflow.core.starting import mapping, run_instance, start_without_work
+from knhk_workflow.core.starting import mapping, outrun, run_instance, start_without_work
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.expression import EvaluationFailed, Expression
 from knhk_workflow.model.net import Branch, TaskNode
@@ -226,7 +226,8 @@ def leave(
     met: bool | None = None,
 ) -> bool:
     """The flow goes on. `release`: instances run on behind it. `via`: the flow to this target alone is taken.
-    `met`: whether a completion condition held. False: an incident stands for it."""
+    `met`: whether a completion condition held. False: nothing else follows, an incident stands for it or its net has
+    ended."""
     number = activation.net
     if node.busy_end:
         return _leave_busily(step, activation, node, release, via, met)
@@ -289,7 +290,8 @@ def _leave_busily(
 
 
 def _arrived(step: Step, net: NetInstance, produced: Produced) -> bool:
-    """Tokens were put: who is concerned is looked at, and the end of the net noticed. False: there are too many."""
+    """Tokens were put: who is concerned is looked at. False: nothing else follows, because that was the end of the net
+    or there are too many."""
     step.touch(net.number, produced[0] + produced[1] if produced[1] else produced[0])
     if net.tokens > TOKENS_MAX:
         step.rest()
@@ -299,11 +301,14 @@ def _arrived(step: Step, net: NetInstance, produced: Produced) -> bool:
         return False
     if END in produced[0] and step.compiled(net.number).termination == "explicit":
         complete_net(step, net)
+        return False
     return True
 
 
 def force(step: Step, activation: Activation) -> None:
     """End an activation now as if it were done: what runs counts as completed, the flow goes on (WCP-27)."""
+    if outrun(step, activation):
+        return
     node = step.node(activation)
     undone = compensation.pending(step, activation)
     if undone and (node.many is None or compensation.stopped(step, activation, compensation.OVER)):
@@ -395,7 +400,18 @@ def _take_split(step: Step, activation: Activation, node: TaskNode) -> Produced 
 
 
 def complete_net(step: Step, net: NetInstance) -> None:
-    """A net ended properly. What is left in it (explicit termination, WCP-43) goes; then its task goes on."""
+    """A net ended properly. What is left in it (explicit termination, WCP-43) goes; then its task goes on.
+
+    That may end the net around it, and so on: one after the other, for nets nest deeper than calls may."""
+    step.closing.append(net)
+    if len(step.closing) > 1:
+        return
+    while step.closing:
+        _complete(step, step.closing[0])
+        del step.closing[0]
+
+
+def _complete(step: Step, net: NetInstance) -> None:
     case = step.case
     if not net.outcome:
         empty_net(step, net)
