@@ -31,7 +31,7 @@ from knhk_workflow.core.enabling import INSTANCES_MAX, begin
 from knhk_workflow.core.incidents import undoing
 from knhk_workflow.core.joins import amount, binding, consumed
 from knhk_workflow.core.settle import settle
-from knhk_workflow.core.starting import run_instance, start_item, start_without_work
+from knhk_workflow.core.starting import outrun, run_instance, start_item, start_without_work
 from knhk_workflow.core.step import Step
 from knhk_workflow.core.triggers import deliver, receive
 from knhk_workflow.errors import LimitExceeded, NotFound, Stale, WorkflowError, WrongState
@@ -266,6 +266,9 @@ def _resolve(step: Step, command: c.ResolveIncident) -> None:
             "a failed choice, which cannot be skipped",
             "correct the case data and retry",
         )
+    if outrun(step, activation):
+        name = f"{incident.number}@{case.case_id}"
+        raise WrongState("incident", name, "about a task that can go on", "about one whose tokens others have taken")
     if command.action != "retry" and not locks.begun(activation, step.node(activation)):
         _unlocked(step, activation, "incident", f"{incident.number}@{case.case_id}")
     step.emit(e.IncidentResolved(incident.number, command.action, command.reason))
@@ -380,6 +383,8 @@ def _add_instance(step: Step, command: c.AddInstance) -> None:
     name = f"{command.task}@{step.case.case_id}"
     if many is None or not many.dynamic:
         raise WrongState("task", name, "a task with dynamic instances", "not one")
+    if compensation.stopped(step, activation, compensation.OVER):
+        raise WrongState("task", name, "collecting instances", "stopped, and what it did is being undone")
     if activation.closed:
         raise WrongState("task", name, "open to new instances", "closed to them")
     if activation.released and many.sync:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from knhk_workflow.core.apply import APPLY
-from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Instance
+from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Instance, NetInstance
 from knhk_workflow.core.events import Event, IncidentRaised, IncidentResolved, TimerArmed, TimerDisarmed, TimerFired
 from knhk_workflow.model.net import CompiledNet, Model, TaskNode
 
@@ -28,6 +28,7 @@ class Step:
         "_untroubled",
         "about",
         "case",
+        "closing",
         "events",
         "failing",
         "items",
@@ -52,6 +53,7 @@ class Step:
         self._unarmed = -1 if case.timers else case.last_timer  # the same of timers
         self.paused = bool(case.ready)  # an earlier step left a cascade; this one may take it up, or end it
         self.failing: str | None = None  # an incident ends the case, and what was completed is to be undone first
+        self.closing: list[NetInstance] = []  # nets whose end was reached and is carried out, one after the other
         self.about: Activation | None = None  # the one activation that an instance command is about
         self._scopes: dict[int, tuple[bytes, object]] = {}  # net instance: its data, encoded and decoded
 
