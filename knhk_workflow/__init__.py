@@ -54,6 +54,7 @@ from knhk_workflow.runtime.export import prove as prove_export
 from knhk_workflow.runtime.integrity import Examination, Finding, LogEnd
 from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta
 from knhk_workflow.runtime.restoration import Moment, Restored, check_backup, restore_store, verify_store
+from knhk_workflow.runtime.retention import PurgeRequest, PurgeView, RetentionPolicy
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.views import (
     CaseFilter,
@@ -122,7 +123,10 @@ __all__ = [
     "PatternResult",
     "PatternView",
     "Problem",
+    "PurgeRequest",
+    "PurgeView",
     "RequestMismatch",
+    "RetentionPolicy",
     "RunRequest",
     "SeededIds",
     "Stale",

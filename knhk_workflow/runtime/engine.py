@@ -57,6 +57,7 @@ from knhk_workflow.runtime.live import CACHED_CASES, LiveCase, LiveCases
 from knhk_workflow.runtime.meta import LOCAL, CallMeta
 from knhk_workflow.runtime.pages import PAGE_SIZE_MAX, page_size_of
 from knhk_workflow.runtime.records import REQUESTS, RequestRecord, pack
+from knhk_workflow.runtime.retention import KEEP, PurgeRequest, PurgeView, Retention, RetentionPolicy, request_scope
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.timers import Outcome as TimerOutcome
 from knhk_workflow.runtime.timers import Timers, fired
@@ -122,6 +123,8 @@ class EngineLimits(msgspec.Struct, frozen=True):
     message_cases: int = messages.CASES_MAX
     """Most cases that one message may reach."""
     journal: JournalLimits = JournalLimits()
+    retention: RetentionPolicy = KEEP
+    """How long ended cases are kept."""
 
 
 class RunRequest(msgspec.Struct, frozen=True):
@@ -262,8 +265,18 @@ class WorkflowEngine:
                         self._spawn,
                         self._limits.message_cases,
                     )
+                    self._retention = Retention(
+                        store,
+                        self._journal,
+                        keyspace,
+                        self._cases,
+                        self._clock,
+                        self._limits.retention,
+                        self._limits.journal.request_window_s,
+                    )
                     self._keyspace = keyspace
                     self._store = store
+                    await self._retention.recover()
                     await self._recover()
                     await self._messages.recover()
                 except BaseException:
@@ -276,6 +289,7 @@ class WorkflowEngine:
                     raise
                 self._spawn(self._sweep())
                 self._spawn(self._timers.run())
+                self._spawn(self._retention.run())
         return self
 
     async def close(self) -> None:
@@ -722,6 +736,24 @@ class WorkflowEngine:
         async with self._moment() as reads:
             return await export(reads, self._keyspace, meta.tenant, case_id)
 
+    async def purge_cases(self, asked: PurgeRequest, *, meta: CallMeta = LOCAL) -> PurgeView:
+        """Delete ended cases and their content for good; the log proves that they were there (runtime/retention.py).
+
+        Raises InvalidInput when nothing is chosen. A case that is not there or has not ended is left alone and named.
+        """
+        if self._store is None:
+            await self.open()
+        if not meta.request_id or asked.dry_run:
+            return await self._retention.purge(asked, meta)
+        request = self._request(meta, (asked.case_ids, asked.filter, asked.mark, asked.limit))
+        return await self._retention.answer(asked, meta, request.scope, request.fingerprint)
+
+    async def apply_retention(self) -> int:
+        """Purge now what the retention policy keeps no longer; how many cases went. It happens by itself too."""
+        if self._store is None:
+            await self.open()
+        return await self._retention.apply()
+
     @asynccontextmanager
     async def _moment(self) -> AsyncIterator[Snapshot]:
         """A snapshot of the store."""
@@ -1127,7 +1159,7 @@ class WorkflowEngine:
         """The request id of a call. `about` is what the command means, whichever protocol it came by."""
         if len(meta.request_id.partition("#")[0].encode()) > REQUEST_ID_BYTES_MAX:  # a batch adds the element's index
             raise InvalidInput.field("request_id", f"must be at most {REQUEST_ID_BYTES_MAX} bytes", "use a UUID")
-        scope = blake2b(_encode((meta.principal, meta.method, meta.request_id)), digest_size=16).digest()
+        scope = request_scope(meta.principal, meta.method, meta.request_id)
         return _Request(scope, blake2b(_encode(about), digest_size=16).digest(), meta.request_id)
 
     def _record(
@@ -1149,6 +1181,8 @@ class WorkflowEngine:
         record = REQUESTS.read(key, stored)
         if record.fingerprint != request.fingerprint:
             raise RequestMismatch(request.request_id)
+        if record.purged:
+            raise NotFound("case", record.case_id, "it was purged since")
         return record
 
     async def _replayed_or(self, error: WorkflowError, birth: _Birth) -> CaseView | WorkflowError:
