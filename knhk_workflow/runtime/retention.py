@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from hashlib import blake2b
 from typing import Final
 
 import msgspec
@@ -39,6 +38,7 @@ from knhk_workflow.runtime.live import LiveCases
 from knhk_workflow.runtime.meta import CallMeta
 from knhk_workflow.runtime.query import listed
 from knhk_workflow.runtime.records import COMMITS, HEADS, REQUESTS, CaseHead, PurgeRecord, RequestRecord, pack
+from knhk_workflow.runtime.requests import request_scope
 from knhk_workflow.runtime.views import CaseFilter, CaseView
 from knhk_workflow.store import (
     META_SHARD,
@@ -442,11 +442,6 @@ class Retention:
                 writes.append((request_key, pack(msgspec.structs.replace(request, receipt=b"", purged=True))))
                 expect.append((request_key, held))
         return writes, expect, len(rows) <= RECORDS_MAX
-
-
-def request_scope(principal: str, method: str, request_id: str) -> bytes:
-    """The hash that names the record of a request."""
-    return blake2b(_encode((principal, method, request_id)), digest_size=16).digest()
 
 
 _encode = msgspec.msgpack.Encoder().encode
