@@ -151,6 +151,11 @@ class SidecarConfig:
         at_most=1_000,
     )
 
+    signing_key_file: str = setting(
+        "",
+        "PEM file of the Ed25519 key that signs exported cases, mode 0600; empty: SIGNING_KEY beside the store's files",
+        "made at the first start; whoever has SIGNING_KEY.pub can prove what this daemon exported",
+    )
     retention_completed_hours: float = setting(
         0.0,
         "completed cases are purged this long after their end; 0: never",

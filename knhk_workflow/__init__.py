@@ -56,6 +56,9 @@ from knhk_workflow.runtime.integrity import Examination, Finding, LogEnd
 from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta
 from knhk_workflow.runtime.restoration import Moment, Restored, check_backup, restore_store, verify_store
 from knhk_workflow.runtime.retention import PurgeRequest, PurgeView, RetentionPolicy
+from knhk_workflow.runtime.signature import SigningKey
+from knhk_workflow.runtime.signature import fingerprint as key_fingerprint
+from knhk_workflow.runtime.signature import public_key as read_public_key
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.views import (
     CaseFilter,
@@ -131,6 +134,9 @@ __all__ = [
     "RetentionPolicy",
     "RunRequest",
     "SeededIds",
+    "SigningKey",
+    "key_fingerprint",
+    "read_public_key",
     "Stale",
     "StateStore",
     "Stimulus",

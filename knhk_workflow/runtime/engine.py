@@ -53,6 +53,7 @@ from knhk_workflow.runtime.pages import page_size_of
 from knhk_workflow.runtime.pattern_runs import KeptRuns, PatternRun, run_in_memory, script_of
 from knhk_workflow.runtime.requests import Requests
 from knhk_workflow.runtime.retention import KEEP, PurgeRequest, PurgeView, Retention, RetentionPolicy
+from knhk_workflow.runtime.signature import SigningKey
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.steps import OnInstances, OnItem, Steps
 from knhk_workflow.runtime.timers import Outcome as TimerOutcome
@@ -143,6 +144,7 @@ class WorkflowEngine:
         self._started_at = self._clock.now()
         self._tasks: dict[asyncio.Task[None], None] = {}  # ordered, so that they end in the same order in every run
         self._commits = 0
+        self._key: SigningKey | None = None
         self._closed = False
 
     @classmethod
@@ -603,7 +605,11 @@ class WorkflowEngine:
     async def export_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> bytes:
         """A case with its whole history as a JSON document that `prove_export` can prove without the store."""
         async with self._moment() as reads:
-            return await export(reads, self._keyspace, meta.tenant, case_id)
+            return await export(reads, self._keyspace, meta.tenant, case_id, self._key, self._clock.now())
+
+    def sign_with(self, key: SigningKey) -> None:
+        """From now on exported cases are signed."""
+        self._key = key
 
     async def purge_cases(self, asked: PurgeRequest, *, meta: CallMeta = LOCAL) -> PurgeView:
         """Delete ended cases and their content for good; the log proves that they were there (runtime/retention.py).
