@@ -60,6 +60,7 @@ from knhk_workflow.runtime.signature import SigningKey
 from knhk_workflow.runtime.signature import fingerprint as key_fingerprint
 from knhk_workflow.runtime.signature import public_key as read_public_key
 from knhk_workflow.runtime.state_store import StateStore
+from knhk_workflow.runtime.upgrade import UpgradePlan, plan_upgrade
 from knhk_workflow.runtime.views import (
     CaseFilter,
     CaseView,
@@ -172,6 +173,8 @@ __all__ = [
     "Proof",
     "Restored",
     "check_backup",
+    "plan_upgrade",
+    "UpgradePlan",
     "prove_export",
     "restore_store",
     "verify_store",

@@ -19,10 +19,12 @@ import asyncio
 import binascii
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
+from functools import cache
 from hashlib import blake2b
 from typing import Final
 
 import msgspec
+import msgspec.inspect
 
 from knhk_workflow.core.apply import replay
 from knhk_workflow.core.case import Case, encode_state
@@ -84,6 +86,8 @@ class ExportedCase(msgspec.Struct, frozen=True):
     sequence: int
     state_hash: str
     data: msgspec.Raw
+    layout: str = ""
+    """Of the state that the hash is of: a version with another layout replays the events, but has another hash."""
 
 
 class ExportedWorkflow(msgspec.Struct, frozen=True):
@@ -177,6 +181,7 @@ async def export(
         state.sequence,
         _state_hash(state),
         msgspec.Raw(state.root.data),
+        state_layout(),
     )
     workflow = ExportedWorkflow(definition.digest.hex(), b64encode(definition.document).decode())
     document = Export(FORMAT, VERSION, case, workflow, state.salt.hex(), tuple(records), tuple(batches))
@@ -208,7 +213,16 @@ def _running(document: Export) -> Iterator[bytes]:
 def _whole(document: Export, now: int) -> bytes:
     """What the signature of the whole is over: the case as stated, and every digest and hash."""
     case = document.case
-    named = (case.tenant, case.case_id, case.spec_id, case.spec_version, case.state, case.sequence, case.state_hash)
+    named = (
+        case.tenant,
+        case.case_id,
+        case.spec_id,
+        case.spec_version,
+        case.state,
+        case.sequence,
+        case.state_hash,
+        case.layout,
+    )
     records = [(record.first_sequence, record.position, record.digest) for record in document.records]
     log = [(batch.position, batch.hash) for batch in document.log]
     return _encode(
@@ -351,8 +365,9 @@ class _Prover:
             raise _Bad(1, "there are no events")
         if (state.case_id, state.tenant, state.salt) != (case.case_id, case.tenant, salt):
             raise _Bad(1, "the events are of another case")
+        now_hashed = _state_hash(state) if case.layout == state_layout() else case.state_hash
         stated = (case.state, case.sequence, case.spec_id, case.spec_version, case.state_hash)
-        if stated != (state.state, state.sequence, state.spec_id, state.version, _state_hash(state)):
+        if stated != (state.state, state.sequence, state.spec_id, state.version, now_hashed):
             raise _Bad(0, f"the case is said to be {stated}, its events say otherwise")
         if _json(bytes(case.data), 0) != _json(state.root.data, 0):
             raise _Bad(0, "the data of the case are not what its events say")
@@ -433,6 +448,24 @@ class _Prover:
         if named not in decoded[batch.position].entries:
             raise _Bad(first, f"log position {batch.position} does not name the record of event {first}")
         self._tied += 1
+
+
+@cache
+def state_layout() -> str:
+    """A mark of the fields that a case's state has in this version."""
+    found: dict[str, tuple[str, ...]] = {}
+    left: list[object] = [msgspec.inspect.type_info(Case)]
+    while left:
+        about = left.pop()
+        if isinstance(about, msgspec.inspect.StructType):
+            name = about.cls.__qualname__
+            if name not in found:
+                found[name] = tuple(each.encode_name for each in about.fields)
+                left += [each.type for each in about.fields]
+        elif isinstance(about, msgspec.inspect.Type):
+            for part in (getattr(about, each, None) for each in about.__struct_fields__):
+                left += part if isinstance(part, tuple) else [part]
+    return blake2b(_encode(sorted(found.items())), digest_size=8).hexdigest()
 
 
 def _state_hash(state: Case) -> str:
