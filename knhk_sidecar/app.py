@@ -34,6 +34,7 @@ from knhk_sidecar.api.services import Health as AdminHealth
 from knhk_sidecar.config import Loaded, SidecarConfig, is_loopback
 from knhk_sidecar.identity import principal as principals
 from knhk_sidecar.identity.principal import ANONYMOUS, Principal
+from knhk_sidecar.identity.signing_key import KEY_NAME, InvalidKey, read_key, read_or_make_key
 from knhk_sidecar.identity.spiffe_id import InvalidSpiffeId, TrustDomain
 from knhk_sidecar.identity.tls import FileSource, InvalidMaterial, TlsFiles, TlsSource
 from knhk_sidecar.pipeline import Limits, Method, Pipeline
@@ -214,6 +215,21 @@ class Sidecar:
             raise CannotStart(f"the store {path} is damaged: {error.message}", EXIT_STORE, mend) from error
         except (StoreError, WorkflowError, OSError) as error:
             raise CannotStart(f"the store {path} cannot be opened: {error}", EXIT_STORE) from error
+        self._sign()
+
+    def _sign(self) -> None:
+        """Exports are signed with the configured key, or with one of the store's own."""
+        config = self.config
+        if self.engine is None or self.engine.status().store != "leveldb":
+            return
+        try:
+            if config.signing_key_file:
+                key = read_key(Path(config.signing_key_file))
+            else:
+                key = read_or_make_key(Path(config.store_path) / KEY_NAME)
+        except InvalidKey as error:
+            raise CannotStart(str(error), EXIT_SETTINGS, "name the right file in signing_key_file") from error
+        self.engine.sign_with(key)
 
     async def _identities(self) -> Addresses:
         """Loads or makes certificates; the developer's part of the addresses."""

@@ -151,6 +151,39 @@ class SidecarConfig:
         at_most=1_000,
     )
 
+    signing_key_file: str = setting(
+        "",
+        "PEM file of the Ed25519 key that signs exported cases, mode 0600; empty: SIGNING_KEY beside the store's files",
+        "made at the first start; whoever has SIGNING_KEY.pub can prove what this daemon exported",
+    )
+    retention_completed_hours: float = setting(
+        0.0,
+        "completed cases are purged this long after their end; 0: never",
+        "deleting is the operator's decision; what is purged cannot be brought back without a backup",
+        "h",
+        at_least=0,
+        at_most=1_000_000,
+    )
+    retention_cancelled_hours: float = setting(
+        0.0, "the same for cancelled cases", "as for completed ones", "h", at_least=0, at_most=1_000_000
+    )
+    retention_failed_hours: float = setting(
+        0.0,
+        "the same for failed cases",
+        "as for completed ones; somebody may still have to look at them",
+        "h",
+        at_least=0,
+        at_most=1_000_000,
+    )
+    retention_interval_seconds: float = setting(
+        600.0,
+        "from one look for cases to purge to the next",
+        "a look reads every case's head, a million in about a minute, beside the calls",
+        "s",
+        at_least=1,
+        at_most=86_400,
+    )
+
     # --- listeners
     dev: bool = setting(
         False,
