@@ -31,6 +31,7 @@ from knhk_workflow.runtime import timers as runtime_timers
 from knhk_workflow.runtime.definitions import Definitions
 from knhk_workflow.runtime.live import LiveCase, LiveCases
 from knhk_workflow.runtime.messages import Messages
+from knhk_workflow.runtime.requests import Requests
 from knhk_workflow.runtime.timers import NEVER
 from knhk_workflow.store import Unit, journal
 from knhk_workflow.store.journal import _Shard
@@ -408,7 +409,7 @@ BUGS: Final[tuple[Bug, ...]] = (
     Bug("instance left behind", "core/cancel.py", cancel, "stop_instances", _instance_left),
     Bug("snapshot without timers", "core/case.py", live, "decode_state", _timers_not_in_snapshots),
     Bug("chain follows what was never written", "store/journal.py", _Shard, "_fail", _chain_forgets),
-    Bug("dropped idempotency record", "runtime/engine.py", WorkflowEngine, "_record", _no_request_record),
+    Bug("dropped idempotency record", "runtime/requests.py", Requests, "record", _no_request_record),
     Bug("cascade forgotten at restart", "runtime/engine.py", WorkflowEngine, "_recover", _cascade_forgotten),
     Bug("lost head expectation", "runtime/live.py", LiveCases, "unit", _no_head_expectation),
     Bug("memory ahead of disk", "runtime/live.py", LiveCases, "abandon", _memory_ahead),
