@@ -20,12 +20,13 @@ from knhk_workflow.core.case import (
     OPEN_ITEM_STATES,
     RETRYING,
     STOPPED_STATES,
+    TOKENS_MAX,
     Activation,
     Instance,
     NetInstance,
     place_of,
 )
-from knhk_workflow.core.data import EMPTY, merge
+from knhk_workflow.core.data import DATA_BYTES_MAX, EMPTY, merge
 from knhk_workflow.core.incidents import raise_incident
 from knhk_workflow.core.starting import mapping, outrun, run_instance, start_without_work
 from knhk_workflow.core.step import Step
@@ -33,8 +34,6 @@ from knhk_workflow.model.expression import EvaluationFailed, Expression
 from knhk_workflow.model.net import Branch, TaskNode
 from knhk_workflow.model.spec import END
 
-TOKENS_MAX = 10_000  # live tokens of a net; snapshots and explain stay small
-DATA_BYTES_MAX = 2 * 1024 * 1024  # data of one net instance; fits a gRPC message with room for the rest
 TURNS_MAX = 1_000  # of a loop around a task that nobody carries out: its turns are one step, about 10 ms
 
 CHOICE_INCIDENTS = frozenset({"guard_error", "no_branch"})

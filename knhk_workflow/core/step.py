@@ -1,10 +1,12 @@
 """One command's step: the case, what it is run by, and the events so far.
 
-`emit` is the only way to change the case: it folds the event into the case and records it. Deciding reads what
-emitting changed.
+`emit` is how a rule changes the case: it folds the event into the case and records it. Deciding reads what emitting
+changed.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import msgspec
 
@@ -65,6 +67,14 @@ class Step:
         case.sequence += 1
         APPLY[type(event)](case, event)
         events.append(event)
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Record events whose change to the case the caller makes itself (`plain_work.py` alone)."""
+        case = self.case
+        if not self.events:
+            case.now = case.updated_at = self.now
+        case.sequence += len(events)
+        self.events += events
 
     @property
     def incidents(self) -> tuple[int, ...]:
