@@ -48,12 +48,14 @@ from knhk_workflow.fortune5.config import (
 from knhk_workflow.fortune5.slo import Fortune5Integration, SloMetrics
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SystemClock, SystemIds, VirtualClock
-from knhk_workflow.runtime.engine import CompleteRequest, EngineLimits, RunRequest, WorkflowEngine
+from knhk_workflow.runtime.dispatch import Delivery, LeasedItem, WorkSession, WorkSubscription
+from knhk_workflow.runtime.engine import EngineLimits, RunRequest, WorkflowEngine
 from knhk_workflow.runtime.export import Proof
 from knhk_workflow.runtime.export import prove as prove_export
 from knhk_workflow.runtime.integrity import Examination, Finding, LogEnd
 from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta
 from knhk_workflow.runtime.restoration import Moment, Restored, check_backup, restore_store, verify_store
+from knhk_workflow.runtime.results import CompleteRequest, FailRequest
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.views import (
     CaseFilter,
@@ -91,6 +93,7 @@ __all__ = [
     "Clock",
     "CompleteRequest",
     "DeadlineExceeded",
+    "Delivery",
     "EngineLimits",
     "SpiffeConfig",
     "SloMetrics",
@@ -104,6 +107,7 @@ __all__ = [
     "EngineStatus",
     "Expired",
     "Explanation",
+    "FailRequest",
     "Fenced",
     "GuardReading",
     "HistoryEvent",
@@ -114,6 +118,7 @@ __all__ = [
     "InvalidDocument",
     "InvalidInput",
     "JournalLimits",
+    "LeasedItem",
     "LimitExceeded",
     "MessageView",
     "NotFound",
@@ -147,6 +152,8 @@ __all__ = [
     "Wait",
     "WorkItemFilter",
     "WorkItemView",
+    "WorkSession",
+    "WorkSubscription",
     "WorkflowEngine",
     "WorkflowError",
     "WorkflowView",

@@ -43,6 +43,7 @@ from knhk_workflow.patterns.catalogue import HINT, PATTERNS, find
 from knhk_workflow.runtime import messages, query, sandbox
 from knhk_workflow.runtime.clock import NS_PER_S, Clock, Ids, SystemClock, SystemIds
 from knhk_workflow.runtime.definitions import VERIFY_BUDGET, Definitions, Document
+from knhk_workflow.runtime.dispatch import Dispatch, WorkSession, WorkSubscription
 from knhk_workflow.runtime.export import export
 from knhk_workflow.runtime.inputs import (
     JsonObject,
@@ -57,6 +58,7 @@ from knhk_workflow.runtime.live import CACHED_CASES, LiveCase, LiveCases
 from knhk_workflow.runtime.meta import LOCAL, CallMeta
 from knhk_workflow.runtime.pages import PAGE_SIZE_MAX, page_size_of
 from knhk_workflow.runtime.records import REQUESTS, RequestRecord, pack
+from knhk_workflow.runtime.results import CompleteRequest
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.timers import Outcome as TimerOutcome
 from knhk_workflow.runtime.timers import Timers, fired
@@ -109,7 +111,9 @@ RUN_EVENTS: Final = 50  # of a pattern's run in memory, before others get a turn
 T = TypeVar("T")
 C = TypeVar("C", bound=c.Command)
 
-_OnItem = c.ClaimItem | c.ReleaseItem | c.StartItem | c.CompleteItem | c.FailItem | c.SkipItem
+_OnItem = (
+    c.ClaimItem | c.ReleaseItem | c.StartItem | c.CompleteItem | c.FailItem | c.SkipItem | c.LeaseItem | c.ReturnItem
+)
 _Instances = c.AddInstance | c.CloseInstances | c.CompleteInstances | c.CancelInstances
 
 
@@ -132,14 +136,6 @@ class RunRequest(msgspec.Struct, frozen=True):
     case_id: str = ""
     business_key: str = ""
     version: int = 0
-
-
-class CompleteRequest(msgspec.Struct, frozen=True):
-    """One work item to complete, as in `complete_work_item`."""
-
-    item_id: str
-    output: JsonObject = None
-    user: str = ""
 
 
 class _Request(msgspec.Struct, frozen=True, gc=False):
@@ -241,6 +237,9 @@ class WorkflowEngine:
                         store, self._journal, keyspace, self._clock, self._limits.verification
                     )
                     self._timers = Timers(store, keyspace, self._clock, self._fire_timer)
+                    self._dispatch = Dispatch(
+                        store, keyspace, self._clock, self._on_item, self._look, self._peek, self._spawn
+                    )
                     self._cases = LiveCases(
                         store,
                         self._journal,
@@ -249,6 +248,7 @@ class WorkflowEngine:
                         keyspace,
                         self._continue,
                         self._timers.expect,
+                        self._dispatch.worked,
                         self._limits.cached_cases,
                     )
                     self._query = query.Query(store, keyspace)
@@ -276,6 +276,7 @@ class WorkflowEngine:
                     raise
                 self._spawn(self._sweep())
                 self._spawn(self._timers.run())
+                self._spawn(self._dispatch.restore())
         return self
 
     async def close(self) -> None:
@@ -283,6 +284,7 @@ class WorkflowEngine:
         self._closed = True
         if self._store is not None:
             self._messages.close()
+            self._dispatch.close()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -753,7 +755,22 @@ class WorkflowEngine:
         """One open work item with its input data."""
         ref, case_id = parse_item_id(item_id)
         async with self._reading(case_id, meta) as live:
-            return query.work_item(*live.loaded(), ref)
+            return self._dispatch.leased(query.work_item(*live.loaded(), ref), meta)
+
+    async def open_work(self, subscription: WorkSubscription, *, meta: CallMeta = LOCAL) -> WorkSession:
+        """A worker connects: items come to it, each leased, as long as it has credit (see runtime/dispatch.py).
+
+        `close` the session. Raises InvalidInput.
+        """
+        if self._store is None:
+            await self.open()
+        return await self._dispatch.open(subscription, meta)
+
+    def _look(self, item_id: str, meta: CallMeta) -> Awaitable[WorkItemView]:
+        return self.get_work_item(item_id, meta=meta)
+
+    def _peek(self, tenant: str, case_id: str) -> LiveCase | None:
+        return self._cases.peek(tenant, case_id)
 
     async def claim_work_item(self, item_id: str, user: str, *, meta: CallMeta = LOCAL) -> WorkItemView:
         """offered -> allocated to `user`."""
@@ -806,14 +823,16 @@ class WorkflowEngine:
         *,
         data: JsonObject = None,
         permanent: bool = False,
+        retry_after: int | None = None,
         meta: CallMeta = LOCAL,
     ) -> WorkItemView:
         """The work failed: it is offered again while its task's `retry` says so, unless the failure is `permanent`.
-        Then its error flow is taken, or an incident asks a person. `data` stands in the history."""
+        Then its error flow is taken, or an incident asks a person. `data` stands in the history. `retry_after`:
+        nanoseconds until it is offered again; None = as its task says."""
         checked_id(code, "code")
         body = json_object(data, "data") if data is not None else b""
         ref, case_id = parse_item_id(item_id)
-        return await self._on_item(case_id, c.FailItem(ref, code, message, user, body, permanent), meta)
+        return await self._on_item(case_id, c.FailItem(ref, code, message, user, body, permanent, retry_after), meta)
 
     async def skip_work_item(self, item_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> WorkItemView:
         """Go on without this work."""
@@ -1284,7 +1303,7 @@ def _case_after(live: LiveCase, step: Step, _: c.Command) -> CaseView:
 
 
 def _item_after(_: LiveCase, step: Step, command: _OnItem) -> WorkItemView:
-    return query.work_item_after(step, command.item)
+    return query.work_item_after(step, command.item, type(command) is c.LeaseItem)
 
 
 def _instances_after(_: LiveCase, step: Step, __: _Instances) -> InstancesView:
