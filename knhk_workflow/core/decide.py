@@ -173,6 +173,27 @@ def _start_item(step: Step, command: c.StartItem) -> None:
     settle(step)
 
 
+def _lease_item(step: Step, command: c.LeaseItem) -> None:
+    _need(step, "running")
+    net, node, activation, run = _item(step, command.item, "start", ("offered",))
+    step.items[activation.number, run.number] = net.name, node, activation, run
+    start_item(step, net, node, activation, run, command.owner, command.worker, command.period)
+    settle(step)
+
+
+def _return_item(step: Step, command: c.ReturnItem) -> None:
+    """Tokens and locks stay with the work: whoever takes it next goes on with the same instance."""
+    _need(step, "running", "suspended")
+    net, node, activation, run = _item(step, command.item, "return", ("started",))
+    if not run.lease:
+        raise WrongState("work item", _name(step.case, command.item), "leased", "started without a lease")
+    step.items[activation.number, run.number] = net.name, node, activation, run
+    if run.timer:
+        step.disarm(run.timer)
+    step.emit(e.ItemReturned(*place_of(activation, run), command.reason))
+    timers.begun(step, node, activation, run.number)
+
+
 Found = tuple[NetInstance, TaskNode, Activation, Instance]
 """A work item in its place."""
 
@@ -241,7 +262,16 @@ def _fail_item(step: Step, command: c.FailItem) -> None:
     step.emit(e.ItemFailed(*place_of(activation, run), command.code, command.message, command.data))
     if run.timer:
         step.disarm(run.timer)
-    due.failed(step, node, activation, run, command.code, command.message, permanent=command.permanent)
+    due.failed(
+        step,
+        node,
+        activation,
+        run,
+        command.code,
+        command.message,
+        permanent=command.permanent,
+        pause=command.retry_after,
+    )
     settle(step)
 
 
@@ -465,9 +495,7 @@ def _need(step: Step, *states: str) -> None:
         raise WrongState("case", step.case.case_id, " or ".join(states), step.case.state)
 
 
-def _item(
-    step: Step, ref: c.ItemRef, verb: str, states: tuple[str, ...]
-) -> Found:
+def _item(step: Step, ref: c.ItemRef, verb: str, states: tuple[str, ...]) -> Found:
     """The item, if it is in one of `states` and can be acted on; otherwise an error that tells what it is instead."""
     case = step.case
     activation = case.activations.get(ref.activation)
@@ -541,4 +569,6 @@ DECIDE: Mapping[type[c.Command], Callable[..., None]] = {  # each takes (step, i
     c.CompleteInstances: _complete_instances,
     c.CancelInstances: _cancel_instances,
     c.FireTimer: due.fire_timer,
+    c.LeaseItem: _lease_item,
+    c.ReturnItem: _return_item,
 }

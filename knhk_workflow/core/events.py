@@ -149,7 +149,10 @@ class ItemReleased(Event, frozen=True, tag=12):
 
 
 class ItemStarted(Event, frozen=True, tag=13):
-    """Work began. The first start of an activation consumes its tokens: a deferred choice ends here (WCP-16)."""
+    """Work began. The first start of an activation consumes its tokens: a deferred choice ends here (WCP-16).
+
+    `lease`: for how many nanoseconds a worker has it unless it asks for longer; 0 = for ever. `worker`: its own name.
+    """
 
     net: int
     task: str
@@ -158,6 +161,8 @@ class ItemStarted(Event, frozen=True, tag=13):
     attempt: int
     owner: str = ""
     consumed: tuple[str, ...] = ()
+    worker: str = ""
+    lease: int = 0
 
 
 class ItemCompleted(Event, frozen=True, tag=14):
@@ -487,6 +492,18 @@ class CompensationBegun(Event, frozen=True, tag=54):
     of_instance: int
 
 
+class ItemReturned(Event, frozen=True, tag=70):
+    """A worker's lease on work that had begun is over: the work is on offer again as attempt + 1, its tokens stay
+    consumed and its locks taken. `reason`: expired, given back, gone."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    attempt: int
+    reason: str = ""
+
+
 EventType = (
     CaseCreated
     | StateChanged
@@ -534,4 +551,5 @@ EventType = (
     | CompletionsForgotten
     | RollbackBegun
     | CompensationBegun
+    | ItemReturned
 )

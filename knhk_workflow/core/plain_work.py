@@ -46,7 +46,7 @@ def fits(net: NetInstance, node: TaskNode, activation: Activation, output: bytes
 def complete(
     step: Step, net: NetInstance, node: TaskNode, activation: Activation, run: Instance, owner: str, output: bytes
 ) -> None:
-    """Work is done: ItemStarted unless it was before, ItemCompleted, DataUpdated unless it gave nothing, TaskCompleted."""
+    """Work is done: ItemStarted unless it was before, ItemCompleted, DataUpdated unless it gave none, TaskCompleted."""
     case, number, task, serial = step.case, net.number, node.id, activation.number
     instance, attempt, produced = run.number, run.attempt, node.outputs
     told: list[e.Event] = []
