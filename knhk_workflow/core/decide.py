@@ -30,9 +30,10 @@ from knhk_workflow.core.data import DATA_BYTES_MAX, EMPTY, merge
 from knhk_workflow.core.enabling import INSTANCES_MAX, begin
 from knhk_workflow.core.incidents import undoing
 from knhk_workflow.core.joins import amount, binding, consumed
-from knhk_workflow.core.settle import settle
+from knhk_workflow.core.settle import settle, settle_after
 from knhk_workflow.core.starting import outrun, run_instance, start_item, start_without_work
 from knhk_workflow.core.step import Step
+from knhk_workflow.core.step import begin as begin_step
 from knhk_workflow.core.triggers import deliver, receive
 from knhk_workflow.errors import LimitExceeded, NotFound, Stale, WorkflowError, WrongState
 from knhk_workflow.model.net import SINGLE, Model, TaskNode
@@ -55,7 +56,7 @@ def create(model: Model, command: c.CreateCase, now: int) -> Step:
     )
     if len(command.data) > DATA_BYTES_MAX:
         raise LimitExceeded("case data bytes", DATA_BYTES_MAX, len(command.data))
-    step = Step(born(first, now), model, now)
+    step = begin_step(born(first, now), model, now)
     step.events.append(first)
     if command.start:
         _start(step)
@@ -65,7 +66,7 @@ def create(model: Model, command: c.CreateCase, now: int) -> Step:
 
 def decide(case: Case, model: Model, command: c.Command, now: int) -> Step:
     """Carry out `command` on a live case. Raises a WorkflowError with the case unchanged."""
-    step = Step(case, model, now)
+    step = begin_step(case, model, now)
     DECIDE[type(command)](step, command)
     return step
 
@@ -230,7 +231,7 @@ def _complete_item(step: Step, command: c.CompleteItem) -> None:
         if command.owner:
             _own(step, activation, run, command.owner)
         plain_work.complete(step, net, node, activation, run, command.owner, output)
-        settle(step)
+        settle_after(step, net, node)
         return
     _start_unbegun(step, found, command.owner)
     step.emit(e.ItemCompleted(*place_of(activation, run), output))

@@ -24,7 +24,7 @@ from knhk_workflow.core.case import (
 from knhk_workflow.core.explain_joins import Look, Reason, listed, marked, round_of, sources, unsatisfied
 from knhk_workflow.core.explanation import GuardReading, InstanceCount, Status, TaskExplanation, Wait
 from knhk_workflow.core.joins import amount
-from knhk_workflow.core.step import Step
+from knhk_workflow.core.step import begin
 from knhk_workflow.model.expression import EvaluationFailed, Expression, shown_values
 from knhk_workflow.model.net import Model, TaskNode
 
@@ -35,7 +35,7 @@ def explain(case: Case, model: Model, now: int = 0) -> tuple[TaskExplanation, ..
     """All tasks of all live nets, those that something can be said about first. `now`: 0 is the case's last event."""
     found: list[TaskExplanation] = []
     if case.state in ("running", "suspended"):
-        step = Step(case, model, now)
+        step = begin(case, model, now)
         for net in case.nets.values():
             look = Look(case, model, net, model.nets[net.name], step)
             found.extend(_task(look, node) for node in look.compiled.tasks.values())

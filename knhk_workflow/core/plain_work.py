@@ -17,12 +17,16 @@ from knhk_workflow.model.net import TaskNode
 
 
 def offer(step: Step, net: NetInstance, node: TaskNode, inputs: tuple[str, ...]) -> None:
-    """One activation over the tokens in `inputs`, its work on offer: TaskEnabled, ItemOffered."""
+    """One activation over the tokens in `inputs`, its work on offer: TaskEnabled, ItemOffered.
+
+    Never the first events of a step: something has put tokens there.
+    """
     case, number, task, now = step.case, net.number, node.id, step.now
     serial = case.last_activation + 1
     run = Instance(1, "offered", 1, "", b"", b"", 0, now, now)
     activation = Activation(serial, number, task, inputs, case.sequence + 1, False, {1: run})
-    step.tell((e.TaskEnabled(number, task, serial, inputs), e.ItemOffered(number, task, serial, 1, 1)))
+    step.events += e.TaskEnabled(number, task, serial, inputs), e.ItemOffered(number, task, serial, 1, 1)
+    case.sequence += 2
     case.activations[serial] = activation
     case.last_activation = serial
     case.open_items += 1
@@ -46,29 +50,32 @@ def fits(net: NetInstance, node: TaskNode, activation: Activation, output: bytes
 def complete(
     step: Step, net: NetInstance, node: TaskNode, activation: Activation, run: Instance, owner: str, output: bytes
 ) -> None:
-    """Work is done: ItemStarted unless it was before, ItemCompleted, DataUpdated unless it gave none, TaskCompleted."""
-    case, number, task, serial = step.case, net.number, node.id, activation.number
+    """Work is done: ItemStarted unless it was before, ItemCompleted, DataUpdated unless it gave none, TaskCompleted.
+
+    These are the first events of a step. What the tokens set in motion is left to `settle_after`.
+    """
+    case, now, events, number, task, serial = step.case, step.now, step.events, net.number, node.id, activation.number
     instance, attempt, produced = run.number, run.attempt, node.outputs
-    told: list[e.Event] = []
     if run.state != "started":
         inputs = () if activation.started else activation.inputs
-        told.append(e.ItemStarted(number, task, serial, instance, attempt, owner or run.owner, inputs))
+        events.append(e.ItemStarted(number, task, serial, instance, attempt, owner or run.owner, inputs))
         net.take(inputs)
         activation.started = True
         if owner:
             run.owner = owner
-    told.append(e.ItemCompleted(number, task, serial, instance, attempt, output))
+    events.append(e.ItemCompleted(number, task, serial, instance, attempt, output))
     run.state = "completed"
     run.output = output
-    run.changed_at = step.now
+    run.changed_at = now
     case.open_items -= 1
     if case.firings:
         case.firings = 0
     if output and output != EMPTY:
-        told.append(e.DataUpdated(number, output))
+        events.append(e.DataUpdated(number, output))
         net.data = merge(net.data, output)
-    told.append(e.TaskCompleted(number, task, serial, produced))
-    step.tell(told)
+    events.append(e.TaskCompleted(number, task, serial, produced))
+    case.sequence += len(events)
+    case.now = case.updated_at = now
     del case.activations[serial]
     active = net.active
     if len(active[task]) == 1:
@@ -77,4 +84,3 @@ def complete(
         active[task].remove(serial)
     net.put(produced)
     step.items[serial, instance] = net.name, node, activation, run
-    step.touch(number, produced)

@@ -30,8 +30,8 @@ SLICE_FIRINGS = 200  # about 2 ms of pure Python; the event loop must not be hel
 SETTLE_FIRINGS_MAX = 100_000  # a sound net of 1,000 tasks needs < 3,000; beyond that it is a livelock
 
 
-def settle(step: Step) -> None:
-    """Fire and offer until the case is at rest, ended, suspended, or the slice is full."""
+def settle(step: Step, firings: int = 0) -> None:
+    """Fire and offer until the case is at rest, ended, suspended, or the slice is full. `firings`: made already."""
     case, nets = step.case, step.model.nets
     if case.ready and case.state == "running":
         left = case.ready
@@ -39,7 +39,6 @@ def settle(step: Step) -> None:
         for number, task in left:
             step.again(number, task)
         step.nets.update(case.nets)
-    firings = 0
     while case.state == "running":
         ready = step.ready
         for key in [*ready]:
@@ -71,6 +70,32 @@ def settle(step: Step) -> None:
             firings += made + case.last_activation - begun  # what undoes something counts as well
             if not moved and step.failing is None:
                 return
+
+
+def settle_after(step: Step, net: NetInstance, node: TaskNode) -> None:
+    """Settle when the first thing that a step did was plain work: its tokens are on all flows of `node`.
+
+    When all that they can set in motion is offers of work, those are made without a queue.
+    """
+    case = step.case
+    offered = step.model.nets[net.name].offered[node.id]
+    if offered is None or step.paused:
+        step.touch(net.number, node.outputs)
+        settle(step)
+        return
+    made = 0
+    for place, follower in enumerate(offered, 1):
+        made += _match(step, net, follower)
+        if case.state != "running" or step.failing is not None:
+            break
+        if made >= SLICE_FIRINGS:
+            for left in offered[place:]:
+                step.again(net.number, left.id)
+            break
+    if not net.active:
+        step.nets.add(net.number)
+    if step.nets or step.ready or case.locks or step.failing is not None:
+        settle(step, made)
 
 
 def _pause(step: Step, total: int) -> None:
@@ -114,8 +139,14 @@ def _match(step: Step, net: NetInstance, node: TaskNode) -> int:
     if node.many is not None and possible and _occupied(step, net, node):
         possible = ()
     live = net.active.get(node.id)
-    if live is None and not possible:
-        return 0
+    made = 0
+    if live is None and (node.single_item or not possible):  # there is nothing to compare with
+        for inputs, times in possible:
+            while times > 0 and case.state == "running":
+                times -= 1
+                made += 1
+                enable(step, net, node, inputs)
+        return made
     waiting: dict[tuple[str, ...], list[int]] = {}
     for number in live or ():
         activation = case.activations[number]
@@ -123,7 +154,6 @@ def _match(step: Step, net: NetInstance, node: TaskNode) -> int:
             waiting.setdefault(activation.inputs, []).append(number)
     if node.single and possible and waiting:
         return 0  # its tokens are chosen when it starts, so it stays as it is
-    made = 0
     for inputs, times in possible:
         if waiting and inputs in waiting:
             existing = waiting.pop(inputs)

@@ -6,8 +6,6 @@ changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 
 from knhk_workflow.core.apply import APPLY
@@ -21,43 +19,26 @@ ItemInNet = tuple[str, TaskNode, Activation, Instance]
 """A work item with the name of its net and its task; all of them outlive the activation in a step."""
 
 
-class Step:
-    """A step in the making. `now` is nanoseconds since the epoch and never earlier than the case's last event."""
+class Step(msgspec.Struct, eq=False, gc=False):
+    """A step in the making. `now` is nanoseconds since the epoch and never earlier than the case's last event.
 
-    __slots__ = (
-        "_scopes",
-        "_unarmed",
-        "_untroubled",
-        "about",
-        "case",
-        "closing",
-        "events",
-        "failing",
-        "items",
-        "model",
-        "nets",
-        "now",
-        "paused",
-        "ready",
-    )
+    A struct, because it is made for every command. `begin` makes one.
+    """
 
-    def __init__(self, case: Case, model: Model, now: int) -> None:
-        self.case = case
-        self.model = model
-        self.now = now
-        if now < case.now:
-            self.now = case.now
-        self.events: list[Event] = []
-        self.ready: dict[tuple[int, str], None] = {}  # (net instance, task) whose inputs changed, oldest first
-        self.nets: set[int] = set()  # net instances that may have ended, or have joins that are asked at rest
-        self.items: dict[tuple[int, int], ItemInNet] = {}  # work items that changed, by activation and instance
-        self._untroubled = -1 if case.incidents else case.last_incident  # while this is the last one, none changed
-        self._unarmed = -1 if case.timers else case.last_timer  # the same of timers
-        self.paused = bool(case.ready)  # an earlier step left a cascade; this one may take it up, or end it
-        self.failing: str | None = None  # an incident ends the case, and what was completed is to be undone first
-        self.closing: list[NetInstance] = []  # nets whose end was reached and is carried out, one after the other
-        self.about: Activation | None = None  # the one activation that an instance command is about
-        self._scopes: dict[int, tuple[bytes, object]] = {}  # net instance: its data, encoded and decoded
+    case: Case
+    model: Model
+    now: int
+    paused: bool  # an earlier step left a cascade; this one may take it up, or end it
+    _untroubled: int  # while this is the last incident, none changed
+    _unarmed: int  # the same of timers
+    events: list[Event] = []
+    ready: dict[tuple[int, str], None] = {}  # (net instance, task) whose inputs changed, oldest first
+    nets: set[int] = set()  # net instances that may have ended, or have joins that are asked at rest
+    items: dict[tuple[int, int], ItemInNet] = {}  # work items that changed, by activation and instance
+    failing: str | None = None  # an incident ends the case, and what was completed is to be undone first
+    closing: list[NetInstance] = []  # nets whose end was reached and is carried out, one after the other
+    about: Activation | None = None  # the one activation that an instance command is about
+    _scopes: dict[int, tuple[bytes, object]] = {}  # net instance: its data, encoded and decoded
 
     def emit(self, event: Event) -> None:
         """Apply `event` to the case and record it."""
@@ -67,14 +48,6 @@ class Step:
         case.sequence += 1
         APPLY[type(event)](case, event)
         events.append(event)
-
-    def tell(self, events: Sequence[Event]) -> None:
-        """Record events whose change to the case the caller makes itself (`plain_work.py` alone)."""
-        case = self.case
-        if not self.events:
-            case.now = case.updated_at = self.now
-        case.sequence += len(events)
-        self.events += events
 
     @property
     def incidents(self) -> tuple[int, ...]:
@@ -154,3 +127,15 @@ class Step:
     def again(self, net: int, task: str) -> None:
         """Look at one task again, after everything that is queued already."""
         self.ready[net, task] = None
+
+
+def begin(case: Case, model: Model, now: int) -> Step:
+    """A step of `case` that has not changed anything yet."""
+    return Step(
+        case,
+        model,
+        max(case.now, now),
+        bool(case.ready),
+        -1 if case.incidents else case.last_incident,
+        -1 if case.timers else case.last_timer,
+    )

@@ -238,6 +238,8 @@ class CompiledNet:
     sinks: frozenset[str]  # conditions that nobody consumes: tokens there are done
     termination: Termination
     or_joins: tuple[TaskNode, ...]
+    offered: Mapping[str, tuple[TaskNode, ...] | None]  # task: who is looked at when it puts a token on every flow, by
+    # id; None when more than offers of work can come of that
     asked: tuple[TaskNode, ...]  # joins that may fire because a token died elsewhere: asked when nothing else moves
     sections: tuple[Section, ...]
     sources: tuple[TaskNode, ...]  # tasks without incoming flow that a trigger starts
@@ -306,6 +308,7 @@ def compile_net(net: Net) -> CompiledNet:
             watchers.setdefault(condition, []).append(node)
         for condition in node.outputs:
             producers.setdefault(condition, []).append(node)
+    asked = tuple(node for node in nodes.values() if node.join.kind in ("or", "structured-or"))
     return CompiledNet(
         name=net.name,
         tasks=nodes,
@@ -316,10 +319,18 @@ def compile_net(net: Net) -> CompiledNet:
         sinks=frozenset(place for place in places if place not in consumers),
         termination=net.termination,
         or_joins=tuple(node for node in nodes.values() if node.join.kind == "or"),
-        asked=tuple(node for node in nodes.values() if node.join.kind in ("or", "structured-or")),
+        offered={task: None if asked else _offered(node, watchers) for task, node in nodes.items()},
+        asked=asked,
         sections=tuple(shape.sections),
         sources=tuple(node for node in nodes.values() if not node.inputs and node.task.trigger is not None),
     )
+
+
+def _offered(node: TaskNode, watchers: Mapping[str, list[TaskNode]]) -> tuple[TaskNode, ...] | None:
+    woken = {each.id: each for condition in node.outputs for each in watchers.get(condition, ())}
+    if all(each.plain_look and each.single_item for each in woken.values()):
+        return tuple(each for _, each in sorted(woken.items()))
+    return None
 
 
 class _Shape:

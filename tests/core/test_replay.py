@@ -33,7 +33,7 @@ from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.decide import create, decide
 from knhk_workflow.core.explain import explain, summary
 from knhk_workflow.core.joins import offers
-from knhk_workflow.core.step import Step
+from knhk_workflow.core.step import Step, begin
 from knhk_workflow.model.net import Model, compile_spec
 from knhk_workflow.model.parse import parse_spec, unsupported
 
@@ -303,7 +303,7 @@ def at_rest(case: Case, model: Model) -> None:
         return
     for net in case.nets.values():
         for node in model.nets[net.name].tasks.values():
-            possible = dict(offers(Step(case, model, 0), node, net))
+            possible = dict(offers(begin(case, model, 0), node, net))
             if node.automatic:
                 assert not possible, f"{node.id} could fire"
                 continue
