@@ -111,6 +111,8 @@ def _notes(task: Mapping[str, object]) -> Iterable[str]:
         yield "for " + ", ".join(str(role) for role in _list(task["required_roles"]))
     if task.get("net"):
         yield f"net {task['net']}"
+    if task.get("compensate"):
+        yield f"undone by {task['compensate']}"
 
 
 def _list(value: object) -> Sequence[object]:

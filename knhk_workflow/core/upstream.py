@@ -353,7 +353,7 @@ class Region:
             if goal in now:
                 return Run(settled)
             onward = self._onward[goal]
-            for place, count in now.items():
+            for place, count in sorted(now.items()):  # the same answer whatever order they came in
                 if place in onward and (place not in self._inputs or count > 1):
                     return Run(settled + self._way(place, goal))
         markable, usable = self._markable(now)

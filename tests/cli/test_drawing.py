@@ -47,6 +47,11 @@ def test_what_leads_back_and_guards_stand_below() -> None:
     assert drawn(document).splitlines()[-2:] == ["  B -> A  when data.again", "  B -> A  leads back"]
 
 
+def test_what_undoes_a_task_stands_in_its_box() -> None:
+    picture = drawn({"tasks": {"A": {"compensate": "U"}, "U": {}}, "flows": flows("start A", "A end")})
+    assert "undone by U" in picture
+
+
 def test_sub_nets_follow() -> None:
     document = {
         "tasks": {"A": {"net": "inner"}},
