@@ -53,6 +53,7 @@ from knhk_workflow import (
     WorkflowEngine,
     WorkflowError,
     __version__,
+    store_mendings,
 )
 
 if TYPE_CHECKING:
@@ -202,6 +203,7 @@ class Sidecar:
         if self.engine is None:
             return
         path = self.config.store_path
+        known = len(store_mendings(path))
         try:
             await self.engine.open()
         except StoreLocked as error:
@@ -215,6 +217,15 @@ class Sidecar:
             raise CannotStart(f"the store {path} is damaged: {error.message}", EXIT_STORE, mend) from error
         except (StoreError, WorkflowError, OSError) as error:
             raise CannotStart(f"the store {path} cannot be opened: {error}", EXIT_STORE) from error
+        for mended in store_mendings(path)[known:]:
+            _log.warning(
+                "store_mended",
+                detail="an unfinished write was cut off the database's log; nothing acknowledged is missing",
+                log=mended.log,
+                kept_bytes=mended.kept_bytes,
+                dropped_bytes=mended.dropped_bytes,
+                original=str(Path(path) / mended.refused),
+            )
         self._sign()
 
     def _sign(self) -> None:

@@ -85,6 +85,8 @@ from knhk_workflow.runtime.views import (
 )
 from knhk_workflow.store import JournalLimits, OutcomeUnknown
 from knhk_workflow.store.backup import Archive, Piece
+from knhk_workflow.store.mending import Mending
+from knhk_workflow.store.mending import mendings as store_mendings
 
 __version__ = "0.1.0"
 
@@ -175,6 +177,7 @@ __all__ = [
     "Examination",
     "Finding",
     "LogEnd",
+    "Mending",
     "Moment",
     "Piece",
     "Proof",
@@ -184,6 +187,7 @@ __all__ = [
     "UpgradePlan",
     "prove_export",
     "restore_store",
+    "store_mendings",
     "verify_store",
     "__version__",
 ]

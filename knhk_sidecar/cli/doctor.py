@@ -25,7 +25,7 @@ from knhk_sidecar.cli.render import console, structured
 from knhk_sidecar.cli.session import Session, connected
 from knhk_sidecar.config import ConfigError, SidecarConfig, load, split_address
 from knhk_sidecar.identity.tls import InvalidMaterial, TlsFiles, read_material
-from knhk_workflow import StateStore, StoreCorrupt, StoreError, StoreLocked, WorkflowEngine
+from knhk_workflow import StateStore, StoreCorrupt, StoreError, StoreLocked, WorkflowEngine, store_mendings
 
 Verdict = Literal["ok", "warning", "error"]
 
@@ -92,6 +92,7 @@ def _findings(session: Session) -> Iterator[Finding]:
     running = daemon.verdict == "ok"
     store = Path(config.store_path)
     yield _directory(store, running)
+    yield from _mendings(store)
     yield _space(store)
     yield from _certificates(config)
     yield from _ports(config, running)
@@ -174,6 +175,21 @@ def _store(store: Path) -> Finding:
     except StoreError as error:
         return Finding("data directory", "error", str(error), "choose another --data-dir, or upgrade")
     return Finding("data directory", "ok", f"{store} opens, and its records agree with each other")
+
+
+def _mendings(store: Path) -> Iterator[Finding]:
+    """What opening the store had to cut off, as long as the original is kept."""
+    for each in store_mendings(str(store)):
+        original = store / each.refused
+        if original.exists():
+            when = datetime.fromtimestamp(each.time_ns / 1e9, UTC)
+            yield Finding(
+                "data directory",
+                "warning",
+                f"{when:%Y-%m-%d %H:%M} UTC: {each.dropped_bytes:,} bytes of an unfinished write were cut off "
+                f"{each.log} after a loss of power; nothing acknowledged is missing",
+                f"once `knhk verify` says so as well: rm -r {original}",
+            )
 
 
 def _space(store: Path) -> Finding:

@@ -25,6 +25,7 @@ from knhk_workflow.runtime import query
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.live import LiveCase, LiveCases
 from knhk_workflow.runtime.meta import CallMeta, too_late
+from knhk_workflow.runtime.poison import poisoned
 from knhk_workflow.runtime.requests import Request, Requests
 from knhk_workflow.runtime.timers import Outcome as TimerOutcome
 from knhk_workflow.runtime.timers import fired
@@ -80,10 +81,16 @@ class Steps:
         about = (case_id, msgspec.structs.replace(signal, expires=0))
         return self._carry_out(case_id, signal, meta, _delivery_after, _encode, _decode_delivery, about)
 
-    def fire_timer(self, tenant: str, case_id: str, number: int) -> Awaitable[TimerOutcome]:
+    async def fire_timer(self, tenant: str, case_id: str, number: int) -> TimerOutcome:
         """A timer is due."""
         meta = CallMeta(tenant=tenant, principal=TIMER, method="fire_timer")
-        return self._carry_out(case_id, c.FireTimer(number), meta, _fired, _no_receipt, lambda _: "done")
+        try:
+            return await self._carry_out(case_id, c.FireTimer(number), meta, _fired, _no_receipt, lambda _: "done")
+        except WorkflowError:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever the core did wrong, it is this case's affair
+            await poisoned(self._cases, self._clock, case_id, meta, error)
+            return "done"
 
     async def _carry_out(
         self,
@@ -209,6 +216,8 @@ class Steps:
                     return
         except WorkflowError:
             return  # the case is broken or gone; whoever touches it is told
+        except Exception as error:  # noqa: BLE001  # whatever the core did wrong, it is this case's affair
+            await poisoned(self._cases, self._clock, keys.case_id, meta, error)
         finally:
             live.continuing = None
             for event in live.changed:

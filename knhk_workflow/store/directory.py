@@ -6,6 +6,7 @@
     HEAD       the newest acknowledged position and hash of every log, outside of what LevelDB may lose
     RESERVE    space put aside: given back when the volume is full, so that the database can be opened and read
     db/        LevelDB's own files
+    MENDED     one line for each time that an unfinished write was cut off; db.refused-N is what was there (`mending`)
 
 LevelDB's own LOCK protects nothing once a process opens the directory twice or opens and closes the file, so it is
 never touched: OWNER is an flock of ours, and a registry tells two handles in one process apart.
@@ -30,6 +31,7 @@ import msgspec
 
 from knhk_workflow.errors import NotFound, StoreCorrupt, StoreFormat, StoreLocked, StoreUnavailable
 from knhk_workflow.store.codec import GENESIS
+from knhk_workflow.store.mending import settled
 from knhk_workflow.store.shadow import shadow
 
 FORMAT_VERSION: Final = 1
@@ -133,6 +135,7 @@ class Directory:
             elif _CREATING in content:
                 os.unlink(os.path.join(real, _CREATING))
             form = _read_format(path, os.path.join(real, _FORMAT))
+            settled(real)
             _check_whole(path, real)
             return cls(real, lock, form)
         except BaseException:

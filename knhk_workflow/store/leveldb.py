@@ -10,7 +10,8 @@ Each rule answers a measured fault of LevelDB 1.22 / plyvel 1.5.1:
 * A full volume: writes are refused while there is still room (`free_min_bytes`), and RESERVE is given back when even
   opening needs space. Both are looked at with every commit, so writing resumes by itself.
 * plyvel's Iterator ends silently at a damaged block, and `paranoid_checks` does not cover reads: see `database`.
-* A damaged store is never repaired here: repairing drops tables and then opens clean.
+* A damaged store is never repaired here: repairing drops tables and then opens clean. One thing is mended, a write that
+  was never finished at the end of the newest log: see `mending`.
 * Opening twice, forking: see `directory`; the handle remembers its process.
 * Values over 256 KB stall compaction: they are cut into chunks, which the callers do not see.
 
@@ -28,6 +29,7 @@ import asyncio
 import os
 import queue
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +56,7 @@ from knhk_workflow.store.database import (
 )
 from knhk_workflow.store.directory import Directory, HeadFile, is_full
 from knhk_workflow.store.keys import Keyspace, is_log, parse_log
+from knhk_workflow.store.mending import mend
 from knhk_workflow.store.store import Expectation, ExpectationFailed, OutcomeUnknown, Snapshot, Write
 
 MIB: Final = 1024 * 1024
@@ -465,7 +468,7 @@ class LevelDBStore:
     def _open_database(self) -> None:
         """Open and check. Sets `_db` only when everything acknowledged is there."""
         try:
-            db = self._try_open()
+            db = self._open_or_mend()
         except DatabaseError as error:
             if not is_full(error):
                 raise open_error(self.path, error) from error
@@ -494,11 +497,33 @@ class LevelDBStore:
             raise
         self._db = db
 
-    def _try_open(self) -> Database:
+    def _open_or_mend(self) -> Database:
+        try:
+            return self._try_open()
+        except DatabaseError as error:
+            if is_full(error) or not self._mend():
+                raise
+            return self._try_open()
+
+    def _mend(self) -> bool:
+        """Whether the database could be brought back without a write that was never finished."""
+
+        def check(database: str) -> None:
+            db = self._try_open(database)
+            try:
+                _check_logs(db, self._keys, self._heads, sys.maxsize, sys.maxsize)
+            finally:
+                db.close()
+
+        try:
+            return mend(self.path, check, time.time_ns())
+        except OSError:
+            return False  # then it is refused with what LevelDB said
+
+    def _try_open(self, database: str = "") -> Database:
         limits = self._limits
-        return open_database(
-            self._directory.database, limits.write_buffer_bytes, limits.block_cache_bytes, limits.open_files
-        )
+        place = database or self._directory.database
+        return open_database(place, limits.write_buffer_bytes, limits.block_cache_bytes, limits.open_files)
 
     def _full(self) -> StoreFull:
         return StoreFull(
@@ -647,9 +672,10 @@ def _join(source: View, key: bytes, described: bytes) -> bytes:
 
 
 def _check_logs(
-    db: Database, keys: Keyspace, heads: dict[int, tuple[int, bytes]], window: int
+    db: Database, keys: Keyspace, heads: dict[int, tuple[int, bytes]], window: int, most: int = LOG_CHECK_RECORDS
 ) -> dict[int, tuple[int, bytes]]:
-    """Walk every log backwards over `window` bytes: dense, chained, and not shorter than its head. The ends by shard.
+    """Walk every log backwards over `window` bytes, at most `most` records: dense, chained, and not shorter than its
+    head. The ends by shard.
 
     A lost log file or MANIFEST entry leaves a hole directly below the newest log file, so a window larger than that
     file cannot miss it.
@@ -673,7 +699,7 @@ def _check_logs(
                 raise _missing(shard, f"record {position} is not the one that was acknowledged")
             below = (position - 1, previous)
             size += len(value)
-            if (position <= head_position or not head_position) and (size > window or walked >= LOG_CHECK_RECORDS):
+            if (position <= head_position or not head_position) and (size > window or walked >= most):
                 break
         last = ends[shard][0] if shard in ends else 0
         if last < head_position:

@@ -1,0 +1,61 @@
+"""A poisoned case: the core made a mistake with it. It stops and asks for a person; no other case notices.
+
+What a command of the outside met, its caller is told, and nothing of that command is kept. What is done in the
+background has no caller: without the incident a cascade or a timer would stand still and nobody would know. The mistake
+itself goes to the event loop's exception handler, with its traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from knhk_workflow.core import events as e
+from knhk_workflow.core.commands import ENDED
+from knhk_workflow.core.incidents import raise_incident
+from knhk_workflow.core.step import Step
+from knhk_workflow.errors import WorkflowError
+from knhk_workflow.runtime.clock import Clock
+from knhk_workflow.runtime.live import LiveCases
+from knhk_workflow.runtime.meta import CallMeta
+
+INTERNAL_ERROR: Final = "internal_error"
+ROOT: Final = 1
+
+
+async def poisoned(cases: LiveCases, clock: Clock, case_id: str, meta: CallMeta, error: Exception) -> None:
+    """Stop what the case was doing and raise an incident, once; whoever resolves it by `retry` lets it go on. Never
+    raises."""
+    asyncio.get_running_loop().call_exception_handler(
+        {"message": f"case {case_id!r} of tenant {meta.tenant!r} is stopped by a mistake of ours", "exception": error}
+    )
+    try:
+        live = await cases.hold(meta.tenant, case_id)
+        case, model = live.loaded()
+        if case.state in ENDED or case.root.incident:
+            cases.done(live)
+            return
+        try:
+            step = Step(case, model, clock.now())
+            if case.ready:
+                step.emit(e.SettlePaused((), 0))
+            what = f"{type(error).__name__} in {meta.method or 'a command'}"
+            raise_incident(
+                step,
+                INTERNAL_ERROR,
+                ROOT,
+                f"the engine made a mistake with this case ({what}); no other is concerned; the log has the details; "
+                "retry to let the case go on, or fail it",
+            )
+            unit = cases.unit(live, step, meta, None)
+        except BaseException:
+            cases.drop(live)
+            live.release()
+            raise
+        await cases.commit(live, unit)
+    except WorkflowError:
+        return  # it cannot be read, or nothing can be written now: the next attempt comes here again
+    except Exception as worse:  # noqa: BLE001  # not even the incident can be applied: the case stays as it was
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": f"case {case_id!r} of tenant {meta.tenant!r} cannot be stopped either", "exception": worse}
+        )
