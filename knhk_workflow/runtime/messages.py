@@ -119,6 +119,8 @@ class Messages:
             answered = await self._answered(asked)
             if answered is not None:
                 return answered
+            if self._closed:
+                raise StoreUnavailable("the engine is closed")  # meanwhile: nobody would carry the message any further
         going = self._going.get(place)
         if going is None:
             going = self._begin(place, asked.fingerprint)
@@ -257,6 +259,8 @@ class Messages:
             try:
                 return await self._deliver(case_id, signal, meta)
             except (StoreUnavailable, OutcomeUnknown, Busy):
+                if self._closed:
+                    raise _unfinished() from None  # the next start goes on with it
                 await asyncio.sleep(PAUSE_S)  # the request id makes it safe to try again
             except LimitExceeded:
                 return TriggerDelivery(case_id, "lost")  # it keeps too many signals already
@@ -291,6 +295,8 @@ class Messages:
             except (StoreUnavailable, OutcomeUnknown, Busy) as error:
                 if value is None:
                     raise  # nothing of it is durable: the caller sends it again
+                if self._closed:
+                    raise _unfinished() from None
                 unknown = unknown or isinstance(error, OutcomeUnknown)
                 await asyncio.sleep(PAUSE_S)
         if left is not None:

@@ -284,3 +284,35 @@ async def test_kill_minus_nine_between_the_message_and_its_deliveries(tmp_path: 
         assert [await received(engine, case_id) for case_id in cases] == [["kept"]] * len(cases)
         await engine._messages.flush()
         assert await stored(engine) == 0
+
+
+class PausingStore(KeptStore):
+    """A store whose reads wait while `go` is not set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+        self.go.set()
+        self.waiting = asyncio.Event()
+
+    async def get(self, key: bytes) -> bytes | None:
+        if not self.go.is_set():
+            self.waiting.set()
+        await self.go.wait()
+        return await super().get(key)
+
+
+async def test_a_message_that_comes_while_the_engine_closes_is_refused_and_keeps_nobody_waiting() -> None:
+    store = PausingStore()
+    engine = await WorkflowEngine(StateStore.over(store)).open()
+    await engine.register_workflow(waiting("persistent"))
+    await engine.run_case("persistent")
+    store.go.clear()
+    sending = asyncio.create_task(engine.trigger_case("paid"))
+    await store.waiting.wait()
+    closing = asyncio.create_task(engine.close())
+    store.go.set()
+    async with asyncio.timeout(60):  # only so that waiting for ever is a failure
+        with pytest.raises(StoreUnavailable, match="the engine is closed"):
+            await sending
+        await closing

@@ -113,15 +113,15 @@ def _here(
 
 def _beside(asked: Iterator[Plan], jobs: int) -> Iterator[tuple[Outcome, float]]:
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        waiting: list[Future[tuple[bytes, float]]] = []
+        waiting: list[Future[tuple[list[Outcome], float]]] = []
         try:
             while True:
                 while len(waiting) < jobs * AHEAD and (some := _some(asked)):
                     waiting.append(pool.submit(_errand, some))
                 if not waiting:
                     return
-                packed, seconds = waiting.pop(0).result()
-                for outcome in _outcomes.decode(packed):
+                found, seconds = waiting.pop(0).result()
+                for outcome in found:
                     yield outcome, seconds
                     seconds = 0.0
         finally:
@@ -133,7 +133,7 @@ def _some(asked: Iterator[Plan]) -> list[Plan]:
     return [plan for plan, _ in zip(asked, range(TOGETHER), strict=False)]
 
 
-def _errand(some: Sequence[Plan]) -> tuple[bytes, float]:
+def _errand(some: Sequence[Plan]) -> tuple[list[Outcome], float]:
     before = _processor_s()
     found: list[Outcome] = []
     gc.set_threshold(*GARBAGE)
@@ -141,12 +141,9 @@ def _errand(some: Sequence[Plan]) -> tuple[bytes, float]:
         found.append(simulate(plan))
         if found[-1].violations:
             break
-    return msgspec.msgpack.encode(found), _processor_s() - before
+    return found, _processor_s() - before
 
 
 def _processor_s() -> float:
     spent = os.times()
     return spent.user + spent.system
-
-
-_outcomes: Final = msgspec.msgpack.Decoder(list[Outcome])

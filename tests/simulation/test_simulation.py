@@ -81,7 +81,7 @@ def test_the_command_line_replays_in_any_process() -> None:
 
 def test_an_episode_is_the_same_alone() -> None:
     together = [simulate(plan) for plan in plans(5, 2_500)]
-    assert msgspec.json.encode(simulate(Plan(5, 2, 500))) == msgspec.json.encode(together[2])
+    assert simulate(Plan(5, 2, 500)) == together[2]
 
 
 def test_a_run_that_is_told_its_commands_and_faults_is_the_same_run() -> None:
