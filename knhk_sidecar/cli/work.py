@@ -258,7 +258,7 @@ def taken(client: Client, subscription: pb.WorkSubscription, most: int, wait: fl
         if cast("grpc.Call", error).code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
             raise
     finally:
-        cast("grpc.Call", stream).cancel()
+        stream.cancel()  # type: ignore[no-untyped-call]  # the stubs leave its types out
     return found
 
 
