@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, cast
 
 import structlog
 
@@ -57,9 +57,12 @@ from knhk_workflow import (
 )
 
 if TYPE_CHECKING:
+    from knhk_sidecar.handlers import Streams
     from knhk_sidecar.identity.dev_ca import DevAuthority
+    from knhk_sidecar.worker import Handler
 
 SERVICE: Final = "knhk-sidecar"
+HANDLERS: Final = "knhk_sidecar.handlers"  # the entry points of functions that carry out tasks here
 LOOK_SECONDS: Final = 0.5  # how late health tells a change of the engine
 STREAM_GRACE_SECONDS: Final = (
     2.0  # a stream may finish the work it has, a wait may succeed; the client repeats the rest
@@ -172,6 +175,7 @@ class Sidecar:
         identities = await self._identities()
         names = [service.full_name for service in pb.SERVICES]
         self._health = Health(names)
+        handlers = self._handlers()
         implementations: dict[str, object] = {
             **services(self.engine, self._daemon()),
             HEALTH.full_name: self._health,
@@ -190,6 +194,8 @@ class Sidecar:
             limits=Limits.of(self.config),
         )
         self.addresses = await self._listen(identities)
+        if handlers:
+            await self._start_handlers(handlers, implementations)
         self._look()
         self._spawn(self._keep_looking())
         if self._tls is not None:
@@ -227,6 +233,33 @@ class Sidecar:
                 original=str(Path(path) / mended.refused),
             )
         self._sign()
+
+    def _handlers(self) -> Mapping[str, Handler]:
+        """What installed packages offer to do. Raises CannotStart."""
+        if self.engine is None or not self.config.handlers_enabled:
+            return {}
+        from importlib.metadata import entry_points  # noqa: PLC0415 - 15 ms that nobody else at start needs
+
+        if not entry_points(group=HANDLERS):
+            return {}
+        from knhk_sidecar.handlers import Unusable, installed  # noqa: PLC0415 - only where there are any
+
+        try:
+            return installed()
+        except Unusable as error:
+            mend = "mend or remove the package, or set handlers_enabled=false"
+            raise CannotStart(str(error), EXIT_SETTINGS, mend) from error
+
+    async def _start_handlers(self, handlers: Mapping[str, Handler], services: Mapping[str, object]) -> None:
+        from knhk_sidecar.handlers import worker_of  # noqa: PLC0415
+
+        service = cast("Streams", services[f"{pb.SERVICES[0].full_name.rpartition('.')[0]}.WorkItemService"])
+        config = self.config
+        name = f"handlers@{config.instance_id or socket.gethostname()}"
+        worker = worker_of(handlers, service, name, config.handlers_credit, config.drain_seconds / 2)
+        await worker.__aenter__()
+        self._stops.append(worker.stop)
+        _log.info("handlers", tasks=sorted(handlers))
 
     def _sign(self) -> None:
         """Exports are signed with the configured key, or with one of the store's own."""

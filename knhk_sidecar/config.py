@@ -126,6 +126,19 @@ class SidecarConfig:
         at_least=1,
         at_most=65_536,
     )
+    handlers_enabled: bool = setting(
+        True,
+        "carry out tasks with the functions that installed packages offer as `knhk_sidecar.handlers`",
+        "installing one beside the daemon says that it is wanted; without any, nothing is started",
+    )
+    handlers_credit: int = setting(
+        32,
+        "work items that those functions may have under way at once",
+        "as many as there are threads for plain functions",
+        "items",
+        at_least=1,
+        at_most=10_000,
+    )
     verification_steps: int = setting(
         400_000,
         "most steps that verifying one workflow may take before its verdict is `undecided`",

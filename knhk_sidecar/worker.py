@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 import random
 import socket
@@ -30,7 +31,6 @@ from typing import Final, Self, cast
 
 import grpc
 import msgspec
-import structlog
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.status_pb2 import Status
 from grpc import aio
@@ -59,7 +59,7 @@ BEATS: Final = 3  # extensions per lease: two may be lost
 TELL_S: Final = 5.0  # for the last results to be acknowledged when the worker stops
 _HOPELESS: Final = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
 
-_log = structlog.get_logger("knhk_sidecar.worker")
+_log = logging.getLogger("knhk_sidecar.worker")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -143,6 +143,7 @@ class Worker:
         self._extensions: dict[str, pb.LeaseExtension] = {}
         self._returned: set[str] = set()  # items given back, not acknowledged yet
         self._connection = 0
+        self._heard = False  # anything, on this connection
         self._something = asyncio.Event()
         self._quiet = asyncio.Event()
         self._draining = False
@@ -193,22 +194,23 @@ class Worker:
         beat = asyncio.create_task(self._beat())
         try:
             while True:
-                began = asyncio.get_running_loop().time()
+                self._heard = False
                 try:
                     async with self._connect() as exchange:
                         await self._talk(exchange)
                     problem = "the stream ended"
+                    pause = PAUSE_FIRST_S
                 except aio.AioRpcError as error:
                     if error.code() in _HOPELESS:
                         problem = error.details() or error.code().name
-                        _log.error("worker_refused", worker_id=self.worker_id, problem=problem)
+                        _log.error("worker %s is refused: %s", self.worker_id, problem)
                         raise Refused(problem) from error
+                    if self._heard and error.code() is not grpc.StatusCode.ABORTED:
+                        pause = PAUSE_FIRST_S
                     problem = f"{error.code().name}: {error.details()}"
                 except (NotReachable, OSError) as error:
                     problem = str(error)
-                if asyncio.get_running_loop().time() - began > PAUSE_MAX_S:
-                    pause = PAUSE_FIRST_S
-                _log.info("worker_disconnected", worker_id=self.worker_id, problem=problem, pause_s=pause)
+                _log.info("worker %s is disconnected, again in %.1f s: %s", self.worker_id, pause, problem)
                 await asyncio.sleep(random.uniform(pause / 2, pause))
                 pause = min(2 * pause, PAUSE_MAX_S)
         finally:
@@ -231,6 +233,7 @@ class Worker:
         responses = exchange(self._requests(self._connection))
         try:
             async for response in responses:
+                self._heard = True
                 for item in response.items:
                     self._begin(item)
                 for name in response.revoked_item_ids:
@@ -309,7 +312,7 @@ class Worker:
         except Failed as failure:
             result = _failure(name, attempt, failure)
         except Exception as error:  # noqa: BLE001  # whatever a handler raises is the item's failure
-            _log.warning("handler_failed", item_id=name, task_id=job.task_id, exc_info=error)
+            _log.warning("the handler of %s failed at %s", job.task_id, name, exc_info=error)
             result = _failure(name, attempt, Failed(type(error).__name__, str(error)))
         self._jobs.pop(name, None)
         self._extensions.pop(name, None)
@@ -341,7 +344,7 @@ class Worker:
                 asyncio.get_running_loop().call_later(PAUSE_FIRST_S, self._send_again, name)
             elif refused:
                 self.refused += 1
-                _log.info("result_refused", item_id=name, problem=receipt.error.message)
+                _log.info("the result of %s is refused: %s", name, receipt.error.message)
             elif isinstance(result, pb.CompleteWorkItemRequest):
                 self.completed += 1
             else:

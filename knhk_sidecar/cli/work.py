@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, cast
 
 import click
+import grpc
+from google.protobuf.duration_pb2 import Duration
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -24,6 +27,7 @@ from knhk_sidecar.cli.render import (
     text_of,
 )
 from knhk_sidecar.cli.session import Session, connected, data_argument, data_option, request_id_option, set_option
+from knhk_sidecar.client import Client
 
 STATES: Final = (
     "offered",
@@ -167,18 +171,95 @@ def complete(
 @_item
 @click.option("--message", default="", help="What went wrong, for people.")
 @click.option("--code", default="", help="Stable code for the workflow's on_error.")
+@click.option("--retry-after", type=click.FloatRange(min=0), default=None, help="Seconds until it is tried again.")
+@click.option("--permanent", is_flag=True, help="Trying again is pointless.")
 @connected
-def fail(session: Session, item_id: str, user: str, request_id: str, message: str, code: str) -> None:
+def fail(
+    session: Session,
+    item_id: str,
+    user: str,
+    request_id: str,
+    message: str,
+    code: str,
+    retry_after: float | None,
+    permanent: bool,
+) -> None:
     """Report that an item failed.
 
     \b
     Example:
       knhk work fail 1.1.1@order-1 --code address_unknown --message "the parcel came back"
     """
-    request = pb.FailWorkItemRequest(item_id=item_id, user=user, request_id=request_id, message=message, code=code)
+    request = pb.FailWorkItemRequest(
+        item_id=item_id, user=user, request_id=request_id, message=message, code=code, permanent=permanent
+    )
+    if retry_after is not None:
+        request.retry_after.FromNanoseconds(round(retry_after * 1e9))
     with session.client() as client:
         answer = client.work.FailWorkItem(request, timeout=session.timeout)
     show(answer, session.output, lambda: _item_table(answer.item, ("incident", answer.incident_id)))
+
+
+@work.command("poll")
+@click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
+@click.option("--max", "most", type=click.IntRange(1, 1_000), default=1, show_default=True, help="Most items to take.")
+@click.option(
+    "--wait", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Seconds to wait for one."
+)
+@click.option(
+    "--lease", type=click.FloatRange(0.1, 3_600), default=300.0, show_default=True, help="Seconds to keep it."
+)
+@click.option("--worker", "worker_id", default="", help="A name to get the same items under again.")
+@click.option("--role", "roles", multiple=True, help="Only items that this role may take; may be repeated.")
+@connected
+def poll(
+    session: Session,
+    tasks: tuple[str, ...],
+    most: int,
+    wait: float,
+    lease: float,
+    worker_id: str,
+    roles: tuple[str, ...],
+) -> None:
+    """Take offered items as a worker does: each is started and yours until its lease ends.
+
+    TASK is the id of a task, or WORKFLOW/TASK. `knhk work complete` or `fail` reports the result; without one the item
+    is offered again when its lease ends.
+
+    \b
+    Example:
+      knhk work poll order-approval/approve --lease 600
+    """
+    length = Duration()
+    length.FromNanoseconds(round(lease * 1e9))
+    subscription = pb.WorkSubscription(
+        worker_id=worker_id or f"poll-{random.getrandbits(64):016x}",
+        tasks=tasks,
+        credit=most,
+        lease=length,
+        roles=roles,
+    )
+    with session.client() as client:
+        found = taken(client, subscription, most, wait)
+    show(found, session.output, lambda: leases_table(found.items))
+
+
+def taken(client: Client, subscription: pb.WorkSubscription, most: int, wait: float) -> pb.StreamWorkItemsResponse:
+    """What comes to a worker until it has `most` items, or nothing has come for `wait` seconds."""
+    found = pb.StreamWorkItemsResponse()
+    first = pb.StreamWorkItemsRequest(subscribe=subscription)
+    stream = client.work.StreamWorkItems(iter([first]), timeout=wait)
+    try:
+        for response in stream:
+            found.items.extend(response.items)
+            if len(found.items) >= most:
+                break
+    except grpc.RpcError as error:
+        if cast("grpc.Call", error).code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise
+    finally:
+        stream.cancel()  # type: ignore[no-untyped-call]  # the stubs leave its types out
+    return found
 
 
 @work.command("skip")
@@ -335,6 +416,21 @@ def items_table(items: Iterable[pb.WorkItem]) -> RenderableType:
     return table if table.row_count else Text("No work items.", style="dim")
 
 
+def leases_table(items: Iterable[pb.LeasedWorkItem]) -> RenderableType:
+    """Items that were taken, one per line."""
+    table = grid("item", "task", "workflow", "input", "lease ends")
+    for each in items:
+        item = each.item
+        table.add_row(
+            item.item_id,
+            item.title or item.task_id,
+            item.spec_id,
+            text_of(item.data_json),
+            moment(each.lease_expire_time),
+        )
+    return table if table.row_count else Text("No work items.", style="dim")
+
+
 def _show(session: Session, item: pb.WorkItem) -> None:
 
     show(item, session.output, lambda: _item_table(item))
@@ -354,6 +450,7 @@ def _item_table(item: pb.WorkItem, *more: tuple[str, RenderableType]) -> Rendera
             ("offered", moment(item.create_time)),
             ("started", moment(item.start_time)),
             ("ended", moment(item.end_time)),
+            ("lease ends", moment(item.lease_expire_time)),
             ("input", text_of(item.data_json)),
             ("output", text_of(item.output_json)),
             ("last error", item.last_error),

@@ -62,8 +62,9 @@ AT_ONCE: Final = 256  # commands given to the engine together: they share commit
 PAUSE_S: Final = 0.5  # before what the store could not write is tried again
 PRINCIPAL: Final = "system:lease"
 
-Carry = Callable[[str, c.LeaseItem | c.ReturnItem | c.CompleteItem | c.FailItem, CallMeta], Awaitable[WorkItemView]]
-"""Carries a command on a work item of a case out, durably."""
+Command = c.LeaseItem | c.ReturnItem | c.CompleteItem | c.FailItem
+Carry = Callable[[Sequence[tuple[str, Command, CallMeta]]], Awaitable[list[WorkItemView | WorkflowError]]]
+"""Carries commands on work items of cases out, durably; an error is that element's answer."""
 
 Result = Callable[[c.ItemRef], c.CompleteItem | c.FailItem]
 """The command that says what came of an item. Raises InvalidInput."""
@@ -246,7 +247,9 @@ class Dispatch:
         self._sessions: dict[WorkSession, None] = {}
         self._named: dict[WorkerKey, WorkSession] = {}
         self._holders: dict[Place, WorkSession] = {}
-        self._parked: dict[tuple[str, str], set[Place]] = {}
+        self._parked: dict[tuple[str, str], set[Place]] = {}  # offers that wait for a commit of their case
+        self._trying: dict[tuple[str, str], int] = {}  # leases on their way, by case
+        self._moved: set[tuple[str, str]] = set()  # of those, cases with a commit since
         self._scans: dict[str, _Scan] = {}
         self._listening = False  # once somebody has subscribed
         self._restored = asyncio.Event()
@@ -352,27 +355,30 @@ class Dispatch:
     ) -> list[WorkItemView | WorkflowError]:
         """Results (item, request id, command), as many as there are in one go; one's error is its own answer."""
 
-        async def one(name: str, request_id: str, make: Result) -> WorkItemView | WorkflowError:
-            lease: Lease | None = None
+        answers: list[WorkItemView | WorkflowError | None] = [None] * len(results)
+        commands: list[tuple[int, Lease | None, tuple[str, Command, CallMeta]]] = []
+        for index, (name, request_id, make) in enumerate(results):
             meta = session.meta
             if request_id:
                 meta = msgspec.structs.replace(meta, request_id=request_id)
             try:
                 ref, case_id = parse_item_id(name)
                 command = make(ref)
-                lease = session.held.get(Place(meta.tenant, case_id, ref.activation, ref.instance))
-                if lease is not None and lease.attempt == ref.attempt:
-                    lease.ending = True
-                return await self._carry(case_id, command, meta)
             except WorkflowError as error:
-                if lease is not None:
+                answers[index] = error
+                continue
+            lease = session.held.get(Place(meta.tenant, case_id, ref.activation, ref.instance))
+            if lease is not None and lease.attempt == ref.attempt:
+                lease.ending = True
+            commands.append((index, lease, (case_id, command, meta)))
+        for first in range(0, len(commands), AT_ONCE):
+            some = commands[first : first + AT_ONCE]
+            found = await self._carry([asked for _, _, asked in some])
+            for (index, lease, _), answer in zip(some, found, strict=True):
+                answers[index] = answer
+                if lease is not None and isinstance(answer, WorkflowError):
                     lease.ending = False
-                return error
-
-        answers: list[WorkItemView | WorkflowError] = []
-        for first in range(0, len(results), AT_ONCE):
-            answers += await asyncio.gather(*(one(*each) for each in results[first : first + AT_ONCE]))
-        return answers
+        return [answer for answer in answers if answer is not None]
 
     async def _redeliver(self, session: WorkSession, worker: WorkerKey) -> None:
         """What a worker had before its connection broke is still its own."""
@@ -401,9 +407,12 @@ class Dispatch:
         if items:
             for (activation, instance), item in items.items():
                 self._changed(Place(keys.tenant, keys.case_id, activation, instance), state, item)
-        if self._parked:
-            for place in self._parked.pop((keys.tenant, keys.case_id), ()):
+        if self._parked or self._trying:
+            name = keys.tenant, keys.case_id
+            for place in self._parked.pop(name, ()):
                 self._offer_again(place)
+            if name in self._trying:
+                self._moved.add(name)
         self._meet()
 
     def _changed(self, place: Place, case: Case, item: ItemInNet) -> None:
@@ -455,22 +464,45 @@ class Dispatch:
                 self._read(scan)
 
     async def _lease_all(self, session: WorkSession, some: Sequence[tuple[Task, Place, int]]) -> None:
+        """Begin items for a worker, durably, and hand them over."""
         for first in range(0, len(some), AT_ONCE):
-            await asyncio.gather(*(self._lease(session, *each) for each in some[first : first + AT_ONCE]))
+            part = some[first : first + AT_ONCE]
+            if session not in self._sessions:
+                for task, place, attempt in part:
+                    session.reserved -= 1
+                    self._offer(task, place, attempt)
+                self._meet()
+                continue
+            owner, worker, period = session.worker.principal, session.worker.name, session.lease
+            commands: list[tuple[str, Command, CallMeta]] = [
+                (
+                    place.case_id,
+                    c.LeaseItem(c.ItemRef(place.activation, place.instance, attempt), owner, worker, period),
+                    session.meta,
+                )
+                for _, place, attempt in part
+            ]
+            for _, place, _ in part:
+                name = place.tenant, place.case_id
+                self._trying[name] = self._trying.get(name, 0) + 1
+            answers = await self._carry(commands)
+            for (task, place, attempt), answer in zip(part, answers, strict=True):
+                if isinstance(answer, WorkflowError):
+                    self._not_leased(task, place, attempt, answer)
+                self._leased(session, place, attempt, None if isinstance(answer, WorkflowError) else answer)
+            for _, place, _ in part:
+                self._tried((place.tenant, place.case_id))
 
-    async def _lease(self, session: WorkSession, task: Task, place: Place, attempt: int) -> None:
-        """Begin an item for a worker, durably, and hand it over."""
-        ref = c.ItemRef(place.activation, place.instance, attempt)
-        command = c.LeaseItem(ref, session.worker.principal, session.worker.name, session.lease)
-        item: WorkItemView | None = None
-        if session not in self._sessions:
-            self._offer(task, place, attempt)
-            self._meet()
+    def _tried(self, name: tuple[str, str]) -> None:
+        left = self._trying[name] - 1
+        if left:
+            self._trying[name] = left
         else:
-            try:
-                item = await self._carry(place.case_id, command, session.meta)
-            except WorkflowError as error:
-                self._not_leased(task, place, attempt, error)
+            del self._trying[name]
+            self._moved.discard(name)
+
+    def _leased(self, session: WorkSession, place: Place, attempt: int, item: WorkItemView | None) -> None:
+        """An item has begun, or could not."""
         session.reserved -= 1
         lease = self._leases.find(place) if item is not None else None
         if item is None or lease is None or lease.attempt != attempt:  # refused, or ended in the meantime
@@ -496,7 +528,12 @@ class Dispatch:
         if live is None or run is None:
             return
         if run.state == "offered" and run.attempt == attempt:
-            self._parked.setdefault((place.tenant, place.case_id), set()).add(place)
+            name = place.tenant, place.case_id
+            if name in self._moved:  # what kept it may be over
+                self._offer(task, place, attempt)
+                self._meet()
+                return
+            self._parked.setdefault(name, set()).add(place)
             if live.busy:  # with a command that may fail, and then there is no commit to wait for
                 self._offer_later(task, place, attempt)
         elif run.state == "started" and run.lease and self._leases.find(place) is None:
@@ -537,20 +574,18 @@ class Dispatch:
             self._spawn(self._return_all(mine, reason))
 
     async def _return_all(self, leases: Sequence[Lease], reason: str) -> None:
+        """Items are on offer again whose worker is gone. What has ended meanwhile has no lease any more."""
         for first in range(0, len(leases), AT_ONCE):
-            await asyncio.gather(*(self._return(each, reason) for each in leases[first : first + AT_ONCE]))
-
-    async def _return(self, lease: Lease, reason: str) -> None:
-        """An item is on offer again, whose worker is gone. What has ended meanwhile has no lease any more."""
-        place = lease.place
-        meta = CallMeta(tenant=place.tenant, principal=PRINCIPAL, method="return_item")
-        try:
-            await self._carry(place.case_id, c.ReturnItem(lease.ref, reason), meta)
-        except (*_LATER, StoreError):
-            self._leases.again(lease, round(PAUSE_S * NS_PER_S))
-        except WorkflowError:
-            if self._leases.find(place) is lease:
-                self._drop(place)
+            some = leases[first : first + AT_ONCE]
+            commands: list[tuple[str, Command, CallMeta]] = []
+            for lease in some:
+                meta = CallMeta(tenant=lease.place.tenant, principal=PRINCIPAL, method="return_item")
+                commands.append((lease.place.case_id, c.ReturnItem(lease.ref, reason), meta))
+            for lease, answer in zip(some, await self._carry(commands), strict=True):
+                if isinstance(answer, (*_LATER, StoreError)):
+                    self._leases.again(lease, round(PAUSE_S * NS_PER_S))
+                elif isinstance(answer, WorkflowError) and self._leases.find(lease.place) is lease:
+                    self._drop(lease.place)
 
     # -- the rows of the work list ------------------------------------------------------------------------------------
 

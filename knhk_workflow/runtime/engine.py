@@ -174,7 +174,7 @@ class WorkflowEngine:
                     )
                     self._timers = Timers(store, keyspace, self._clock, self._fire_timer)
                     self._dispatch = Dispatch(
-                        store, keyspace, self._clock, self._on_item, self._look, self._peek, self._spawn
+                        store, keyspace, self._clock, self._on_items, self._look, self._peek, self._spawn
                     )
                     self._cases = LiveCases(
                         store,
@@ -798,6 +798,11 @@ class WorkflowEngine:
         if self._store is None:
             await self.open()
         return await self._steps.on_case(case_id, command, meta, rest=rest)
+
+    async def _on_items(self, asked: Sequence[tuple[str, OnItem, CallMeta]]) -> list[WorkItemView | WorkflowError]:
+        if self._store is None:
+            await self.open()
+        return await self._steps.on_items(asked)
 
     async def _on_item(self, case_id: str, command: OnItem, meta: CallMeta) -> WorkItemView:
         if self._store is None:

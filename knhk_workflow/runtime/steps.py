@@ -10,7 +10,7 @@ on in the background, slice by slice.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
@@ -72,6 +72,46 @@ class Steps:
         """Carry a command on a work item out; the answer is the item as the command left it."""
         return self._carry_out(case_id, command, meta, _item_after, _encode, _decode_item)
 
+    async def on_items(self, asked: Sequence[tuple[str, OnItem, CallMeta]]) -> list[WorkItemView | WorkflowError]:
+        """`on_item` for each; one's error is its own answer. Those whose cases are at hand share commits without a task
+        for each."""
+        answers: list[WorkItemView | WorkflowError | None] = [None] * len(asked)
+        begun: list[tuple[int, WorkItemView, asyncio.Future[Outcome]]] = []
+        others: list[int] = []
+        for index, (case_id, command, meta) in enumerate(asked):
+            live = self._cases.at_hand(meta.tenant, case_id) if not meta.request_id else None
+            if live is None:
+                others.append(index)
+                continue
+            try:
+                view, told = self._step(live, command, meta, None, _item_after, _encode)
+            except WorkflowError as error:
+                answers[index] = error
+                continue
+            assert told is not None, "no command on an item leaves everything as it is"
+            begun.append((index, view, told))
+
+        async def one(index: int) -> None:
+            try:
+                answers[index] = await self.on_item(*asked[index])
+            except WorkflowError as error:
+                answers[index] = error
+
+        if others:
+            await asyncio.gather(*map(one, others))
+        began = self._clock.now() if self._levels is not None else 0
+        for index, view, told in begun:
+            outcome = await told
+            if isinstance(outcome, int):
+                answers[index] = view
+            elif isinstance(outcome, ExpectationFailed):
+                answers[index] = _elsewhere(asked[index][0])
+            else:
+                answers[index] = outcome
+        if begun and self._levels is not None:
+            self._levels.committed(self._clock.now() - began)
+        return [answer for answer in answers if answer is not None]
+
     def on_instances(self, case_id: str, command: OnInstances, meta: CallMeta) -> Awaitable[InstancesView]:
         """Carry a command on a multiple-instance task out."""
         return self._carry_out(case_id, command, meta, _instances_after, _encode, _decode_instances)
@@ -114,7 +154,7 @@ class Steps:
                 outcome = await told
                 if not isinstance(outcome, int):
                     if isinstance(outcome, ExpectationFailed):
-                        raise Fenced(f"case {case_id!r} was changed by somebody else; nothing was written, try again")
+                        raise _elsewhere(case_id)
                     raise outcome
                 if self._levels is not None:
                     self._levels.committed(self._clock.now() - began)
@@ -228,6 +268,10 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_item = msgspec.msgpack.Decoder(WorkItemView).decode
 _decode_instances = msgspec.msgpack.Decoder(InstancesView).decode
 _decode_delivery = msgspec.msgpack.Decoder(TriggerDelivery).decode
+
+
+def _elsewhere(case_id: str) -> Fenced:
+    return Fenced(f"case {case_id!r} was changed by somebody else; nothing was written, try again")
 
 
 def _no_receipt(_: object) -> bytes:

@@ -213,6 +213,13 @@ class _Bench:
             rows.append(self._alone(group, floor, at_once, floors))
             rows += found
         most = max(self._plan.at_once)
+        group = "Worker streams over mTLS; ratio to the durable step one by one. A worker's step has two: start and end"
+        single = self._remote("durable step (CompleteWorkItem)", "daemon", "step", most, "steps")
+        works: tuple[client.Work, ...] = ("worker1", "worker8", "worker64")
+        for work in works:
+            name = f"worker, {client.PER_MESSAGE[work]} results a message"
+            worker = self._remote(name, "daemon", work, most, "steps")
+            rows.append(self._row(group, worker, most, "step", self._pairs(single, worker, most), (), ()))
         group = "Over mTLS beside the engine alone; ratio to the routing net in one command in process"
         alone = self._inside("routing net, one command", "leveldb", "command", most)
         batch = self._remote("RunCases of 100", "daemon", "batch", most, "cases", BATCH)

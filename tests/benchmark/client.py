@@ -11,7 +11,7 @@ import gc
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -24,10 +24,12 @@ from knhk_sidecar.api import pb
 from tests.benchmark.empty import PATH as EMPTY
 from tests.benchmark.processes import Certificates, serve_questions
 from tests.benchmark.samples import quantile
-from tests.benchmark.workloads import BATCH, DATA, DOCUMENTS, OUTPUT, ROUTING, STEPWISE, TASKS
+from tests.benchmark.workloads import BATCH, DATA, DOCUMENTS, OUTPUT, ROUTING, STEPWISE, TASKS, WORKED
 
 Target = Literal["bare", "piped", "daemon"]
-Work = Literal["empty", "step", "run", "batch", "stream", "get"]
+Work = Literal["empty", "step", "run", "batch", "stream", "get", "worker1", "worker8", "worker64"]
+PER_MESSAGE: Final[Mapping[Work, int]] = {"worker1": 1, "worker8": 8, "worker64": 64}
+"""Results in one message of a worker."""
 
 PER_CONNECTION: Final = 64  # the server takes 100 at once on one connection, and 64 of one stream
 CONNECTIONS: Final = 2
@@ -133,6 +135,11 @@ class Client:
         if asked.work == "stream":
             stubs = [channel.stream_stream(_CASES + "StreamRunCase", _as_is, _as_is) for channel in channels]
             return lambda: _stream(stubs, asked)
+        if asked.work in PER_MESSAGE:
+            count = -(-asked.calls // len(TASKS))
+            await self._cases(count, WORKED)
+            stub = pb.WorkItemServiceStub(channels[0])
+            return lambda: _worker(stub, asked, count * len(TASKS), PER_MESSAGE[asked.work])
         if asked.work == "step":
             names = await self._cases(-(-asked.calls // len(TASKS)))
             orders = deque([self._completions(name) for name in names])
@@ -158,14 +165,14 @@ class Client:
                 asking = [pb.GetCaseRequest(case_id=name).SerializeToString() for name in self._standing]
                 return _CASES + "GetCase", [asking[call % len(asking)] for call in range(asked.calls)]
 
-    async def _cases(self, count: int) -> list[str]:
+    async def _cases(self, count: int, spec_id: str = STEPWISE) -> list[str]:
         """So many new cases that wait for A."""
         names = [f"bench-{os.getpid()}-{number}" for number in range(self._made, self._made + count)]
         self._made += count
         stub = pb.CaseServiceStub(self._channels["daemon"][0])
         for start in range(0, count, MADE_TOGETHER):
             together = [
-                pb.RunCaseRequest(spec_id=STEPWISE, data_json=DATA, case_id=name)
+                pb.RunCaseRequest(spec_id=spec_id, data_json=DATA, case_id=name)
                 for name in names[start : start + MADE_TOGETHER]
             ]
             answer = await stub.RunCases(pb.RunCasesRequest(cases=together), timeout=DEADLINE_S)
@@ -194,6 +201,37 @@ def _run() -> pb.RunCaseRequest:
 _as_is = None  # bytes go and come as they are
 Unary = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 Stream = grpc.aio.StreamStreamMultiCallable[bytes, bytes]
+
+
+async def _worker(stub: pb.WorkItemServiceAsyncStub, asked: Prepare, steps: int, per_message: int) -> Done:
+    """One worker does everything that is there. Each step is two durable ones: its start and its end."""
+    inbox: asyncio.Queue[str] = asyncio.Queue()
+    done = 0
+
+    async def results() -> AsyncIterator[pb.StreamWorkItemsRequest]:
+        tasks = [f"{WORKED}/{task}" for task in TASKS]
+        yield pb.StreamWorkItemsRequest(subscribe=pb.WorkSubscription(tasks=tasks, credit=asked.in_flight))
+        while True:
+            names = [await inbox.get()]
+            while len(names) < per_message and not inbox.empty():
+                names.append(inbox.get_nowait())
+            completions = [pb.CompleteWorkItemRequest(item_id=name, output_json=OUTPUT) for name in names]
+            yield pb.StreamWorkItemsRequest(completions=completions)
+
+    cpu, start = time.process_time(), time.perf_counter()
+    stream = stub.StreamWorkItems(results(), timeout=DEADLINE_S)
+    async for response in stream:
+        for receipt in response.receipts:
+            if receipt.HasField("error"):
+                raise RuntimeError(f"a step failed: {receipt.error.message}")
+            done += 1
+        for item in response.items:
+            inbox.put_nowait(item.item.item_id)
+        if done == steps:
+            break
+    seconds = time.perf_counter() - start
+    stream.cancel()
+    return Done(done, seconds, time.process_time() - cpu)
 
 
 async def _unary(calls: list[Unary], orders: deque[list[bytes]], in_flight: int) -> Done:

@@ -10,6 +10,7 @@ TASKS: Final = ("A", "B", "C", "D", "E")
 STEPS: Final = len(TASKS) + 1  # creating and starting the case is the first
 STEPWISE: Final = "bench-stepwise"
 ROUTING: Final = "bench-routing"
+WORKED: Final = "bench-worked"  # as STEPWISE, done by workers over streams
 BATCH: Final = 100
 DATA: Final = b'{"order":"O-1001","customer":"acme","amount":250}'
 OUTPUT: Final = b'{"checked":true}'
@@ -26,4 +27,8 @@ def document(spec_id: str, task: Mapping[str, Sequence[str]]) -> bytes:
     return json.dumps({"id": spec_id, "tasks": tasks, "flows": flows}).encode()
 
 
-DOCUMENTS: Final = (document(STEPWISE, {"required_roles": ["clerk"]}), document(ROUTING, {}))
+DOCUMENTS: Final = (
+    document(STEPWISE, {"required_roles": ["clerk"]}),
+    document(WORKED, {"required_roles": ["clerk"]}),
+    document(ROUTING, {}),
+)
