@@ -13,7 +13,7 @@ from typing import Final
 from knhk_workflow.core import events as e
 from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.incidents import raise_incident
-from knhk_workflow.core.step import Step
+from knhk_workflow.core.step import begin
 from knhk_workflow.errors import WorkflowError
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.live import LiveCases
@@ -36,7 +36,7 @@ async def poisoned(cases: LiveCases, clock: Clock, case_id: str, meta: CallMeta,
             cases.done(live)
             return
         try:
-            step = Step(case, model, clock.now())
+            step = begin(case, model, clock.now())
             if case.ready:
                 step.emit(e.SettlePaused((), 0))
             what = f"{type(error).__name__} in {meta.method or 'a command'}"
