@@ -49,12 +49,14 @@ from knhk_workflow.fortune5.slo import Fortune5Integration, SloMetrics
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.runtime.births import RunRequest
 from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SystemClock, SystemIds, VirtualClock
-from knhk_workflow.runtime.engine import CompleteRequest, EngineLimits, WorkflowEngine
+from knhk_workflow.runtime.dispatch import Delivery, LeasedItem, WorkSession, WorkSubscription
+from knhk_workflow.runtime.engine import EngineLimits, WorkflowEngine
 from knhk_workflow.runtime.export import Proof
 from knhk_workflow.runtime.export import prove as prove_export
 from knhk_workflow.runtime.integrity import Examination, Finding, LogEnd
 from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta
 from knhk_workflow.runtime.restoration import Moment, Restored, check_backup, restore_store, verify_store
+from knhk_workflow.runtime.results import CompleteRequest, FailRequest
 from knhk_workflow.runtime.retention import PurgeRequest, PurgeView, RetentionPolicy
 from knhk_workflow.runtime.signature import SigningKey
 from knhk_workflow.runtime.signature import fingerprint as key_fingerprint
@@ -99,6 +101,7 @@ __all__ = [
     "Clock",
     "CompleteRequest",
     "DeadlineExceeded",
+    "Delivery",
     "EngineLimits",
     "SpiffeConfig",
     "SloMetrics",
@@ -112,6 +115,7 @@ __all__ = [
     "EngineStatus",
     "Expired",
     "Explanation",
+    "FailRequest",
     "Fenced",
     "GuardReading",
     "HistoryEvent",
@@ -122,6 +126,7 @@ __all__ = [
     "InvalidDocument",
     "InvalidInput",
     "JournalLimits",
+    "LeasedItem",
     "LimitExceeded",
     "MessageView",
     "NotFound",
@@ -162,6 +167,8 @@ __all__ = [
     "Wait",
     "WorkItemFilter",
     "WorkItemView",
+    "WorkSession",
+    "WorkSubscription",
     "WorkflowEngine",
     "WorkflowError",
     "WorkflowView",

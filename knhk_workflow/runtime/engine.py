@@ -37,6 +37,7 @@ from knhk_workflow.runtime import messages, query, sandbox
 from knhk_workflow.runtime.births import Births, RunRequest
 from knhk_workflow.runtime.clock import Clock, Ids, SystemClock, SystemIds
 from knhk_workflow.runtime.definitions import VERIFY_BUDGET, Definitions, Document
+from knhk_workflow.runtime.dispatch import Dispatch, WorkSession, WorkSubscription
 from knhk_workflow.runtime.export import export
 from knhk_workflow.runtime.inputs import (
     JsonObject,
@@ -52,6 +53,7 @@ from knhk_workflow.runtime.meta import LOCAL, CallMeta
 from knhk_workflow.runtime.pages import page_size_of
 from knhk_workflow.runtime.pattern_runs import KeptRuns, PatternRun, run_in_memory, script_of
 from knhk_workflow.runtime.requests import Requests
+from knhk_workflow.runtime.results import CompleteRequest
 from knhk_workflow.runtime.retention import KEEP, PurgeRequest, PurgeView, Retention, RetentionPolicy
 from knhk_workflow.runtime.signature import SigningKey
 from knhk_workflow.runtime.state_store import StateStore
@@ -108,14 +110,6 @@ class EngineLimits(msgspec.Struct, frozen=True):
     journal: JournalLimits = JournalLimits()
     retention: RetentionPolicy = KEEP
     """How long ended cases are kept."""
-
-
-class CompleteRequest(msgspec.Struct, frozen=True):
-    """One work item to complete, as in `complete_work_item`."""
-
-    item_id: str
-    output: JsonObject = None
-    user: str = ""
 
 
 class WorkflowEngine:
@@ -179,6 +173,9 @@ class WorkflowEngine:
                         store, self._journal, keyspace, self._clock, self._limits.verification
                     )
                     self._timers = Timers(store, keyspace, self._clock, self._fire_timer)
+                    self._dispatch = Dispatch(
+                        store, keyspace, self._clock, self._on_item, self._look, self._peek, self._spawn
+                    )
                     self._cases = LiveCases(
                         store,
                         self._journal,
@@ -187,6 +184,7 @@ class WorkflowEngine:
                         keyspace,
                         self._continue,
                         self._timers.expect,
+                        self._dispatch.worked,
                         self._limits.cached_cases,
                     )
                     self._query = query.Query(store, keyspace)
@@ -233,6 +231,7 @@ class WorkflowEngine:
                 self._spawn(self._sweep())
                 self._spawn(self._timers.run())
                 self._spawn(self._retention.run())
+                self._spawn(self._dispatch.restore())
         return self
 
     async def close(self) -> None:
@@ -240,6 +239,7 @@ class WorkflowEngine:
         self._closed = True
         if self._store is not None:
             self._messages.close()
+            self._dispatch.close()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -662,7 +662,22 @@ class WorkflowEngine:
         if self._store is None:
             await self.open()
         async with self._steps.held(meta, case_id) as live:
-            return query.work_item(*live.loaded(), ref)
+            return self._dispatch.leased(query.work_item(*live.loaded(), ref), meta)
+
+    async def open_work(self, subscription: WorkSubscription, *, meta: CallMeta = LOCAL) -> WorkSession:
+        """A worker connects: items come to it, each leased, as long as it has credit (see runtime/dispatch.py).
+
+        `close` the session. Raises InvalidInput.
+        """
+        if self._store is None:
+            await self.open()
+        return await self._dispatch.open(subscription, meta)
+
+    def _look(self, item_id: str, meta: CallMeta) -> Awaitable[WorkItemView]:
+        return self.get_work_item(item_id, meta=meta)
+
+    def _peek(self, tenant: str, case_id: str) -> LiveCase | None:
+        return self._cases.peek(tenant, case_id)
 
     async def claim_work_item(self, item_id: str, user: str, *, meta: CallMeta = LOCAL) -> WorkItemView:
         """offered -> allocated to `user`."""
@@ -713,14 +728,16 @@ class WorkflowEngine:
         *,
         data: JsonObject = None,
         permanent: bool = False,
+        retry_after: int | None = None,
         meta: CallMeta = LOCAL,
     ) -> WorkItemView:
         """The work failed: it is offered again while its task's `retry` says so, unless the failure is `permanent`.
-        Then its error flow is taken, or an incident asks a person. `data` stands in the history."""
+        Then its error flow is taken, or an incident asks a person. `data` stands in the history. `retry_after`:
+        nanoseconds until it is offered again; None = as its task says."""
         checked_id(code, "code")
         body = json_object(data, "data") if data is not None else b""
         ref, case_id = parse_item_id(item_id)
-        return await self._on_item(case_id, c.FailItem(ref, code, message, user, body, permanent), meta)
+        return await self._on_item(case_id, c.FailItem(ref, code, message, user, body, permanent, retry_after), meta)
 
     async def skip_work_item(self, item_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> WorkItemView:
         """Go on without this work."""

@@ -133,12 +133,14 @@ def work_item(case: Case, model: Model, ref: c.ItemRef) -> WorkItemView:
     raise NotFound("work item", name)
 
 
-def work_item_after(step: Step, ref: c.ItemRef) -> WorkItemView:
-    """The item that a step was about as the step left it, without data; by now it may be gone from the case."""
+def work_item_after(step: Step, ref: c.ItemRef, whole: bool = False) -> WorkItemView:
+    """The item that a step was about as the step left it; by now it may be gone from the case. With its data only when
+    the `whole` is wanted, of an item that is still open."""
     case = step.case
     about = step.items[ref.activation, ref.instance]
+    data = (about[3].data or case.nets[about[2].net].data) if whole else b""
     opened = [_item_id(case, item) for item in step.items.values() if item is not about and item[3].state == "offered"]
-    return _shown(case, about, b"", case.state, case.sequence, tuple(opened))
+    return _shown(case, about, data, case.state, case.sequence, tuple(opened))
 
 
 def instances_after(step: Step) -> InstancesView:

@@ -69,6 +69,8 @@ class ItemRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     changed_at: int
     spec_id: str
     due_at: int = 0
+    worker: str = ""
+    lease: int = 0  # ns
 
 
 class IncidentRow(msgspec.Struct, frozen=True, array_like=True, gc=False):

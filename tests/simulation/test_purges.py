@@ -26,6 +26,7 @@ from knhk_workflow.runtime import retention
 from tests.conftest import Budget
 from tests.runtime.place import ONE
 from tests.simulation.disk import Disk, SimulatedStore
+from tests.simulation.fates import COMMIT_FAULTS, Fates
 from tests.simulation.loop import SimulatedClock, SimulationLoop
 
 T = TypeVar("T")
@@ -34,10 +35,7 @@ STEPS_PER_SEED: Final = 2_000  # a seed takes about as long as this many simulat
 SEEDS_MIN: Final = 2
 CASES: Final = 12
 SECRET: Final = b"c0nfidential"
-CHANCES: Final = {
-    "refused": 0.03, "full": 0.02, "lost": 0.03, "applied": 0.03, "late": 0.03, "crash": 0.03,
-    "unreadable": 0.01, "outage": 0.3, "slow": 0.3,
-}  # fmt: skip
+FAULTS: Final = frozenset((*COMMIT_FAULTS, "unreadable", "outage", "slow"))
 
 
 class Crashed(Exception):
@@ -57,6 +55,8 @@ class Run:
         self.policy = RetentionPolicy(cancelled_s=0.01, every_s=0.05) if seed % 2 else retention.KEEP
         self.told: set[str] = set()
         """Cases whose purge was acknowledged."""
+        self.fates = Fates(seed, FAULTS, None, self.faults)
+        self.torn: Random | None = None
         self.store: SimulatedStore
         self.engine: WorkflowEngine
         self.opened: asyncio.Event
@@ -65,7 +65,7 @@ class Run:
         self.opened = asyncio.Event()
         keeper = asyncio.ensure_future(self._keep())
         await asyncio.gather(*(self._case(number) for number in range(CASES)))
-        self.store.calm = True
+        self.fates.calm = True
         await asyncio.sleep(30.0)
         await self._judge()
         keeper.cancel()
@@ -76,8 +76,9 @@ class Run:
         while True:
             crashed = asyncio.get_running_loop().create_future()
 
-            def crash(over: asyncio.Future[None] = crashed) -> None:
+            def crash(torn: Random | None, over: asyncio.Future[None] = crashed) -> None:
                 if not over.done():
+                    self.torn = torn
                     over.set_result(None)
 
             before = set(asyncio.all_tasks())
@@ -95,15 +96,13 @@ class Run:
                 task.cancel()
             if ours:
                 await asyncio.wait(ours)
-            self.disk.lose_power()
+            self.disk.lose_power(self.torn)
 
-    async def _open(self, crash: Callable[[], None]) -> None:
+    async def _open(self, crash: Callable[[Random | None], None]) -> None:
         while True:
-            calm = self.lives > 1 and self.store.calm
             self.store = SimulatedStore(
-                self.disk, self.random, CHANCES, self.faults, lambda _: None, crash, self.wrong.append
+                self.disk, self.fates, lambda _: None, lambda _kind, _writes: None, crash, self.wrong.append
             )
-            self.store.calm = calm
             limits = EngineLimits(retention=self.policy, cached_cases=3)
             ids = SeededIds(self.random.getrandbits(32))
             self.engine = WorkflowEngine(StateStore.over(self.store), clock=self.clock, ids=ids, limits=limits)

@@ -25,7 +25,6 @@ LATER = {
         "DelegateWorkItem",
         "SuspendWorkItem",
         "ResumeWorkItem",
-        "StreamWorkItems",
     },
 }
 NOW_OF_ADMIN = {"GetStatus", "GetConfig", "SetLogLevel", "Backup", "VerifyHistory"}
