@@ -133,7 +133,8 @@ def verify(place: Path, output: str) -> None:
     with _bar("Verify") as show:
         found = _told(lambda: verify_store(str(place), show))
     lines = [
-        f"{place}: {found.cases} cases, {found.events} events in {found.records} records, {found.values} values in all",
+        f"{place}: {found.cases} cases, {found.events} events in {found.records} records, {found.values} values in all"
+        + (f", {found.purged} cases purged" if found.purged else ""),
         *(f"log of shard {end.shard} ends at {end.position} {end.hashed.hex()}" for end in found.ends),
     ]
     _answer(output, "\n".join(lines), {"path": str(place), **_examination(found)})
@@ -224,6 +225,7 @@ def _examination(found: Examination) -> dict[str, object]:
     return {
         "intact": found.intact,
         "cases": found.cases,
+        "purged": found.purged,
         "records": found.records,
         "events": found.events,
         "batches": found.batches,

@@ -8,6 +8,8 @@ knows bytes; the journal knows commits. Implementations do not know each other.
     keys.py      where things lie                     leveldb.py   embedded, on disk
                                                       directory.py   its lock, FORMAT, HEAD and RESERVE
                                                       database.py    plyvel with types and without its traps
+                                                      shadow.py      a second database in moments
+                                                      mending.py     an unfinished write at the end of its log
     codec.py     what values look like, the hashes    journal.py   group commit, hash chain, fencing
     chain.py     following and proving a log
 """
