@@ -39,6 +39,7 @@ from tests.simulation.disk import COMMIT_FAULTS, FAULTS, Disk, SimulatedStore
 from tests.simulation.ledger import Ledger, Request, Seen
 from tests.simulation.loop import SimulatedClock, SimulationLoop, Stalled
 from tests.simulation.nets import FIXED, Document, random_document
+from tests.simulation.workers import Tokens, Worker, task_ids
 
 EPISODE_STEPS: Final = 1_000  # small enough that reading everything from the start stays cheap
 WAIT_MAX_S: Final = 300.0  # virtual seconds that a call may take; the longest outage of the simulation is some seconds
@@ -160,6 +161,7 @@ class Episode:
         ]
         self._watched: dict[tuple[str, str], int] = {}
         self._watching = random.random() < 0.3
+        self._workers = self._draw_workers(Random(f"{seed}/{number}/workers"))
         self._resume = query.resume_token(dict.fromkeys(range(self.disk.shards), (0, 0)))
         self._store: SimulatedStore | None = None
         self._crashed: asyncio.Future[None] | None = None
@@ -281,6 +283,8 @@ class Episode:
         working = [self._loop.create_task(client.run()) for client in self._clients]
         if self._watching:
             self._loop.create_task(self._watch(self.engine))
+        for worker in self._workers:
+            self._loop.create_task(worker.run(lambda: self.engine, self.goes_on))
         restarts = self._chances.get("restart", 0.0)
         while working and not crashed.done():
             pause = self._random.expovariate(restarts) if restarts else None
@@ -294,6 +298,19 @@ class Episode:
             await self._bury()
             return False
         return True
+
+    def _unfinished(self) -> bool:
+        """Whether something has to happen by itself yet."""
+        return bool(self._going() or self._unwatched() or self._waiting() or self._leased())
+
+    def _leased(self) -> list[tuple[str, str]]:
+        """Cases with work in the hands of workers, who are all gone by now."""
+        return [
+            name
+            for name, seen in self.ledger.cases.items()
+            if seen.case.state not in ENDED
+            and any(run.state == "started" and run.lease for _, run in seen.case.open_work())
+        ]
 
     async def _or_crash(self, work: object, crashed: asyncio.Future[None]) -> None:
         """Do something unless the crash comes first. Errors of it are the run's."""
@@ -352,6 +369,17 @@ class Episode:
         await self.engine.close()
         await self._open_engine()
 
+    def _draw_workers(self, random: Random) -> list[Worker]:
+        """Workers for some of the tasks; in most episodes none, so that callers do everything."""
+        tasks = sorted({task for document in self._documents for task in task_ids(document)})
+        if random.random() < 0.6 or not tasks:
+            return []
+        tokens = Tokens(self.ledger.report)
+        return [
+            Worker(index, random.choice(TENANTS), tuple(random.sample(tasks, -(-len(tasks) // 2))), tokens, random)
+            for index in range(random.choice((1, 2, 5)))
+        ]
+
     def _crash(self) -> None:
         if self._crashed is not None and not self._crashed.done():
             self._crashed.set_result(None)
@@ -394,8 +422,10 @@ class Episode:
         engine = self.engine
         until = self.clock.seconds() + CALM_S
         # Virtual seconds cost nothing, and no event tells when the ledger is content.
-        while (self._going() or self._unwatched() or self._waiting()) and self.clock.seconds() < until:  # noqa: ASYNC110
+        while self._unfinished() and self.clock.seconds() < until:  # noqa: ASYNC110
             await asyncio.sleep(1.0)
+        for tenant, case_id in self._leased()[:3]:
+            self.ledger.report(f"lost: a lease of {tenant}/{case_id} does not end, and nobody has it")
         for tenant, case_id in self._waiting()[:3]:
             self.ledger.report(f"lost: a timer of {tenant}/{case_id} does not fire")
         for tenant, case_id in self._going()[:3]:
