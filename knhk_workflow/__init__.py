@@ -57,7 +57,12 @@ from knhk_workflow.runtime.integrity import Examination, Finding, LogEnd
 from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta
 from knhk_workflow.runtime.restoration import Moment, Restored, check_backup, restore_store, verify_store
 from knhk_workflow.runtime.results import CompleteRequest, FailRequest
+from knhk_workflow.runtime.retention import PurgeRequest, PurgeView, RetentionPolicy
+from knhk_workflow.runtime.signature import SigningKey
+from knhk_workflow.runtime.signature import fingerprint as key_fingerprint
+from knhk_workflow.runtime.signature import public_key as read_public_key
 from knhk_workflow.runtime.state_store import StateStore
+from knhk_workflow.runtime.upgrade import UpgradePlan, plan_upgrade
 from knhk_workflow.runtime.views import (
     CaseFilter,
     CaseView,
@@ -129,9 +134,15 @@ __all__ = [
     "PatternResult",
     "PatternView",
     "Problem",
+    "PurgeRequest",
+    "PurgeView",
     "RequestMismatch",
+    "RetentionPolicy",
     "RunRequest",
     "SeededIds",
+    "SigningKey",
+    "key_fingerprint",
+    "read_public_key",
     "Stale",
     "StateStore",
     "Stimulus",
@@ -169,6 +180,8 @@ __all__ = [
     "Proof",
     "Restored",
     "check_backup",
+    "plan_upgrade",
+    "UpgradePlan",
     "prove_export",
     "restore_store",
     "verify_store",

@@ -21,6 +21,8 @@ STOPPED_STATES = frozenset({"withdrawn", "terminated"})
 RETRYING = "retrying"  # it failed and is offered again when its timer fires
 LIVE_STATES = OPEN_ITEM_STATES | {"running", RETRYING}
 
+TOKENS_MAX = 10_000  # live tokens of a net; snapshots and explain stay small
+
 
 class Instance(msgspec.Struct, array_like=True, gc=False):
     """One of the 1..n runs inside an activation: outside work, a sub-net, or a failed attempt at either."""

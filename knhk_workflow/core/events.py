@@ -471,8 +471,9 @@ class RollbackBegun(Event, frozen=True, tag=53):
     """A net ended unsuccessfully: its tokens are gone, and what was completed in it is undone, newest first.
 
     What follows then is `outcome`: cancelled, failed (the case); leave (its task goes on to `detail` alone), incident
-    (its task has failed, `detail` says how), cancelled, withdrawn (its task, `detail`: why). completed: the net has
-    completed, and only what was still running below it is undone.
+    (its task has failed, `detail` says how), cancelled, withdrawn (its task, `detail`: why), stopped (nothing: the task
+    goes on without this one of its sub-nets). completed: the net has completed, and only what was still running below
+    it is undone.
     """
 
     net: int

@@ -103,6 +103,15 @@ def start_without_work(step: Step, activation: Activation) -> None:
         locks.take(step, net, node, activation)
 
 
+def outrun(step: Step, activation: Activation) -> bool:
+    """Whether others have taken the tokens of an activation that has not started: it is there only until the cascade
+    that did so comes to it."""
+    if activation.started:
+        return False
+    net = step.case.nets[activation.net]
+    return binding(step, step.node(activation), net, activation.inputs) is None
+
+
 def _taken(step: Step, net: NetInstance, node: TaskNode, activation: Activation) -> tuple[str, ...]:
     """The conditions that an activation consumes when it starts now."""
     found = binding(step, node, net, activation.inputs) if node.single else None

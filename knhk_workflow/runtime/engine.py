@@ -54,6 +54,8 @@ from knhk_workflow.runtime.pages import page_size_of
 from knhk_workflow.runtime.pattern_runs import KeptRuns, PatternRun, run_in_memory, script_of
 from knhk_workflow.runtime.requests import Requests
 from knhk_workflow.runtime.results import CompleteRequest
+from knhk_workflow.runtime.retention import KEEP, PurgeRequest, PurgeView, Retention, RetentionPolicy
+from knhk_workflow.runtime.signature import SigningKey
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.steps import OnInstances, OnItem, Steps
 from knhk_workflow.runtime.timers import Outcome as TimerOutcome
@@ -106,6 +108,8 @@ class EngineLimits(msgspec.Struct, frozen=True):
     message_cases: int = messages.CASES_MAX
     """Most cases that one message may reach."""
     journal: JournalLimits = JournalLimits()
+    retention: RetentionPolicy = KEEP
+    """How long ended cases are kept."""
 
 
 class WorkflowEngine:
@@ -134,6 +138,7 @@ class WorkflowEngine:
         self._started_at = self._clock.now()
         self._tasks: dict[asyncio.Task[None], None] = {}  # ordered, so that they end in the same order in every run
         self._commits = 0
+        self._key: SigningKey | None = None
         self._closed = False
 
     @classmethod
@@ -201,8 +206,18 @@ class WorkflowEngine:
                         self._spawn,
                         self._limits.message_cases,
                     )
+                    self._retention = Retention(
+                        store,
+                        self._journal,
+                        keyspace,
+                        self._cases,
+                        self._clock,
+                        self._limits.retention,
+                        self._limits.journal.request_window_s,
+                    )
                     self._keyspace = keyspace
                     self._store = store
+                    await self._retention.recover()
                     await self._recover()
                     await self._messages.recover()
                 except BaseException:
@@ -215,6 +230,7 @@ class WorkflowEngine:
                     raise
                 self._spawn(self._sweep())
                 self._spawn(self._timers.run())
+                self._spawn(self._retention.run())
                 self._spawn(self._dispatch.restore())
         return self
 
@@ -589,7 +605,29 @@ class WorkflowEngine:
     async def export_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> bytes:
         """A case with its whole history as a JSON document that `prove_export` can prove without the store."""
         async with self._moment() as reads:
-            return await export(reads, self._keyspace, meta.tenant, case_id)
+            return await export(reads, self._keyspace, meta.tenant, case_id, self._key, self._clock.now())
+
+    def sign_with(self, key: SigningKey) -> None:
+        """From now on exported cases are signed."""
+        self._key = key
+
+    async def purge_cases(self, asked: PurgeRequest, *, meta: CallMeta = LOCAL) -> PurgeView:
+        """Delete ended cases and their content for good; the log proves that they were there (runtime/retention.py).
+
+        Raises InvalidInput when nothing is chosen. A case that is not there or has not ended is left alone and named.
+        """
+        if self._store is None:
+            await self.open()
+        if not meta.request_id or asked.dry_run:
+            return await self._retention.purge(asked, meta)
+        request = self._requests.of(meta, (asked.case_ids, asked.filter, asked.mark, asked.limit))
+        return await self._retention.answer(asked, meta, request.scope, request.fingerprint)
+
+    async def apply_retention(self) -> int:
+        """Purge now what the retention policy keeps no longer; how many cases went. It happens by itself too."""
+        if self._store is None:
+            await self.open()
+        return await self._retention.apply()
 
     @asynccontextmanager
     async def _moment(self) -> AsyncIterator[Snapshot]:

@@ -148,6 +148,8 @@ class LiveCases:
         self._armed = armed
         self._worked = worked
         self._limit = limit
+        self.purges = False
+        """There are purged cases: a new one must not take the id of one of them."""
         self._cases: dict[tuple[str, str], LiveCase] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -230,8 +232,11 @@ class LiveCases:
             writes.append((keys.effect(CONTINUE), b"" if case.ready else None))
         if case.timers or step.timed:
             live.due = timers.rows(keys, step, writes)
-        if live.head is None and case.business_key:
-            writes.append((keys.business_key(case.business_key), b""))
+        if live.head is None:
+            if case.business_key:
+                writes.append((keys.business_key(case.business_key), b""))
+            if self.purges:
+                expect.append((keys.purged(), None))
         if request is not None:
             writes.append(request)
             expect.append((request[0], None))

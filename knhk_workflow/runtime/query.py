@@ -240,7 +240,7 @@ class Query:
             head = HEADS.read(key, value)
             if (wanted.state and head.state != wanted.state) or (wanted.spec_id and head.spec_id != wanted.spec_id):
                 return None
-            return _listed(tenant, parse_case_head(key)[1], head)
+            return listed(tenant, parse_case_head(key)[1], head)
 
         if wanted.business_key:
             indexed = [
@@ -488,7 +488,8 @@ def _fitting(events: list[HistoryEvent]) -> list[HistoryEvent]:
     return events
 
 
-def _listed(tenant: str, case_id: str, head: CaseHead) -> CaseView:
+def listed(tenant: str, case_id: str, head: CaseHead) -> CaseView:
+    """A case as lists show it."""
     return CaseView(
         tenant,
         case_id,

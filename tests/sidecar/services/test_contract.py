@@ -17,7 +17,7 @@ from tests.sidecar.services.server import Refusal, Sidecar, refused, snake
 METHODS = [method for service in pb.SERVICES for method in service.methods]
 LATER = {
     "PatternService": {"DecideRoutes"},
-    "CaseService": {"PurgeCases", "PreviewMigration", "MigrateCases"},
+    "CaseService": {"PreviewMigration", "MigrateCases"},
     "WorkItemService": {
         "OfferWorkItem",
         "AllocateWorkItem",
