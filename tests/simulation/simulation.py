@@ -46,6 +46,7 @@ from tests.simulation.fates import FAULTS, PER_CLIENT, Fates, Strike
 from tests.simulation.ledger import Ledger, Request, Seen
 from tests.simulation.loop import SimulatedClock, SimulationLoop, Stalled
 from tests.simulation.nets import FIXED, PATTERN_DOCUMENTS, Document, random_document
+from tests.simulation.workers import Tokens, Worker, task_ids
 
 EPISODE_STEPS: Final = 1_000  # small enough that reading everything from the start stays cheap
 WAIT_MAX_S: Final = 300.0  # virtual seconds that a call may take; the longest outage of the simulation is some seconds
@@ -203,6 +204,7 @@ class Episode:
         ]
         self._watched: dict[tuple[str, str], int] = {}
         self._watching = random.random() < 0.3
+        self._workers = self._draw_workers(Random(f"{plan.seed}/{plan.number}/workers"))
         self._resume = query.resume_token(dict.fromkeys(range(self.disk.shards), (0, 0)))
         self._store: SimulatedStore | None = None
         self._crashed: asyncio.Future[None] | None = None
@@ -342,6 +344,8 @@ class Episode:
         working = [self._loop.create_task(client.run()) for client in self._clients]
         if self._watching:
             self._loop.create_task(self._watch(self.engine))
+        for worker in self._workers:
+            self._loop.create_task(worker.run(lambda: self.engine, self.goes_on))
         while working and not crashed.done():
             restarting = self._restarting = self._loop.create_future()
             await asyncio.wait({crashed, restarting, *working}, return_when=asyncio.FIRST_COMPLETED)
@@ -355,6 +359,15 @@ class Episode:
             await self._bury()
             return False
         return True
+
+    def _leased(self) -> list[tuple[str, str]]:
+        """Cases with work in the hands of workers, who are all gone by now."""
+        return [
+            name
+            for name, seen in self.ledger.cases.items()
+            if seen.case.state not in ENDED
+            and any(run.state == "started" and run.lease for _, run in seen.case.open_work())
+        ]
 
     async def _or_crash(self, work: object, crashed: asyncio.Future[None]) -> None:
         """Do something unless the crash comes first. Errors of it are the run's."""
@@ -412,6 +425,17 @@ class Episode:
         await self.engine.close()
         await self._open_engine()
 
+    def _draw_workers(self, random: Random) -> list[Worker]:
+        """Workers for some of the tasks; in most episodes none, so that callers do everything."""
+        tasks = sorted({task for document in self._documents for task in task_ids(document)})
+        if random.random() < 0.6 or not tasks:
+            return []
+        tokens = Tokens(self.ledger.report)
+        return [
+            Worker(index, random.choice(TENANTS), tuple(random.sample(tasks, -(-len(tasks) // 2))), tokens, random)
+            for index in range(random.choice((1, 2, 5)))
+        ]
+
     def _step_clock(self) -> None:
         """A process starts with the wall clock's time, whatever the one before it had."""
         if place := self.fates.strikes("clock"):
@@ -467,9 +491,11 @@ class Episode:
         ripe = self.clock.now() + int(CALM_S * NS_PER_S)
         # Virtual seconds cost nothing, and no event tells when the ledger is content.
         while (  # noqa: ASYNC110
-            self._going() or self._unwatched() or self._due(ripe) or self._sending()
+            self._going() or self._unwatched() or self._due(ripe) or self._sending() or self._leased()
         ) and self.clock.seconds() < until:
             await asyncio.sleep(1.0)
+        for tenant, case_id in self._leased()[:3]:
+            self.ledger.report(f"lost: a lease of {tenant}/{case_id} does not end, and nobody has it")
         for tenant, case_id in self._due(self.clock.now() - int(LATE_S * NS_PER_S))[:3]:
             self.ledger.report(f"late: a timer of {tenant}/{case_id} does not fire")
         for message in self._sending()[:3]:
