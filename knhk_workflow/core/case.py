@@ -36,6 +36,8 @@ class Instance(msgspec.Struct, array_like=True, gc=False):
     offered_at: int = 0
     held: bool = False  # it ended while the case was suspended: what follows from that is still to come
     timer: int = 0  # its time-out while it is open, its retry while it waits for one; 0 = none
+    connector: str = ""  # that does it; its call is wanted as long as the work is started
+    calling: bool = False  # a connector is making a call that must not be made twice
 
 
 class Completion(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from knhk_workflow.core import commands as c
-from knhk_workflow.core import compensation, due, locks, timers
+from knhk_workflow.core import calls, compensation, due, locks, timers
 from knhk_workflow.core import events as e
 from knhk_workflow.core.apply import born
 from knhk_workflow.core.cancel import end_case, withdraw
@@ -266,7 +266,8 @@ def _resolve(step: Step, command: c.ResolveIncident) -> None:
             "a failed choice, which cannot be skipped",
             "correct the case data and retry",
         )
-    if command.action != "retry" and not locks.begun(activation, step.node(activation)):
+    beginning = command.action != "retry" or step.node(activation).calls is not None
+    if beginning and not locks.begun(activation, step.node(activation)):
         _unlocked(step, activation, "incident", f"{incident.number}@{case.case_id}")
     step.emit(e.IncidentResolved(incident.number, command.action, command.reason))
     _resume_activation(step, activation, incident.kind, incident.instance, command)
@@ -288,8 +289,9 @@ def _resume_activation(
             ended(step, activation, node, run)
         elif kind in ("output_error", "data_limit") and node.carrier == "trigger":
             deliver(step, node, activation)
-        elif kind in ("input_error", "depth_limit", "open_items_limit", "task_failed"):
-            run_instance(step, activation, node, instance, run.attempt + 1 if run is not None else 1)
+        elif kind in ("input_error", "depth_limit", "open_items_limit", "task_failed", "connector_failed"):
+            attempt = run.attempt + 1 if run is not None else 1
+            run_instance(step, activation, node, instance, attempt, afresh=True)
         elif node.carrier == "route" and kind in ("condition_error", "loop_limit"):
             again = another_turn(step, activation, node)
             if again is not None:
@@ -521,4 +523,7 @@ DECIDE: Mapping[type[c.Command], Callable[..., None]] = {  # each takes (step, i
     c.CompleteInstances: _complete_instances,
     c.CancelInstances: _cancel_instances,
     c.FireTimer: due.fire_timer,
+    c.BeginCall: calls.begin_call,
+    c.CompleteCall: calls.complete_call,
+    c.FailCall: calls.fail_call,
 }

@@ -40,8 +40,9 @@ from knhk_workflow.fortune5.slo import Fortune5Integration
 from knhk_workflow.model.net import Model
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.patterns.catalogue import HINT, PATTERNS, find
-from knhk_workflow.runtime import messages, query, sandbox
+from knhk_workflow.runtime import dead_letters, messages, query, sandbox
 from knhk_workflow.runtime.clock import NS_PER_S, Clock, Ids, SystemClock, SystemIds
+from knhk_workflow.runtime.connectors import ConnectorConfig, Connectors, ConnectorSetup
 from knhk_workflow.runtime.definitions import VERIFY_BUDGET, Definitions, Document
 from knhk_workflow.runtime.export import export
 from knhk_workflow.runtime.inputs import (
@@ -53,8 +54,9 @@ from knhk_workflow.runtime.inputs import (
     parse_item_id,
 )
 from knhk_workflow.runtime.integrity import Examination, Progress, examine
-from knhk_workflow.runtime.live import CACHED_CASES, LiveCase, LiveCases
+from knhk_workflow.runtime.live import CACHED_CASES, CONTINUE, LiveCase, LiveCases
 from knhk_workflow.runtime.meta import LOCAL, CallMeta
+from knhk_workflow.runtime.outbox import Outbox
 from knhk_workflow.runtime.pages import PAGE_SIZE_MAX, page_size_of
 from knhk_workflow.runtime.records import REQUESTS, RequestRecord, pack
 from knhk_workflow.runtime.state_store import StateStore
@@ -63,6 +65,8 @@ from knhk_workflow.runtime.timers import Timers, fired
 from knhk_workflow.runtime.views import (
     CaseFilter,
     CaseView,
+    ConnectorView,
+    DeadLetterView,
     EngineStatus,
     Explanation,
     HistoryEvent,
@@ -100,6 +104,7 @@ CONTINUE_PAUSE_S: Final = 0.5  # between attempts to carry a cascade on while th
 RECOVER_PAGE: Final = 1_000
 SYSTEM: Final = "system:engine"
 TIMER: Final = "system:timer"
+CONNECTOR: Final = "system:connector"
 
 ALL_CASES: Final = CaseFilter()
 ALL_WORK: Final = WorkItemFilter()
@@ -193,11 +198,13 @@ class WorkflowEngine:
         ids: Ids | None = None,
         limits: EngineLimits | None = None,
         fortune5: Fortune5Config | None = None,
+        connectors: ConnectorSetup | None = None,
     ) -> None:
         self._state_store = state_store
         self._clock: Clock = clock or SystemClock()
         self._ids: Ids = ids or SystemIds()
         self._limits = limits or EngineLimits()
+        self._connector_setup = connectors or ConnectorSetup()
         self._fortune5 = Fortune5Integration(fortune5, self._clock.now) if fortune5 is not None else None
         self._levels = self._fortune5.levels if self._fortune5 is not None else None
         self._opening = asyncio.Lock()
@@ -241,6 +248,11 @@ class WorkflowEngine:
                         store, self._journal, keyspace, self._clock, self._limits.verification
                     )
                     self._timers = Timers(store, keyspace, self._clock, self._fire_timer)
+                    self._connectors = Connectors(self._connector_setup, store, journal, keyspace, self._clock)
+                    await self._connectors.load()
+                    self._outbox = Outbox(
+                        store, keyspace, self._clock, self._connectors.find, self._report_call, self._spawn
+                    )
                     self._cases = LiveCases(
                         store,
                         self._journal,
@@ -249,6 +261,7 @@ class WorkflowEngine:
                         keyspace,
                         self._continue,
                         self._timers.expect,
+                        self._outbox.note,
                         self._limits.cached_cases,
                     )
                     self._query = query.Query(store, keyspace)
@@ -266,6 +279,7 @@ class WorkflowEngine:
                     self._store = store
                     await self._recover()
                     await self._messages.recover()
+                    await self._outbox.recover()
                 except BaseException:
                     self._store = None
                     for task in self._tasks:
@@ -283,6 +297,7 @@ class WorkflowEngine:
         self._closed = True
         if self._store is not None:
             self._messages.close()
+            self._outbox.close()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -290,6 +305,7 @@ class WorkflowEngine:
         for event in (*self._log_watchers, *self._case_watchers):
             event.set()
         if self._store is not None:
+            await self._connectors.close()
             await self._journal.close()
             self._store = None
         await self._state_store.close()
@@ -921,6 +937,83 @@ class WorkflowEngine:
         key = self._keyspace.case(meta.tenant, case_id).request(self._request(meta, None).scope)
         return await self._store.get(key) is not None
 
+    # -- connectors ---------------------------------------------------------------------------------------------------
+
+    async def put_connector(
+        self, name: str, kind: str, config: JsonObject, *, default: bool = False, meta: CallMeta = LOCAL
+    ) -> ConnectorView:
+        """Create or replace a connector of the tenant (see runtime/connectors.py). The same again changes nothing."""
+        if self._store is None:
+            await self.open()
+        asked = ConnectorConfig(name, kind, json_object(config, "config_json"), default)
+        return self._with_lanes(meta.tenant, await self._connectors.put(asked, meta))
+
+    async def list_connectors(self, *, meta: CallMeta = LOCAL) -> tuple[ConnectorView, ...]:
+        """Every connector that the tenant's tasks can name, by name."""
+        if self._store is None:
+            await self.open()
+        return tuple(self._with_lanes(meta.tenant, view) for view in self._connectors.views(meta.tenant))
+
+    async def probe_connector(self, name: str, *, meta: CallMeta = LOCAL) -> ConnectorView:
+        """A connector with whether its other side can be reached. Raises NotFound."""
+        if self._store is None:
+            await self.open()
+        return self._with_lanes(meta.tenant, await self._connectors.probe(meta.tenant, name))
+
+    async def delete_connector(self, name: str, *, force: bool = False, meta: CallMeta = LOCAL) -> None:
+        """Remove a connector of the tenant. Raises WrongState while a workflow names it, unless forced."""
+        if self._store is None:
+            await self.open()
+        user = None if force else await self._definitions.naming_connector(meta.tenant, name)
+        if user is not None:
+            raise WrongState("connector", name, "named by no workflow", f"named by {user}", "delete that, or force it")
+        await self._connectors.delete(name, meta)
+
+    def _with_lanes(self, tenant: str, view: ConnectorView) -> ConnectorView:
+        """The view with what the outbox knows of its calls."""
+        return self._outbox.told(view, self._connectors.find(tenant, view.name))
+
+    async def list_dead_letters(
+        self,
+        *,
+        case_id: str = "",
+        connector: str = "",
+        page_size: int = 0,
+        page_token: str = "",
+        meta: CallMeta = LOCAL,
+    ) -> Page[DeadLetterView]:
+        """Effects that were given up, by case. A page that is filtered may be short and still have a token."""
+        page = await self.list_incidents(case_id=case_id, page_size=page_size, page_token=page_token, meta=meta)
+        found = [await self._letter(view.incident_id, meta) for view in page.items if view.kind == dead_letters.KIND]
+        wanted = (each for each in found if each is not None and connector in ("", each.connector))
+        return Page(tuple(wanted), page.next_token)
+
+    async def retry_dead_letter(self, dead_letter_id: str, *, meta: CallMeta = LOCAL) -> DeadLetterView:
+        """Make the call again, under the same key. Raises NotFound."""
+        return await self._resolve_letter(dead_letter_id, "retry", "retrying", "", meta)
+
+    async def discard_dead_letter(
+        self, dead_letter_id: str, reason: str = "", *, meta: CallMeta = LOCAL
+    ) -> DeadLetterView:
+        """Go on without the effect. Raises NotFound."""
+        return await self._resolve_letter(dead_letter_id, "skip", "discarded", reason, meta)
+
+    async def _resolve_letter(
+        self, letter_id: str, action: str, status: str, reason: str, meta: CallMeta
+    ) -> DeadLetterView:
+        found = await self._letter(letter_id, meta)
+        if found is None and not meta.request_id:  # with a request id it may be gone because this call was made before
+            raise NotFound("dead letter", letter_id, "it may be retried or discarded already")
+        await self.resolve_incident(letter_id, action, None, reason, meta=meta)
+        if found is None:
+            found = DeadLetterView(letter_id, "", letter_id.partition("@")[2], "", 0, "", "", b"", 0, 0)
+        return msgspec.structs.replace(found, status=status)
+
+    async def _letter(self, letter_id: str, meta: CallMeta) -> DeadLetterView | None:
+        number, case_id = parse_incident_id(letter_id)
+        async with self._reading(case_id, meta) as live:
+            return dead_letters.letter(*live.loaded(), number)
+
     # -- the way of a command -----------------------------------------------------------------------------------------
 
     async def _create(self, asked: RunRequest, start: bool, meta: CallMeta) -> CaseView:
@@ -1081,6 +1174,10 @@ class WorkflowEngine:
         meta = CallMeta(tenant=tenant, principal=TIMER, method="fire_timer")
         return await self._command(case_id, c.FireTimer(number), meta, _fired, _no_receipt, lambda _: "done")
 
+    async def _report_call(self, tenant: str, case_id: str, command: c.Command) -> None:
+        meta = CallMeta(tenant=tenant, principal=CONNECTOR, method="report_call")
+        await self._command(case_id, command, meta, _nothing, _no_receipt, lambda _: None)
+
     def _continue(self, live: LiveCase) -> None:
         """A case has a paused cascade: carry it on in the background, slice by slice."""
         if live.continuing is None and not self._closed:
@@ -1215,8 +1312,9 @@ class WorkflowEngine:
             while True:
                 rows = await self._store.scan(start, end, limit=RECOVER_PAGE)
                 for key, _ in rows:
-                    tenant, case_id, _ = parse_effect(key)
-                    self._continue(self._cases.entry(tenant, case_id))
+                    tenant, case_id, effect = parse_effect(key)
+                    if effect == CONTINUE:
+                        self._continue(self._cases.entry(tenant, case_id))
                 if len(rows) < RECOVER_PAGE:
                     break
                 start = rows[-1][0] + b"\0"
@@ -1264,6 +1362,10 @@ def _too_late() -> DeadlineExceeded:
 
 def _no_receipt(_: object) -> bytes:
     return b""
+
+
+def _nothing(_: LiveCase, __: Step, ___: c.Command) -> None:
+    """The answer of a command that nobody waits for."""
 
 
 def _as_it_is(_: bytes) -> CaseView | None:

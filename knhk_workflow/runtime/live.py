@@ -4,7 +4,7 @@ A case is locked from the start of a command until its step is durable, so nobod
 that fails throws the cached state away: the next touch replays from the store, and there is no rollback code.
 
 The step of a command becomes one `Unit` of the journal: the commit record, the case's head (which the next commit
-expects unchanged), the rows of the work list, timers, incidents, the effect that keeps a paused cascade alive, the
+expects unchanged), the rows of the work list, timers, incidents, connectors' calls, the effect that keeps a paused cascade alive, the
 idempotency record, and every SNAPSHOT_RECORDS records a snapshot. All of it is there or nothing is.
 """
 
@@ -25,7 +25,7 @@ from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.step import ItemInNet, Step
 from knhk_workflow.errors import NotFound, StoreCorrupt, StoreFormat
 from knhk_workflow.model.net import Model
-from knhk_workflow.runtime import timers
+from knhk_workflow.runtime import outbox, timers
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.definitions import Definitions
 from knhk_workflow.runtime.meta import CallMeta
@@ -61,6 +61,7 @@ class LiveCase:
     __slots__ = (
         "busy",
         "bytes",
+        "calls",
         "changed",
         "continuing",
         "created_by",
@@ -79,6 +80,7 @@ class LiveCase:
         self.model: Model | None = None
         self.head: bytes | None = None
         self.created_by = ""
+        self.calls: list[outbox.Change] = []  # of connectors, that the step on its way to the disk begins or ends
         self.due = 0  # of the nearest timer that the step on its way to the disk made; 0 = none
         self.records = 0
         self.bytes = 0
@@ -131,6 +133,7 @@ class LiveCases:
         keyspace: Keyspace,
         unsettled: Callable[[LiveCase], None],
         armed: Callable[[int], None],
+        called: Callable[[CaseKeys, Sequence[outbox.Change]], None],
         limit: int = CACHED_CASES,
     ) -> None:
         self._reads = reads
@@ -140,6 +143,7 @@ class LiveCases:
         self._keyspace = keyspace
         self._unsettled = unsettled
         self._armed = armed
+        self._called = called
         self._limit = limit
         self._cases: dict[tuple[str, str], LiveCase] = {}
         self._loop = asyncio.get_running_loop()
@@ -196,6 +200,7 @@ class LiveCases:
         live.model = None
         live.head = None
         live.due = 0
+        live.calls = []
         if not live.turns and not live.changed and live.continuing is None:
             self._cases.pop((live.keys.tenant, live.keys.case_id), None)
 
@@ -215,6 +220,8 @@ class LiveCases:
         for (number, instance), item in step.items.items():
             row = item_row(case, item) if item[3].state in OPEN_ITEM_STATES else None
             writes.append((keys.item(number, instance), row))
+            if item[3].connector:
+                live.calls.append(outbox.rows(keys, case, item, writes))
         if step.incidents:
             _incident_rows(keys, step, writes)
         if case.ready or step.paused:
@@ -290,6 +297,9 @@ class LiveCases:
         if live.due:
             self._armed(live.due)
             live.due = 0
+        if live.calls:
+            self._called(live.keys, live.calls)
+            live.calls = []
         state = live.state
         if state is not None and state.ready and state.state == "running":
             self._unsettled(live)

@@ -49,6 +49,7 @@ TIMER: Final = b"T"
 EFFECT: Final = b"E"
 REQUEST_EXPIRY: Final = b"X"
 MESSAGE: Final = b"M"
+CONNECTOR: Final = b"C"
 
 _u16 = struct.Struct(">H").pack
 _u64 = struct.Struct(">Q").pack
@@ -282,6 +283,14 @@ class Keyspace:
         """The messages of all tenants."""
         return _under(self._system(shard) + MESSAGE)
 
+    def connector(self, tenant: str, name: str) -> bytes:
+        """A connector that was configured by a call."""
+        return self._system(META_SHARD) + CONNECTOR + _text(tenant) + _text(name)
+
+    def connectors(self) -> Range:
+        """The connectors of all tenants."""
+        return _under(self._system(META_SHARD) + CONNECTOR)
+
     def audit(self, shard: int, tenant: str, time_ns: int, number: int) -> bytes:
         """An audit entry; `number` tells entries of the same time apart."""
         return self._area(shard, tenant) + AUDIT + _u64_u64(time_ns, number)
@@ -422,6 +431,12 @@ def parse_message(key: bytes) -> tuple[str, bytes]:
     """(tenant, scope)"""
     reader = _Reader(key, MESSAGE)
     return reader.text(), key[reader.at :]
+
+
+def parse_connector(key: bytes) -> tuple[str, str]:
+    """(tenant, name)"""
+    reader = _Reader(key, CONNECTOR)
+    return reader.text(), reader.text()
 
 
 def parse_log(key: bytes) -> tuple[int, int]:
