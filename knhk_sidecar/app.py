@@ -31,7 +31,7 @@ from knhk_sidecar.api.rpc import CannotListen, Listeners, RpcServer
 from knhk_sidecar.api.services import Component as AdminComponent
 from knhk_sidecar.api.services import Daemon, Setting, services
 from knhk_sidecar.api.services import Health as AdminHealth
-from knhk_sidecar.config import Loaded, SidecarConfig, is_loopback
+from knhk_sidecar.config import ConfigError, Loaded, SidecarConfig, is_loopback
 from knhk_sidecar.identity import principal as principals
 from knhk_sidecar.identity.principal import ANONYMOUS, Principal
 from knhk_sidecar.identity.spiffe_id import TrustDomain
@@ -211,6 +211,8 @@ class Sidecar:
         except StoreCorrupt as error:
             mend = "restore a backup; keep the directory as it is for analysis"
             raise CannotStart(f"the store {path} is damaged: {error.message}", EXIT_STORE, mend) from error
+        except InvalidInput as error:
+            raise CannotStart(f"a connector cannot be used: {error.message}", EXIT_SETTINGS) from error
         except (StoreError, WorkflowError, OSError) as error:
             raise CannotStart(f"the store {path} cannot be opened: {error}", EXIT_STORE) from error
 
@@ -463,7 +465,11 @@ def main(loaded: Loaded | SidecarConfig, on_ready: Callable[[Addresses], None] |
 
 async def run(loaded: Loaded | SidecarConfig, *, on_ready: Callable[[Addresses], None] | None = None) -> int:
     """Runs the daemon in this loop until SIGTERM or SIGINT and drains; a second SIGINT ends the process at once."""
-    sidecar = Sidecar(loaded)
+    try:
+        sidecar = Sidecar(loaded)
+    except ConfigError as error:
+        _log.error("cannot_start", problem=str(error), mend="mend the settings")
+        return EXIT_SETTINGS
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -3,9 +3,10 @@
 By name: patterns `scheme://host:port`. The scheme is one, or `*`; the host a name, an address, `*.name` for any name
 below it, or `*`; the port a number, `*`, or absent for the scheme's own. What no pattern matches is refused.
 
-By address: what a name resolves to is looked up once, every address of it is checked, and the connection goes to a checked
-address, so that a name cannot point elsewhere a moment later. Addresses that are not public (loopback, private networks,
-link-local with the metadata services of clouds, IPv6 forms of all these) are refused unless `networks` lists them.
+By address: what a name resolves to is looked up once, every address of it is checked, and the connection goes to a
+checked address, so that a name cannot point elsewhere a moment later. Addresses that are not public (loopback, private
+networks, link-local with the metadata services of clouds, IPv6 forms of all these) are refused unless `networks` lists
+them.
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
 """Calls over HTTP/1.1.
 
 A task's `request`: `method` (GET, or POST when there is a body), `url` (absolute, or a path below the connector's
-`base_url`), `headers`, `query`, `body` (any JSON; a text is sent as text/plain unless a content type says otherwise), and
-`accept`, a list of statuses that are answers although they are not 2xx. Every call carries the effect's key in the header
-that `key_header` names, so that the server can recognise a repetition; that is the delivery `keyed`. Calls by GET, HEAD,
-OPTIONS, PUT and DELETE are idempotent by RFC 9110 9.2.2, whatever the connector says, except when it says at-most-once.
+`base_url`), `headers`, `query`, `body` (any JSON; a text is sent as text/plain unless a content type says otherwise),
+and `accept`, a list of statuses that are answers although they are not 2xx. Every call carries the effect's key in the
+header that `key_header` names, so that the server can recognise a repetition; that is the delivery `keyed`. Calls by
+GET, HEAD, OPTIONS, PUT and DELETE are idempotent by RFC 9110 9.2.2, whatever the connector says, except when it says
+at-most-once.
 
 A `verifiable` connector looks a call of unknown outcome up by GET of the path `verify`, with `{key}` in it: 2xx is the
 answer that was missed, 404 says that nothing was done.
 
-The answer is {status, headers, body}: `headers` are those that `response_headers` names, in small letters, `body` is the
-JSON of a JSON response and the text of any other one. Redirects are not followed. No proxy of the environment is used.
-Secrets are read for each call and taken out of whatever the server repeats.
+The answer is {status, headers, body}: `headers` are those that `response_headers` names, in small letters, `body` is
+the JSON of a JSON response and the text of any other one. Redirects are not followed. No proxy of the environment is
+used. Secrets are read for each call and taken out of whatever the server repeats.
 
 The name in the URL is resolved once for a connection, every address checked, and the connection made to a checked one;
 the certificate is still that of the name.
@@ -25,7 +26,7 @@ import functools
 import json
 import ssl
 from collections.abc import Iterable, Mapping
-from typing import Final, Literal
+from typing import Final
 
 import httpcore2
 import httpx2
@@ -384,7 +385,7 @@ class _CheckedNetwork(httpcore2.AsyncNetworkBackend):
         self,
         host: str,
         port: int,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  # the protocol of httpcore2
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
@@ -407,7 +408,7 @@ class _CheckedNetwork(httpcore2.AsyncNetworkBackend):
     async def connect_unix_socket(
         self,
         path: str,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  # the protocol of httpcore2
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
         raise httpcore2.ConnectError("Unix sockets are not for connectors")
@@ -423,10 +424,10 @@ class _Counted(httpcore2.AsyncNetworkStream):
         self._below = below
         self._network: _CheckedNetwork | None = network
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
         return await self._below.read(max_bytes, timeout)
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
         await self._below.write(buffer, timeout)
 
     async def aclose(self) -> None:
@@ -436,7 +437,10 @@ class _Counted(httpcore2.AsyncNetworkStream):
         await self._below.aclose()
 
     async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore2.AsyncNetworkStream:
         try:
             self._below = await self._below.start_tls(ssl_context, server_hostname, timeout)

@@ -1,11 +1,12 @@
 """Credentials by reference: settings name where a secret is, and only the connector reads it, when it calls.
 
     {"env": "BILLING_TOKEN"}       a variable of the process's environment
-    {"file": "/run/secrets/token"} the content of a file, without the line's end; a changed file counts from the next call
+    {"file": "/run/secrets/token"} the content of a file, without the line's end; read for each call
 
 A setting cannot hold a secret itself, so that none is stored, shown or recorded. `Vault` says which references may be
-used: those in the daemon's own file are its operator's; those that come by a call are kept to variables with a prefix and
-files below one directory, because whoever may configure a connector must not thereby read the daemon's other secrets.
+used: those in the daemon's own file are its operator's; those that come by a call are kept to variables with a prefix
+and files below one directory, because whoever may configure a connector must not thereby read the daemon's other
+secrets.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Work that a connector does: its call begins when the task does, and ends as any work ends.
 
-What is to be sent is evaluated in the step that offers the work and recorded as the item's input; attempts that follow by
-themselves send the same again, and only a person who retries an incident has it evaluated anew. The shell makes the call
-once the step is durable and reports what became of it by a command. An answer passes through `result`; without one the
-members of an object are the output, and anything else is the output's member named like the task.
+What is to be sent is evaluated in the step that offers the work and recorded as the item's input; attempts that follow
+by themselves send the same again, and only a person who retries an incident has it evaluated anew. The shell makes the
+call once the step is durable and reports what became of it by a command. An answer passes through `result`; without
+one the members of an object are the output, and anything else is the output's member named like the task.
 
 Nothing is lost and nothing is taken twice: a report names the attempt that it is about, and one that comes too late is
 recorded as discarded.

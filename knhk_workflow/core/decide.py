@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from knhk_workflow.core import commands as c
 from knhk_workflow.core import calls, compensation, due, locks, timers
+from knhk_workflow.core import commands as c
 from knhk_workflow.core import events as e
 from knhk_workflow.core.apply import born
 from knhk_workflow.core.cancel import end_case, withdraw

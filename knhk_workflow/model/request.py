@@ -1,10 +1,10 @@
 """What a connector is to send, as a task's `request` says it.
 
-Every text in `request` may hold expressions in `${...}`: the value of each is put in its place, a text as it is, anything
-else as JSON. `$${` stands for `${`. In `url` and `path` what is put in is percent-encoded, so that data can never choose
-another host, path segment or parameter. The members named in EXPRESSIONS are an expression as a whole instead, when they
-are a text: their value may be any JSON. Numbers, truth values, lists and maps are what they are, texts inside them as
-above. Which members a connector knows is the connector's affair.
+Every text in `request` may hold expressions in `${...}`: the value of each is put in its place, a text as it is,
+anything else as JSON. `$${` stands for `${`. In `url` and `path` what is put in is percent-encoded, so that data can
+never choose another host, path segment or parameter. The members named in EXPRESSIONS are an expression as a whole
+instead, when they are a text: their value may be any JSON. Numbers, truth values, lists and maps are what they are,
+texts inside them as above. Which members a connector knows is the connector's affair.
 
 Expressions are those of guards: CEL over `data` and, in instances, `item`.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import quote
 
 import msgspec
 
@@ -23,6 +22,7 @@ from knhk_workflow.model.expression import Expression, ExpressionInvalid, compil
 EXPRESSIONS: Final = frozenset({"body", "message", "value", "fields"})
 """Members that are an expression: the content of an HTTP request, a gRPC message, a record of Kafka or Salesforce."""
 ENCODED: Final = frozenset({"url", "path"})
+_UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 DEPTH_MAX: Final = 16  # of a request; headers and parameters are two deep
 
 Node = object
@@ -45,7 +45,7 @@ class Text:
                 continue
             value = part.value(data, item)
             text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-            found.append(quote(text, safe="") if self.encoded else text)
+            found.append(_encoded(text) if self.encoded else text)
         return "".join(found)
 
 
@@ -120,8 +120,13 @@ def _text(text: str, encoded: bool, where: str) -> Node:
     return Text((*parts, rest), encoded) if parts else rest
 
 
+def _encoded(text: str) -> str:
+    """Percent-encoding of everything but what RFC 3986 2.3 calls unreserved."""
+    return "".join(chr(byte) if chr(byte) in _UNRESERVED else f"%{byte:02X}" for byte in text.encode())
+
+
 def _closing(text: str, place: int) -> int:
-    """Where the expression that begins at `place` ends: braces nest, and those in its texts do not count; -1: nowhere."""
+    """Where the expression that begins at `place` ends: braces nest, those in its texts do not count; -1: nowhere."""
     depth, within = 0, ""
     while place < len(text):
         here = text[place]

@@ -1,11 +1,12 @@
 """The connectors of one engine: those that it was made with, and those that were configured by a call.
 
-The first are the operator's and shared by all tenants; they cannot be changed at run time. The others belong to the tenant
-that put them, lie in the meta shard, and come before a shared one of the same name. All of them may only call what the
-engine's allowance permits, and those that were put by a call may name only the secrets that are meant for that.
+The first are the operator's and shared by all tenants; they cannot be changed at run time. The others belong to the
+tenant that put them, lie in the meta shard, and come before a shared one of the same name. All of them may only call
+what the engine's allowance permits, and those that were put by a call may name only the secrets that are meant for
+that.
 
-A task that names no connector is for the default one: the tenant's, else the shared one that says so, else the only shared
-one that there is.
+A task that names no connector is for the default one: the tenant's, else the shared one that says so, else the only
+shared one that there is.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class ConnectorConfig(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ConnectorSetup:
-    """What an engine may call, and how. Without it: HTTP connectors can be configured, and nothing is allowed."""
+    """What an engine may call, and how. An engine without one calls nobody: calls wait in its store."""
 
     configured: tuple[ConnectorConfig, ...] = ()
     allow: tuple[str, ...] = ()
@@ -95,7 +96,7 @@ class Connectors:
             self._shared[config.name] = _Entry(config, self._made(config, self._trusted), True, 0)
 
     async def load(self) -> None:
-        """Read those that were put by calls. One that this engine cannot make any more fails its calls, not the rest."""
+        """Read those that were put by calls. One that this engine cannot make any more fails its own calls alone."""
         start, end = self._keys.connectors()
         for key, value in await self._reads.scan(start, end, limit=_ALL_ROWS):
             tenant, name = parse_connector(key)
@@ -140,12 +141,10 @@ class Connectors:
         names = sorted({*self._shared, *self._own.get(tenant, {})})
         return [self._view(entry) for name in names if (entry := self._entry(tenant, name)) is not None]
 
-    def view(self, tenant: str, name: str) -> ConnectorView:
-        """One of them. Raises NotFound."""
-        entry = self._entry(tenant, name)
-        if entry is None:
-            raise NotFound("connector", name)
-        return self._view(entry)
+    def everything(self) -> Sequence[tuple[ConnectorView, Connector]]:
+        """The connectors of all tenants."""
+        entries = [*self._shared.values(), *(each for own in self._own.values() for each in own.values())]
+        return [(self._view(entry), entry.connector) for entry in entries]
 
     async def put(self, asked: ConnectorConfig, meta: CallMeta) -> ConnectorView:
         """Create or replace a tenant's connector. The same again changes nothing. Raises InvalidInput, WrongState."""

@@ -204,7 +204,7 @@ class WorkflowEngine:
         self._clock: Clock = clock or SystemClock()
         self._ids: Ids = ids or SystemIds()
         self._limits = limits or EngineLimits()
-        self._connector_setup = connectors or ConnectorSetup()
+        self._connector_setup = connectors
         self._fortune5 = Fortune5Integration(fortune5, self._clock.now) if fortune5 is not None else None
         self._levels = self._fortune5.levels if self._fortune5 is not None else None
         self._opening = asyncio.Lock()
@@ -248,10 +248,18 @@ class WorkflowEngine:
                         store, self._journal, keyspace, self._clock, self._limits.verification
                     )
                     self._timers = Timers(store, keyspace, self._clock, self._fire_timer)
-                    self._connectors = Connectors(self._connector_setup, store, journal, keyspace, self._clock)
+                    self._connectors = Connectors(
+                        self._connector_setup or ConnectorSetup(), store, journal, keyspace, self._clock
+                    )
                     await self._connectors.load()
                     self._outbox = Outbox(
-                        store, keyspace, self._clock, self._connectors.find, self._report_call, self._spawn
+                        store,
+                        keyspace,
+                        self._clock,
+                        self._connectors.find,
+                        self._report_call,
+                        self._spawn,
+                        idle=self._connector_setup is None,
                     )
                     self._cases = LiveCases(
                         store,
@@ -945,6 +953,8 @@ class WorkflowEngine:
         """Create or replace a connector of the tenant (see runtime/connectors.py). The same again changes nothing."""
         if self._store is None:
             await self.open()
+        if self._connector_setup is None:
+            raise Unsupported("connectors", "make the engine with a ConnectorSetup")
         asked = ConnectorConfig(name, kind, json_object(config, "config_json"), default)
         return self._with_lanes(meta.tenant, await self._connectors.put(asked, meta))
 
@@ -972,6 +982,12 @@ class WorkflowEngine:
     def _with_lanes(self, tenant: str, view: ConnectorView) -> ConnectorView:
         """The view with what the outbox knows of its calls."""
         return self._outbox.told(view, self._connectors.find(tenant, view.name))
+
+    def connector_totals(self) -> tuple[int, Sequence[ConnectorView]]:
+        """Calls made since opening, and every connector of every tenant, for metrics."""
+        if self._store is None:
+            return 0, ()
+        return self._outbox.made, [self._outbox.told(view, made) for view, made in self._connectors.everything()]
 
     async def list_dead_letters(
         self,

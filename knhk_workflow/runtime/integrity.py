@@ -30,9 +30,8 @@ from knhk_workflow.runtime import outbox
 from knhk_workflow.runtime.live import CONTINUE, STATE_CODEC, head_of
 from knhk_workflow.runtime.records import (
     CALLS,
-    CONNECTORS,
-    CallRecord,
     COMMITS,
+    CONNECTORS,
     DEFINITIONS,
     HEADS,
     INCIDENTS,
@@ -40,6 +39,7 @@ from knhk_workflow.runtime.records import (
     MESSAGES,
     REQUESTS,
     SNAPSHOTS,
+    CallRecord,
     CommitRecord,
 )
 from knhk_workflow.store import GENESIS, META_SHARD, CaseKeys, Keyspace, LogEntry, Reads, digest, unseal
@@ -47,13 +47,13 @@ from knhk_workflow.store.chain import Link, walk
 from knhk_workflow.store.codec import UNREADABLE
 from knhk_workflow.store.keys import (
     AUDIT,
+    CONNECTOR,
     DEFINITION,
     HEAD,
     INCIDENT,
     ITEM,
     LEASE,
     LOG,
-    CONNECTOR,
     MESSAGE,
     RECORD,
     REQUEST,

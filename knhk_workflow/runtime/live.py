@@ -4,8 +4,8 @@ A case is locked from the start of a command until its step is durable, so nobod
 that fails throws the cached state away: the next touch replays from the store, and there is no rollback code.
 
 The step of a command becomes one `Unit` of the journal: the commit record, the case's head (which the next commit
-expects unchanged), the rows of the work list, timers, incidents, connectors' calls, the effect that keeps a paused cascade alive, the
-idempotency record, and every SNAPSHOT_RECORDS records a snapshot. All of it is there or nothing is.
+expects unchanged), the rows of the work list, timers, incidents, connectors' calls, the effect that keeps a paused
+cascade alive, the idempotency record, and every SNAPSHOT_RECORDS records a snapshot. All of it is there or nothing is.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The outbox: what connectors are to do, from the commit that decided it until the commit that has its outcome.
 
-The row of a call is written in the commit that begins it and deleted in the one that ends it, so the rows are exactly the
-calls that are wanted and not yet answered, whatever happens in between. A call leaves once its row is durable; its outcome
-comes back as a command of its own; a daemon that was killed in between finds the row and makes the call again, under the
-same key. Whether it may is a matter of its connector's delivery: a call that must not be made twice is marked as begun,
-durably, before it is made, and one that is found marked is an incident for a person.
+The row of a call is written in the commit that begins it and deleted in the one that ends it, so the rows are exactly
+the calls that are wanted and not yet answered, whatever happens in between. A call leaves once its row is durable; its
+outcome comes back as a command of its own; a daemon that was killed in between finds the row and makes the call again,
+under the same key. Whether it may is a matter of its connector's delivery: a call that must not be made twice is
+marked as begun, durably, before it is made, and one that is found marked is an incident for a person.
 
 Calls to one target share a lane: a bound on how many are under way, and a circuit breaker. While that is open its calls
 wait here and use up no attempt; a task's own time-out still counts. How often and when a failed call is tried again is
@@ -142,7 +142,11 @@ class Outbox:
         find: Find,
         report: Report,
         spawn: Callable[[Coroutine[object, object, None]], asyncio.Task[None]],
+        *,
+        idle: bool = False,
     ) -> None:
+        """`idle`: of an engine that is not to call anybody; the calls wait in the store for one that is."""
+        self._idle = idle
         self._reads = reads
         self._keyspace = keyspace
         self._clock = clock
@@ -178,6 +182,8 @@ class Outbox:
 
     def note(self, keys: CaseKeys, changes: Sequence[Change]) -> None:
         """A commit began or ended calls."""
+        if self._idle:
+            return
         for change in changes:
             place = keys.tenant, keys.case_id, change.activation, change.instance
             record = change.record
@@ -192,7 +198,7 @@ class Outbox:
 
     async def recover(self) -> None:
         """Take up what the store holds, as far as there is room."""
-        if self._scanning:
+        if self._scanning or self._idle:
             return
         self._scanning = True
         self._behind = False

@@ -21,8 +21,8 @@ from knhk_workflow.core.apply import replay
 from knhk_workflow.core.case import Case
 from knhk_workflow.errors import InvalidInput, NotFound, StoreCorrupt, StoreFormat
 from knhk_workflow.model.net import Model
-from knhk_workflow.runtime.definitions import recompiled
 from knhk_workflow.runtime import outbox
+from knhk_workflow.runtime.definitions import recompiled
 from knhk_workflow.runtime.integrity import Examination, Progress, examine, refused
 from knhk_workflow.runtime.live import CONTINUE, head_of, incident_row, item_row
 from knhk_workflow.runtime.records import COMMITS, DEFINITIONS, pack

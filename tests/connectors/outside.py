@@ -2,10 +2,10 @@
 
     python -m tests.connectors.outside PORT_FILE [--seed N] [--trouble P] [--ledger FILE]
 
-`POST /effects` with an Idempotency-Key does an effect once for each key and answers {"number": n, "seen": requests with
-this key, ...what was sent}. With `--trouble P` a share P of the requests fails in one of the ways of TROUBLE, half of them
-after the effect was done. Every effect that is done is one line of the ledger, written before the answer, so that nothing
-is forgotten when somebody kills this process.
+`POST /effects` with an Idempotency-Key does an effect once for each key and answers {"number": n, "seen": requests
+with this key, ...what was sent}. With `--trouble P` a share P of the requests fails in one of the ways of TROUBLE,
+half of them after the effect was done. Every effect that is done is one line of the ledger, written before the answer,
+so that nothing is forgotten when somebody kills this process.
 
     /echo           what was sent: method, path, query, headers, body
     /status/N       answers N; `?after=S` with Retry-After
@@ -117,9 +117,15 @@ class Outside:
             known = self.effects.get(parts[1])
             return await _send(writer, 404 if known is None else 200, {"number": known})
         if parts[0] == "echo":
-            told = {"method": method, "path": split.path, "query": query, "headers": headers, "raw": split.query}
+            asked: dict[str, object] = {
+                "method": method,
+                "path": split.path,
+                "query": query,
+                "headers": headers,
+                "raw": split.query,
+            }
             body = json.loads(content) if "json" in headers.get("content-type", "") else content.decode()
-            return await _send(writer, 200, {**told, "body": body})
+            return await _send(writer, 200, {**asked, "body": body})
         if parts[0] == "status":
             extra = f"Retry-After: {query['after']}\r\n" if "after" in query else ""
             return await _send(writer, int(parts[1]), {"status": parts[1]}, extra)

@@ -200,7 +200,7 @@ async def test_a_late_result_of_cancelled_work_is_recorded_as_discarded(outside:
     document = calls({"request": {"url": "/slow/0.5"}})
     document["tasks"] |= {"wait": {"required_roles": ["clerk"]}}  # type: ignore[operator]
     document["flows"] += [{"from": "start", "to": "wait"}, {"from": "wait", "to": "end"}]  # type: ignore[operator]
-    document["flows"] = [  # type: ignore[assignment]
+    document["flows"] = [
         {"from": "start", "to": "fork"},
         {"from": "fork", "to": "call"},
         {"from": "fork", "to": "wait"},
