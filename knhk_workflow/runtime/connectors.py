@@ -66,6 +66,10 @@ class ConnectorSetup:
     """Where secrets in files may lie, for connectors that are configured by a call."""
 
 
+Told = tuple[ConnectorView, Connector]
+"""What is known of a connector here, and the connector."""
+
+
 class _Entry(msgspec.Struct, eq=False):
     config: ConnectorConfig
     connector: Connector
@@ -136,12 +140,12 @@ class Connectors:
             found = marked[0] if marked else everything[0] if len(everything) == 1 else None
         return found
 
-    def views(self, tenant: str) -> Sequence[ConnectorView]:
-        """The connectors that a tenant's tasks can name, by name. Breakers are the outbox's to tell."""
-        names = sorted({*self._shared, *self._own.get(tenant, {})})
-        return [self._view(entry) for name in names if (entry := self._entry(tenant, name)) is not None]
+    def views(self, tenant: str) -> Sequence[Told]:
+        """The connectors that a tenant's tasks can name, by name. Calls and breakers are the outbox's to tell."""
+        entries = {**self._shared, **self._own.get(tenant, {})}
+        return [(self._view(entry), entry.connector) for _, entry in sorted(entries.items())]
 
-    def everything(self) -> Sequence[tuple[ConnectorView, Connector]]:
+    def everything(self) -> Sequence[Told]:
         """The connectors of all tenants."""
         entries = [*self._shared.values(), *(each for own in self._own.values() for each in own.values())]
         return [(self._view(entry), entry.connector) for entry in entries]
@@ -195,19 +199,20 @@ class Connectors:
         if gone is not None:
             self._let_go(gone.connector)
 
-    async def probe(self, tenant: str, name: str) -> ConnectorView:
+    async def probe(self, tenant: str, name: str) -> Told:
         """One of them, with whether its other side can be reached."""
         entry = self._entry(tenant, name)
         if entry is None:
             raise NotFound("connector", name)
-        view = self._view(entry)
+        healthy, detail = False, "it does not answer in time"
         try:
             async with asyncio.timeout(PROBE_SECONDS):
-                return msgspec.structs.replace(view, healthy=True, detail=await entry.connector.probe())
+                healthy, detail = True, await entry.connector.probe()
         except TimeoutError:
-            return msgspec.structs.replace(view, healthy=False, detail="it does not answer in time")
+            healthy = False
         except CallFailed as failure:
-            return msgspec.structs.replace(view, healthy=False, detail=failure.message)
+            healthy, detail = False, failure.message
+        return msgspec.structs.replace(self._view(entry), healthy=healthy, detail=detail), entry.connector
 
     async def _write(self, tenant: str, writes: list[Write]) -> None:
         for _ in range(PUT_TRIES):
