@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -40,6 +41,7 @@ from knhk_sidecar.pipeline import Limits, Method, Pipeline
 from knhk_sidecar.pipeline.call import methods_of
 from knhk_sidecar.pipeline.health import Component, Status
 from knhk_sidecar.service import engine_of
+from knhk_sidecar.telemetry.connections import connections
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
 from knhk_workflow import (
@@ -117,6 +119,8 @@ class Sidecar:
         self.config = self._loaded.config
         self.engine = engine if engine is not None else engine_of(self.config)
         self.counters = Counters()
+        if self.engine is not None:
+            self.counters.families(partial(connections, self.engine))
         self.addresses = Addresses()
         self._log = log or Log(self.config.log_level, self.config.log_format)
         self._clock: Callable[[], int] = self.engine.now if self.engine is not None else SystemClock().now

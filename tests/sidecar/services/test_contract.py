@@ -28,7 +28,19 @@ LATER = {
         "StreamWorkItems",
     },
 }
-NOW_OF_ADMIN = {"GetStatus", "GetConfig", "SetLogLevel", "Backup", "VerifyHistory"}
+NOW_OF_ADMIN = {
+    "GetStatus",
+    "GetConfig",
+    "SetLogLevel",
+    "Backup",
+    "VerifyHistory",
+    "PutConnector",
+    "ListConnectors",
+    "DeleteConnector",
+    "ListDeadLetters",
+    "RetryDeadLetter",
+    "DiscardDeadLetter",
+}
 
 
 def later(method: MethodDescriptor) -> bool:
