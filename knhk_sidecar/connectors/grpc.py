@@ -134,6 +134,7 @@ class GrpcConnector:
         self.timeout = settings.timeout
         self.max_concurrent = settings.max_concurrent
         self.breaker = settings.breaker
+        self.declared: Delivery = settings.delivery or "keyed"
         self._lines: OrderedDict[tuple[str, int, str], _Line] = OrderedDict()
         self._opening = asyncio.Lock()
         self._places = asyncio.Semaphore(settings.pool.size)
@@ -147,7 +148,7 @@ class GrpcConnector:
 
     def delivery(self, request: bytes) -> Delivery:
         """What the connector says."""
-        return self._settings.delivery or "keyed"
+        return self.declared
 
     async def call(self, call: Call) -> Answer:
         """Call a unary method."""

@@ -87,6 +87,8 @@ class Connector(Protocol):
     """Seconds that one call may take in all."""
     max_concurrent: int
     """Calls at once to one target."""
+    declared: Delivery
+    """What a repeated call means when the call itself does not say more."""
     breaker: BreakerRule
     """When a target is left alone, and for how long."""
 

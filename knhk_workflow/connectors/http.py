@@ -110,6 +110,7 @@ class HttpConnector:
         self.timeout = settings.timeout
         self.max_concurrent = settings.max_concurrent
         self.breaker = settings.breaker
+        self.declared: Delivery = settings.delivery or "keyed"
         self._network = _CheckedNetwork(surroundings.allowance)
         self._active = 0
         self._waiting = 0
@@ -128,12 +129,12 @@ class HttpConnector:
 
     def delivery(self, request: bytes) -> Delivery:
         """Idempotent by its method, otherwise what the connector says."""
-        said = self._settings.delivery
+        said = self.declared
         if said == "at-most-once":
             return said
         members = _members(request)
         method = members.get("method", "GET" if members.get("body") is None else "POST")
-        return "idempotent" if str(method).upper() in _IDEMPOTENT else said or "keyed"
+        return "idempotent" if str(method).upper() in _IDEMPOTENT else said
 
     async def call(self, call: Call) -> Answer:
         """Send a request and read its response."""

@@ -256,7 +256,7 @@ class Connectors:
             config.config,
             config.default,
             entry.shared,
-            entry.connector.delivery(b"{}"),
+            entry.connector.declared,
             pool.active,
             pool.size,
             pool.waiting,

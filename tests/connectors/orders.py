@@ -72,7 +72,9 @@ class Orders:
         server = grpc.aio.server()
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(
-                work, request_deserializer=self._request.FromString, response_serializer=self._response.SerializeToString
+                work,
+                request_deserializer=self._request.FromString,
+                response_serializer=self._response.SerializeToString,
             )
             for name, work in (("Place", self.place), ("Fail", self.fail))
         }
