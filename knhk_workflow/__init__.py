@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from knhk_workflow.connectors.allowance import Allowance
 from knhk_workflow.connectors.breaker import BreakerRule
-from knhk_workflow.connectors.connector import Answer, Call, CallFailed, Connector, Delivery, PoolState
+from knhk_workflow.connectors.connector import Answer, Call, CallFailed, Connector, PoolState
+from knhk_workflow.connectors.connector import Delivery as ConnectorDelivery
 from knhk_workflow.connectors.secrets import Secret, Vault, scrubbed
 from knhk_workflow.connectors.settings import Factory as ConnectorFactory
 from knhk_workflow.connectors.settings import Settings as ConnectorSettings
@@ -58,13 +59,20 @@ from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.runtime.births import RunRequest
 from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SystemClock, SystemIds, VirtualClock
 from knhk_workflow.runtime.connectors import ConnectorConfig, ConnectorSetup
-from knhk_workflow.runtime.engine import CompleteRequest, EngineLimits, WorkflowEngine
+from knhk_workflow.runtime.dispatch import Delivery, LeasedItem, WorkSession, WorkSubscription
+from knhk_workflow.runtime.engine import EngineLimits, WorkflowEngine
 from knhk_workflow.runtime.export import Proof
 from knhk_workflow.runtime.export import prove as prove_export
 from knhk_workflow.runtime.integrity import Examination, Finding, LogEnd
 from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta
 from knhk_workflow.runtime.restoration import Moment, Restored, check_backup, restore_store, verify_store
+from knhk_workflow.runtime.results import CompleteRequest, FailRequest
+from knhk_workflow.runtime.retention import PurgeRequest, PurgeView, RetentionPolicy
+from knhk_workflow.runtime.signature import SigningKey
+from knhk_workflow.runtime.signature import fingerprint as key_fingerprint
+from knhk_workflow.runtime.signature import public_key as read_public_key
 from knhk_workflow.runtime.state_store import StateStore
+from knhk_workflow.runtime.upgrade import UpgradePlan, plan_upgrade
 from knhk_workflow.runtime.views import (
     CaseFilter,
     CaseView,
@@ -113,8 +121,8 @@ __all__ = [
     "ConnectorSettings",
     "ConnectorSetup",
     "ConnectorView",
+    "ConnectorDelivery",
     "DeadLetterView",
-    "Delivery",
     "PoolState",
     "Secret",
     "Surroundings",
@@ -122,6 +130,7 @@ __all__ = [
     "parse_settings",
     "scrubbed",
     "DeadlineExceeded",
+    "Delivery",
     "EngineLimits",
     "SpiffeConfig",
     "SloMetrics",
@@ -135,6 +144,7 @@ __all__ = [
     "EngineStatus",
     "Expired",
     "Explanation",
+    "FailRequest",
     "Fenced",
     "GuardReading",
     "HistoryEvent",
@@ -145,6 +155,7 @@ __all__ = [
     "InvalidDocument",
     "InvalidInput",
     "JournalLimits",
+    "LeasedItem",
     "LimitExceeded",
     "MessageView",
     "NotFound",
@@ -154,9 +165,15 @@ __all__ = [
     "PatternResult",
     "PatternView",
     "Problem",
+    "PurgeRequest",
+    "PurgeView",
     "RequestMismatch",
+    "RetentionPolicy",
     "RunRequest",
     "SeededIds",
+    "SigningKey",
+    "key_fingerprint",
+    "read_public_key",
     "Stale",
     "StateStore",
     "Stimulus",
@@ -179,6 +196,8 @@ __all__ = [
     "Wait",
     "WorkItemFilter",
     "WorkItemView",
+    "WorkSession",
+    "WorkSubscription",
     "WorkflowEngine",
     "WorkflowError",
     "WorkflowView",
@@ -192,6 +211,8 @@ __all__ = [
     "Proof",
     "Restored",
     "check_backup",
+    "plan_upgrade",
+    "UpgradePlan",
     "prove_export",
     "restore_store",
     "verify_store",

@@ -35,8 +35,8 @@ from knhk_workflow import (
     Answer,
     Call,
     CallFailed,
+    ConnectorDelivery,
     ConnectorSettings,
-    Delivery,
     InvalidInput,
     PoolState,
     Secret,
@@ -134,7 +134,7 @@ class GrpcConnector:
         self.timeout = settings.timeout
         self.max_concurrent = settings.max_concurrent
         self.breaker = settings.breaker
-        self.declared: Delivery = settings.delivery or "keyed"
+        self.declared: ConnectorDelivery = settings.delivery or "keyed"
         self._lines: OrderedDict[tuple[str, int, str], _Line] = OrderedDict()
         self._opening = asyncio.Lock()
         self._places = asyncio.Semaphore(settings.pool.size)
@@ -146,7 +146,7 @@ class GrpcConnector:
         sent = self._read(request)
         return self._origin(sent.host, sent.port)
 
-    def delivery(self, request: bytes) -> Delivery:
+    def delivery(self, request: bytes) -> ConnectorDelivery:
         """What the connector says."""
         return self.declared
 

@@ -16,12 +16,12 @@ from hashlib import blake2b
 import msgspec
 
 from knhk_workflow.core import commands as c
-from knhk_workflow.core import compensation, due, locks
+from knhk_workflow.core import compensation, due, timers
 from knhk_workflow.core import events as e
 from knhk_workflow.core.case import Activation, Instance, place_of
 from knhk_workflow.core.commands import ENDED
-from knhk_workflow.core.completion import DATA_BYTES_MAX, ended
-from knhk_workflow.core.data import EMPTY
+from knhk_workflow.core.completion import ended
+from knhk_workflow.core.data import DATA_BYTES_MAX, EMPTY
 from knhk_workflow.core.settle import settle
 from knhk_workflow.core.starting import element_of
 from knhk_workflow.core.step import Step
@@ -95,21 +95,20 @@ def _failed(
 ) -> None:
     step.emit(e.ConnectorFailed(*place_of(activation, run), code, message, data))
     step.changed(activation, run)
-    spread = blake2b(
-        f"{activation.number}.{run.number}.{run.attempt}".encode(), digest_size=4, key=step.case.salt
-    ).digest()
-    due.failed(
-        step,
-        node,
-        activation,
-        run,
-        code,
-        message,
-        permanent=permanent,
-        least=pause,
-        spread=int.from_bytes(spread, "big") / 2**32,
-    )
+    after = _pause(step, node, activation, run, pause)
+    due.failed(step, node, activation, run, code, message, permanent=permanent, pause=after)
     settle(step)
+
+
+def _pause(step: Step, node: TaskNode, activation: Activation, run: Instance, least: int) -> int:
+    """Nanoseconds before the next attempt: those of the task's rule, shortened by up to half so that what failed together
+    does not come back together, but not less than `least`."""
+    if node.task.retry is None:
+        return least
+    name = f"{activation.number}.{run.number}.{run.attempt}".encode()
+    drawn = int.from_bytes(blake2b(name, digest_size=4, key=step.case.salt).digest(), "big") / 2**32
+    nanos = timers.pause(node.task.retry, run.attempt)
+    return max(nanos - round(nanos * drawn / 2), least)
 
 
 def _calling(step: Step, ref: c.ItemRef) -> tuple[TaskNode, Activation, Instance] | None:
@@ -141,11 +140,3 @@ def _output(node: TaskNode, activation: Activation, run: Instance, answer: bytes
     element = element_of(activation, run.number)
     item = msgspec.json.decode(element) if element is not None else None
     return msgspec.json.encode({key: expression.value(whole, item) for key, expression in calls.result})
-
-
-def locked_out(step: Step, node: TaskNode, activation: Activation) -> bool:
-    """Whether a connector's failed work, which let go of its locks, cannot go on because somebody has them now."""
-    if node.calls is None or not node.guarded or not activation.left:
-        return False
-    net = step.case.nets[activation.net]
-    return locks.blocked_by(step.case, net, node, activation.inputs, activation.left) is not None

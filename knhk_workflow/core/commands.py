@@ -113,6 +113,7 @@ class FailItem(Command, frozen=True, tag=11):
     owner: str = ""
     data: bytes = b""
     permanent: bool = False
+    retry_after: int | None = None  # nanoseconds until another attempt, if there is one; None = as the task says
 
 
 class SkipItem(Command, frozen=True, tag=12):
@@ -191,13 +192,29 @@ class FireTimer(Command, frozen=True, tag=21):
     timer: int
 
 
-class BeginCall(Command, frozen=True, tag=30):
+class LeaseItem(Command, frozen=True, tag=31):
+    """offered -> started, by a worker that has it for `period` nanoseconds and can have it longer."""
+
+    item: ItemRef
+    owner: str
+    worker: str
+    period: int
+
+
+class ReturnItem(Command, frozen=True, tag=32):
+    """A worker's lease is over without a result: the same work is offered again as its next attempt."""
+
+    item: ItemRef
+    reason: str = ""
+
+
+class BeginCall(Command, frozen=True, tag=40):
     """A connector is about to make a call that must not be made twice: whoever finds it begun does not repeat it."""
 
     item: ItemRef
 
 
-class CompleteCall(Command, frozen=True, tag=31):
+class CompleteCall(Command, frozen=True, tag=41):
     """A connector's call was answered. `answer` is a JSON object, `status` its status in words or numbers.
 
     For an item that is gone by now only the fact is recorded.
@@ -208,7 +225,7 @@ class CompleteCall(Command, frozen=True, tag=31):
     status: str = ""
 
 
-class FailCall(Command, frozen=True, tag=32):
+class FailCall(Command, frozen=True, tag=42):
     """A connector's call has failed. `permanent`: the same call would fail again, or must not be repeated.
 
     `pause`: for how many nanoseconds at least the other side does not want to be asked again.
@@ -244,6 +261,8 @@ CommandType = (
     | CompleteInstances
     | CancelInstances
     | FireTimer
+    | LeaseItem
+    | ReturnItem
     | BeginCall
     | CompleteCall
     | FailCall

@@ -50,13 +50,9 @@ def begun(step: Step, node: TaskNode, activation: Activation, instance: int) -> 
         _arm(step, activation, instance, "timeout", step.now + node.times.timeout)
 
 
-def retry_later(
-    step: Step, activation: Activation, run: Instance, rule: Retry, least: int = 0, spread: float = 0.0
-) -> None:
-    """Failed work is offered again after its pause, shortened by up to half (`spread` 0 to 1: what failed together does
-    not come back together), but after `least` nanoseconds at the earliest."""
-    nanos = pause(rule, run.attempt)
-    _arm(step, activation, run.number, "retry", step.now + max(nanos - round(nanos * spread / 2), least))
+def retry_later(step: Step, activation: Activation, run: Instance, rule: Retry, after: int | None = None) -> None:
+    """Failed work is offered again after its pause, or `after` nanoseconds."""
+    _arm(step, activation, run.number, "retry", step.now + (pause(rule, run.attempt) if after is None else after))
 
 
 def pause(rule: Retry, attempt: int) -> int:

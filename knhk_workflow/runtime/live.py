@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import islice
 from typing import Final
@@ -52,6 +52,9 @@ CACHED_CASES: Final = 10_000  # live cases in memory, about 4 KB each
 CONTINUE: Final = "continue"
 ROW_BYTES: Final = 200  # a key with its row, for the journal's account of what waits
 
+Items = Mapping[tuple[int, int], ItemInNet]
+"""Work items of a case, by activation and instance."""
+
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -67,6 +70,7 @@ class LiveCase:
         "created_by",
         "due",
         "head",
+        "items",
         "keys",
         "model",
         "records",
@@ -82,6 +86,7 @@ class LiveCase:
         self.created_by = ""
         self.calls: list[outbox.Change] = []  # of connectors, that the step on its way to the disk begins or ends
         self.due = 0  # of the nearest timer that the step on its way to the disk made; 0 = none
+        self.items: Items | None = None  # work that the step on its way to the disk has changed
         self.records = 0
         self.bytes = 0
         self.busy = False
@@ -133,6 +138,7 @@ class LiveCases:
         keyspace: Keyspace,
         unsettled: Callable[[LiveCase], None],
         armed: Callable[[int], None],
+        worked: Callable[[LiveCase], None],
         called: Callable[[CaseKeys, Sequence[outbox.Change]], None],
         limit: int = CACHED_CASES,
     ) -> None:
@@ -143,8 +149,11 @@ class LiveCases:
         self._keyspace = keyspace
         self._unsettled = unsettled
         self._armed = armed
+        self._worked = worked
         self._called = called
         self._limit = limit
+        self.purges = False
+        """There are purged cases: a new one must not take the id of one of them."""
         self._cases: dict[tuple[str, str], LiveCase] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -201,6 +210,7 @@ class LiveCases:
         live.head = None
         live.due = 0
         live.calls = []
+        live.items = None
         if not live.turns and not live.changed and live.continuing is None:
             self._cases.pop((live.keys.tenant, live.keys.case_id), None)
 
@@ -222,14 +232,18 @@ class LiveCases:
             writes.append((keys.item(number, instance), row))
             if item[3].connector:
                 live.calls.append(outbox.rows(keys, case, item, writes))
+        live.items = step.items
         if step.incidents:
             _incident_rows(keys, step, writes)
         if case.ready or step.paused:
             writes.append((keys.effect(CONTINUE), b"" if case.ready else None))
         if case.timers or step.timed:
             live.due = timers.rows(keys, step, writes)
-        if live.head is None and case.business_key:
-            writes.append((keys.business_key(case.business_key), b""))
+        if live.head is None:
+            if case.business_key:
+                writes.append((keys.business_key(case.business_key), b""))
+            if self.purges:
+                expect.append((keys.purged(), None))
         if request is not None:
             writes.append(request)
             expect.append((request[0], None))
@@ -300,6 +314,7 @@ class LiveCases:
         if live.calls:
             self._called(live.keys, live.calls)
             live.calls = []
+        self._worked(live)
         state = live.state
         if state is not None and state.ready and state.state == "running":
             self._unsettled(live)
@@ -468,6 +483,8 @@ def item_row(case: Case, item: ItemInNet) -> bytes:
             run.changed_at,
             case.spec_id,
             case.due(activation, run) if case.timers else 0,
+            run.worker,
+            run.lease,
         )
     )
 

@@ -69,6 +69,8 @@ class ItemRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     changed_at: int
     spec_id: str
     due_at: int = 0
+    worker: str = ""
+    lease: int = 0  # ns
 
 
 class IncidentRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -88,6 +90,7 @@ class RequestRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     case_id: str
     sequence: int
     receipt: bytes = b""
+    purged: bool = False  # the case is gone, and the answer with it
 
 
 class MessageRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -125,6 +128,24 @@ class ConnectorRecord(msgspec.Struct, frozen=True, array_like=True):
     default: bool
     updated_at: int
     updated_by: str
+
+
+class PurgeRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The note that a case was purged: all that is left of it but the digests in the log. The log has its digest."""
+
+    tenant: str
+    case_id: str
+    sequence: int  # events that it had
+    state: str
+    spec_id: str
+    version: int
+    created_at: int
+    ended_at: int
+    purged_at: int
+    principal: str
+    method: str
+    request_id: str = ""
+    cut: bool = False  # the store was restored as of an earlier moment, and the log ends before the purge
 
 
 class Definition(msgspec.Struct, frozen=True, array_like=True):
@@ -179,3 +200,4 @@ DEFINITIONS = Reader(Definition)
 MESSAGES = Reader(MessageRecord)
 CALLS = Reader(CallRecord)
 CONNECTORS = Reader(ConnectorRecord)
+PURGES = Reader(PurgeRecord)

@@ -16,8 +16,8 @@ from knhk_workflow import (
     Call,
     CallFailed,
     ConnectorConfig,
+    ConnectorDelivery,
     ConnectorSetup,
-    Delivery,
     PoolState,
     StateStore,
     Surroundings,
@@ -35,7 +35,7 @@ class Plug:
     max_concurrent = 4
     breaker = BreakerRule(failures=100)
 
-    def __init__(self, delivery: Delivery, does: list[str]) -> None:
+    def __init__(self, delivery: ConnectorDelivery, does: list[str]) -> None:
         self._delivery = delivery
         self._does = does
         self.keys: list[str] = []
@@ -46,7 +46,7 @@ class Plug:
     def target(self, request: bytes) -> str:
         return "plug"
 
-    def delivery(self, request: bytes) -> Delivery:
+    def delivery(self, request: bytes) -> ConnectorDelivery:
         return self._delivery
 
     async def call(self, call: Call) -> Answer:
@@ -129,7 +129,7 @@ async def test_a_fault_of_the_connector_itself_is_a_failed_attempt() -> None:
 
 
 @pytest.mark.parametrize("delivery", ["at-most-once", "keyed", "verifiable"])
-async def test_a_call_that_was_under_way_when_the_engine_stopped(tmp_path: Path, delivery: Delivery) -> None:
+async def test_a_call_that_was_under_way_when_the_engine_stopped(tmp_path: Path, delivery: ConnectorDelivery) -> None:
     """The engine is closed in the middle of a call; after opening it is repeated, looked up, or left to a person."""
     task = {**CALL, "timeout": "1h"}
     plug = Plug(delivery, ["hang"])

@@ -86,6 +86,7 @@ def test_tags_are_unique_and_never_change() -> None:
         "ConnectorCompleted": 62,
         "ConnectorFailed": 63,
         "ConnectorDiscarded": 64,
+        "ItemReturned": 70,
     }
     assert len({kind.__struct_config__.tag for kind in COMMANDS}) == len(COMMANDS)
 
