@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, cast
@@ -31,7 +32,7 @@ from knhk_sidecar.api.rpc import CannotListen, Listeners, RpcServer
 from knhk_sidecar.api.services import Component as AdminComponent
 from knhk_sidecar.api.services import Daemon, Setting, services
 from knhk_sidecar.api.services import Health as AdminHealth
-from knhk_sidecar.config import Loaded, SidecarConfig, is_loopback
+from knhk_sidecar.config import ConfigError, Loaded, SidecarConfig, is_loopback
 from knhk_sidecar.identity import principal as principals
 from knhk_sidecar.identity.principal import ANONYMOUS, Principal
 from knhk_sidecar.identity.signing_key import KEY_NAME, InvalidKey, read_key, read_or_make_key
@@ -41,6 +42,7 @@ from knhk_sidecar.pipeline import Limits, Method, Pipeline
 from knhk_sidecar.pipeline.call import methods_of
 from knhk_sidecar.pipeline.health import Component, Status
 from knhk_sidecar.service import engine_of
+from knhk_sidecar.telemetry.connections import connections
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
 from knhk_workflow import (
@@ -123,6 +125,8 @@ class Sidecar:
         self.config = self._loaded.config
         self.engine = engine if engine is not None else engine_of(self.config)
         self.counters = Counters()
+        if self.engine is not None:
+            self.counters.families(partial(connections, self.engine))
         self.addresses = Addresses()
         self._log = log or Log(self.config.log_level, self.config.log_format)
         self._clock: Callable[[], int] = self.engine.now if self.engine is not None else SystemClock().now
@@ -221,6 +225,8 @@ class Sidecar:
         except StoreCorrupt as error:
             mend = "restore a backup; keep the directory as it is for analysis"
             raise CannotStart(f"the store {path} is damaged: {error.message}", EXIT_STORE, mend) from error
+        except InvalidInput as error:
+            raise CannotStart(f"a connector cannot be used: {error.message}", EXIT_SETTINGS) from error
         except (StoreError, WorkflowError, OSError) as error:
             raise CannotStart(f"the store {path} cannot be opened: {error}", EXIT_STORE) from error
         for mended in store_mendings(path)[known:]:
@@ -558,7 +564,11 @@ def main(loaded: Loaded | SidecarConfig, on_ready: Callable[[Addresses], None] |
 
 async def run(loaded: Loaded | SidecarConfig, *, on_ready: Callable[[Addresses], None] | None = None) -> int:
     """Runs the daemon in this loop until SIGTERM or SIGINT and drains; a second SIGINT ends the process at once."""
-    sidecar = Sidecar(loaded)
+    try:
+        sidecar = Sidecar(loaded)
+    except ConfigError as error:
+        _log.error("cannot_start", problem=str(error), mend="mend the settings")
+        return EXIT_SETTINGS
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -23,6 +23,7 @@ from typing import Final, TypeVar, cast
 
 PREFIX: Final = "KGC_SIDECAR_"
 FILE_VARIABLE: Final = "KGC_SIDECAR_CONFIG_FILE"
+CONNECTORS_TABLE: Final = "connectors"
 MASK: Final = "********"
 DEV_PLAIN_ADDRESS: Final = "127.0.0.1:50052"
 
@@ -388,6 +389,28 @@ class SidecarConfig:
         False, "limit calls per client", "", synonyms=("WORKFLOW_RATE_LIMIT_ENABLED",), later="rate limits per client"
     )
 
+    # --- connectors
+    connectors_file: str = setting(
+        "",
+        "TOML or YAML file with a `connectors` table; a TOML settings file with one stands for it",
+        "empty: connectors are put by calls only",
+    )
+    connector_allow: tuple[str, ...] = setting(
+        (),
+        "where connectors may call: patterns scheme://host:port, with *.name for hosts and * for ports",
+        "nothing: a workflow must not reach whatever this host can reach",
+    )
+    connector_networks: tuple[str, ...] = setting(
+        (),
+        "networks that are not public and may be called all the same, such as 10.0.0.0/8 or 127.0.0.0/8",
+        "nothing: loopback, private networks and the metadata services of clouds are the usual targets of abuse",
+    )
+    connector_secrets_dir: str = setting(
+        "",
+        "directory of the secrets that connectors may name which are put by calls",
+        "empty: they may name variables that begin with KNHK_SECRET_ only",
+    )
+
     # --- telemetry
     log_level: str = setting(
         "info",
@@ -574,6 +597,11 @@ def load(
     return Loaded(config, origins)
 
 
+def variables() -> Mapping[str, str]:
+    """The environment that connectors' secrets may name."""
+    return os.environ
+
+
 def split_address(address: str) -> tuple[str, int]:
     """Host (default 127.0.0.1) and port of `host:port`, `[v6]:port`, `:port` or `port`. ValueError says why not."""
     host, _, port = address.rpartition(":")
@@ -627,7 +655,9 @@ def _walk(
 ) -> None:
     for key, value in table.items():
         name = f"{prefix}_{key}" if prefix else key
-        if name in SETTINGS:
+        if name == CONNECTORS_TABLE and isinstance(value, Mapping):
+            found.append(("connectors_file", path, f"file {path}"))
+        elif name in SETTINGS:
             parsed = _parse(name, value, f"{path}: {name}", problems)
             if parsed is not None:
                 found.append((name, parsed, f"file {path}"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Self
 
-from knhk_sidecar.config import SidecarConfig
+from knhk_sidecar.config import SidecarConfig, variables
+from knhk_sidecar.connectors.configured import connectors_of
 from knhk_workflow import (
     EngineLimits,
     JournalLimits,
@@ -19,13 +20,13 @@ from knhk_workflow import (
 
 
 def engine_of(config: SidecarConfig) -> WorkflowEngine | None:
-    """The engine that the settings describe, not open yet; None when it is switched off."""
+    """The engine that the settings describe, not open yet; None when it is switched off. Raises ConfigError."""
     if not config.workflow_enabled:
         return None
     journal = JournalLimits(batch_units=config.batch_size, linger_s=config.batch_timeout_ms / 1000)
     budget = VerifyBudget(config.verification_markings, config.verification_steps)
     limits = EngineLimits(journal=journal, verification=budget, retention=_retention(config))
-    return WorkflowEngine(StateStore(config.store_path), limits=limits)
+    return WorkflowEngine(StateStore(config.store_path), limits=limits, connectors=connectors_of(config, variables()))
 
 
 def _retention(config: SidecarConfig) -> RetentionPolicy:

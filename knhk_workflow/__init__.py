@@ -11,6 +11,15 @@ Everything public is named here; the modules below are the engine's own affair.
 
 from __future__ import annotations
 
+from knhk_workflow.connectors.allowance import Allowance
+from knhk_workflow.connectors.breaker import BreakerRule
+from knhk_workflow.connectors.connector import Answer, Call, CallFailed, Connector, PoolState
+from knhk_workflow.connectors.connector import Delivery as ConnectorDelivery
+from knhk_workflow.connectors.secrets import Secret, Vault, scrubbed
+from knhk_workflow.connectors.settings import Factory as ConnectorFactory
+from knhk_workflow.connectors.settings import Settings as ConnectorSettings
+from knhk_workflow.connectors.settings import Surroundings
+from knhk_workflow.connectors.settings import parse as parse_settings
 from knhk_workflow.core.explanation import GuardReading, InstanceCount, TaskExplanation, TokenPath, Wait
 from knhk_workflow.errors import (
     AlreadyExists,
@@ -49,6 +58,7 @@ from knhk_workflow.fortune5.slo import Fortune5Integration, SloMetrics
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.runtime.births import RunRequest
 from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SystemClock, SystemIds, VirtualClock
+from knhk_workflow.runtime.connectors import ConnectorConfig, ConnectorSetup
 from knhk_workflow.runtime.dispatch import Delivery, LeasedItem, WorkSession, WorkSubscription
 from knhk_workflow.runtime.engine import EngineLimits, WorkflowEngine
 from knhk_workflow.runtime.export import Proof
@@ -66,6 +76,8 @@ from knhk_workflow.runtime.upgrade import UpgradePlan, plan_upgrade
 from knhk_workflow.runtime.views import (
     CaseFilter,
     CaseView,
+    ConnectorView,
+    DeadLetterView,
     EngineStatus,
     Explanation,
     HistoryEvent,
@@ -93,13 +105,32 @@ __version__ = "0.1.0"
 __all__ = [
     "DEFAULT_TENANT",
     "LOCAL",
+    "Allowance",
     "AlreadyExists",
+    "Answer",
+    "BreakerRule",
     "Busy",
+    "Call",
+    "CallFailed",
     "CallMeta",
     "CaseFilter",
     "CaseView",
     "Clock",
     "CompleteRequest",
+    "Connector",
+    "ConnectorConfig",
+    "ConnectorFactory",
+    "ConnectorSettings",
+    "ConnectorSetup",
+    "ConnectorView",
+    "ConnectorDelivery",
+    "DeadLetterView",
+    "PoolState",
+    "Secret",
+    "Surroundings",
+    "Vault",
+    "parse_settings",
+    "scrubbed",
     "DeadlineExceeded",
     "Delivery",
     "EngineLimits",

@@ -19,6 +19,7 @@ import msgspec
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.status_pb2 import Status
 
 from knhk_sidecar.api import pb
 from knhk_workflow import (
@@ -26,6 +27,8 @@ from knhk_workflow import (
     CaseFilter,
     CaseView,
     CompleteRequest,
+    ConnectorView,
+    DeadLetterView,
     Explanation,
     FailRequest,
     GuardReading,
@@ -828,6 +831,57 @@ def pattern_ran(result: PatternResult) -> pb.ExecutePatternResponse:
 
 
 # -- times ------------------------------------------------------------------------------------------------------------
+
+
+def connector(view: ConnectorView) -> pb.Connector:
+    """A connector; its configuration names secrets and holds none."""
+    states = [state for _, state in view.breakers]
+    return pb.Connector(
+        name=view.name,
+        kind=view.kind,
+        config_json=view.config,
+        is_default=view.default,
+        delivery=view.delivery,
+        breaker_state=max(states, key=_BREAKER_STATES.index, default="closed"),
+        pool_active=view.pool_active,
+        pool_size=view.pool_size,
+        pool_waiting=view.pool_waiting,
+        health=_HEALTH[view.healthy],
+        update_time=time(view.updated_at),
+        message=view.detail,
+        shared=view.shared,
+        breaker_states=dict(view.breakers),
+        call_active=view.active,
+        call_waiting=view.waiting,
+    )
+
+
+_BREAKER_STATES: Final = ("closed", "half-open", "open")
+_HEALTH: Final = {
+    None: pb.HEALTH_STATE_UNSPECIFIED,
+    True: pb.HEALTH_STATE_HEALTHY,
+    False: pb.HEALTH_STATE_UNHEALTHY,
+}
+
+
+def dead_letter(view: DeadLetterView) -> pb.DeadLetter:
+    """An effect that was given up."""
+    return pb.DeadLetter(
+        dead_letter_id=view.dead_letter_id,
+        kind="connector",
+        target=view.connector,
+        case_id=view.case_id,
+        task_id=view.task_id,
+        attempt_count=view.attempts,
+        last_error=Status(code=_GIVEN_UP, message=f"{view.code}: {view.message}" if view.code else ""),
+        payload_json=view.request,
+        first_attempt_time=time(view.first_tried_at),
+        create_time=time(view.created_at),
+        status=view.status,
+    )
+
+
+_GIVEN_UP: Final = 14  # UNAVAILABLE: what the outside said has no code of ours
 
 
 def time(ns: int) -> Timestamp | None:

@@ -33,6 +33,7 @@ SPACE_MIN: Final = 64 * 1024 * 1024  # bytes; below it the store refuses writes 
 SPACE_GOOD: Final = 1024 * 1024 * 1024  # bytes; a day of a busy sidecar
 EXPIRY_NEAR: Final = timedelta(hours=1)  # a certificate that is replaced in time never comes this close
 YEAR_MIN: Final = 2025  # a clock before the product existed is not set
+PROBE_SECONDS: Final = 10.0  # a probe of a connector takes up to five
 DAEMON_SECONDS: Final = 3.0  # a daemon that is well answers in milliseconds
 
 
@@ -97,6 +98,28 @@ def _findings(session: Session) -> Iterator[Finding]:
     yield from _certificates(config)
     yield from _ports(config, running)
     yield daemon
+    if running:
+        yield from _connectors(session)
+
+
+def _connectors(session: Session) -> Iterator[Finding]:
+    """Whether the daemon reaches what its connectors call."""
+    try:
+        with session.client() as client:
+            request = pb.ListConnectorsRequest(probe=True)
+            found = client.admin.ListConnectors(request, timeout=PROBE_SECONDS).connectors
+    except Failure as failure:
+        yield Finding("connectors", "warning", failure.message, failure.mend)
+        return
+    for each in found:
+        name = f"{each.name} ({each.kind})"
+        if each.health == pb.HEALTH_STATE_HEALTHY:
+            yield Finding("connectors", "ok", f"{name}: {each.message}")
+        else:
+            mend = (
+                "start what it calls, or mend its settings: `knhk connector list`; its calls are tried again until then"
+            )
+            yield Finding("connectors", "error", f"{name}: {each.message}", mend)
 
 
 def _python() -> Finding:

@@ -21,6 +21,8 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "workflow": ("workflows", "workflow", "Workflow documents: validate, register, list, show, delete."),
     "case": ("cases", "case", "Cases: create, run, follow, explain, steer."),
     "work": ("work", "work", "Work items: list, claim, start, complete, fail."),
+    "connector": ("connectors", "connector", "What tasks may call: list, probe, put, delete."),
+    "dead-letter": ("connectors", "dead_letter", "Calls that were given up: list, retry, discard."),
     "history": ("history", "history", "The history of cases: show, export, verify."),
     "backup": ("backup", "backup", "Take a backup of a running daemon's store."),
     "restore": ("backup", "restore", "Make a store from backups."),

@@ -6,8 +6,9 @@ Label values are method names of the contract and codes, both from closed sets: 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
 
 # From a cached read to the default deadline; the durable step of the goals lies in the middle.
 BUCKETS_MS: Final = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0)
@@ -24,12 +25,28 @@ class Series:
         self.buckets = [0] * (len(BUCKETS_MS) + 1)  # the last one is for what took longer
 
 
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Numbers of one name that differ by their labels."""
+
+    name: str
+    doc: str
+    kind: Literal["gauge", "counter"]
+    values: Sequence[tuple[tuple[tuple[str, str], ...], float]]
+
+
+def _escaped(text: str) -> str:
+    """A label's value."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
 class Counters:
     """All series, and gauges that are read when asked for."""
 
     def __init__(self) -> None:
         self._calls: dict[tuple[str, str], Series] = {}
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self._families: list[Callable[[], Iterable[Family]]] = []
 
     def ended(self, method: str, code: str, nanoseconds: int) -> None:
         """One call of `method` ended with `code` after this time."""
@@ -43,6 +60,10 @@ class Counters:
     def gauge(self, name: str, doc: str, value: Callable[[], float]) -> None:
         """`knhk_<name>` is whatever `value` says when somebody reads the metrics."""
         self._gauges[name] = (doc, value)
+
+    def families(self, told: Callable[[], Iterable[Family]]) -> None:
+        """Numbers with labels, whatever `told` says when somebody reads the metrics."""
+        self._families.append(told)
 
     def calls(self) -> Mapping[tuple[str, str], int]:
         """How many calls ended, by method and code."""
@@ -68,3 +89,10 @@ class Counters:
             yield f"# HELP knhk_{name} {doc}"
             yield f"# TYPE knhk_{name} gauge"
             yield f"knhk_{name} {value():g}"
+        for told in self._families:
+            for family in told():
+                yield f"# HELP knhk_{family.name} {family.doc}"
+                yield f"# TYPE knhk_{family.name} {family.kind}"
+                for pairs, number in family.values:
+                    shown = ",".join(f'{key}="{_escaped(text)}"' for key, text in pairs)
+                    yield f"knhk_{family.name}{{{shown}}} {number:g}"

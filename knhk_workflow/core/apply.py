@@ -408,7 +408,31 @@ def _item_returned(case: Case, event: e.ItemReturned) -> None:
     run.offered_at = run.changed_at = case.now
 
 
-_ItemEnd = e.ItemCompleted | e.ItemFailed | e.ItemSkipped | e.ItemWithdrawn | e.ItemTerminated | e.ItemForceCompleted
+def _connector_called(case: Case, event: e.ConnectorCalled) -> None:
+    run = case.activations[event.activation].instances[event.instance]
+    run.state = "started"
+    run.changed_at = case.now
+    run.connector = event.connector
+
+
+def _connector_begun(case: Case, event: e.ConnectorBegun) -> None:
+    case.activations[event.activation].instances[event.instance].calling = True
+
+
+def _connector_discarded(case: Case, event: e.ConnectorDiscarded) -> None:
+    """It changed nothing."""
+
+
+_ItemEnd = (
+    e.ItemCompleted
+    | e.ItemFailed
+    | e.ItemSkipped
+    | e.ItemWithdrawn
+    | e.ItemTerminated
+    | e.ItemForceCompleted
+    | e.ConnectorCompleted
+    | e.ConnectorFailed
+)
 
 
 def _over(case: Case, event: _ItemEnd, state: str) -> Instance:
@@ -428,7 +452,7 @@ def _over(case: Case, event: _ItemEnd, state: str) -> Instance:
     return run
 
 
-def _item_completed(case: Case, event: e.ItemCompleted) -> None:
+def _item_completed(case: Case, event: e.ItemCompleted | e.ConnectorCompleted) -> None:
     _over(case, event, "completed").output = event.output
 
 
@@ -542,5 +566,10 @@ APPLY: Mapping[type[e.Event], Callable[..., None]] = {  # each applier takes (ca
     e.CompletionsForgotten: _completions_forgotten,
     e.RollbackBegun: _rollback_begun,
     e.CompensationBegun: _compensation_begun,
+    e.ConnectorCalled: _connector_called,
+    e.ConnectorBegun: _connector_begun,
+    e.ConnectorCompleted: _item_completed,
+    e.ConnectorFailed: _item_ended("failed"),
+    e.ConnectorDiscarded: _connector_discarded,
     e.ItemReturned: _item_returned,
 }

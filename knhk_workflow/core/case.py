@@ -40,6 +40,8 @@ class Instance(msgspec.Struct, array_like=True, gc=False):
     timer: int = 0  # its time-out while it is open, its retry while it waits for one; 0 = none
     worker: str = ""  # who has it for a while
     lease: int = 0  # for how long, nanoseconds; 0 = not leased
+    connector: str = ""  # that does it; its call is wanted as long as the work is started
+    calling: bool = False  # a connector is making a call that must not be made twice
 
 
 class Completion(msgspec.Struct, array_like=True, frozen=True, gc=False):

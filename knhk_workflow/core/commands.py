@@ -208,6 +208,37 @@ class ReturnItem(Command, frozen=True, tag=32):
     reason: str = ""
 
 
+class BeginCall(Command, frozen=True, tag=40):
+    """A connector is about to make a call that must not be made twice: whoever finds it begun does not repeat it."""
+
+    item: ItemRef
+
+
+class CompleteCall(Command, frozen=True, tag=41):
+    """A connector's call was answered. `answer` is a JSON object, `status` its status in words or numbers.
+
+    For an item that is gone by now only the fact is recorded.
+    """
+
+    item: ItemRef
+    answer: bytes
+    status: str = ""
+
+
+class FailCall(Command, frozen=True, tag=42):
+    """A connector's call has failed. `permanent`: the same call would fail again, or must not be repeated.
+
+    `pause`: for how many nanoseconds at least the other side does not want to be asked again.
+    """
+
+    item: ItemRef
+    code: str
+    message: str = ""
+    data: bytes = b""
+    permanent: bool = False
+    pause: int = 0
+
+
 CommandType = (
     CreateCase
     | StartCase
@@ -232,4 +263,7 @@ CommandType = (
     | FireTimer
     | LeaseItem
     | ReturnItem
+    | BeginCall
+    | CompleteCall
+    | FailCall
 )

@@ -49,7 +49,8 @@ def ended(step: Step, activation: Activation, node: TaskNode, run: Instance) -> 
     if run.state == "completed" and (node.many is None or node.many.collect is None):
         output = run.output or EMPTY
         if node.out is not None:
-            if not take_output(step, activation, node, output, run.number, run.data):
+            inputs = run.data if node.calls is None else b""  # of a connector that is what was sent
+            if not take_output(step, activation, node, output, run.number, inputs):
                 return
         elif output != EMPTY and not _update(step, activation, output, run.number):
             return

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from knhk_workflow.core import calls, compensation, due, locks, plain_work, timers
 from knhk_workflow.core import commands as c
-from knhk_workflow.core import compensation, due, locks, plain_work, timers
 from knhk_workflow.core import events as e
 from knhk_workflow.core.apply import born
 from knhk_workflow.core.cancel import end_case, withdraw
@@ -315,7 +315,8 @@ def _resolve(step: Step, command: c.ResolveIncident) -> None:
     if outrun(step, activation):
         name = f"{incident.number}@{case.case_id}"
         raise WrongState("incident", name, "about a task that can go on", "about one whose tokens others have taken")
-    if command.action != "retry" and not locks.begun(activation, step.node(activation)):
+    beginning = command.action != "retry" or step.node(activation).calls is not None
+    if beginning and not locks.begun(activation, step.node(activation)):
         _unlocked(step, activation, "incident", f"{incident.number}@{case.case_id}")
     step.emit(e.IncidentResolved(incident.number, command.action, command.reason))
     _resume_activation(step, activation, incident.kind, incident.instance, command)
@@ -337,8 +338,9 @@ def _resume_activation(
             ended(step, activation, node, run)
         elif kind in ("output_error", "data_limit") and node.carrier == "trigger":
             deliver(step, node, activation)
-        elif kind in ("input_error", "depth_limit", "open_items_limit", "task_failed"):
-            run_instance(step, activation, node, instance, run.attempt + 1 if run is not None else 1)
+        elif kind in ("input_error", "depth_limit", "open_items_limit", "task_failed", "connector_failed"):
+            attempt = run.attempt + 1 if run is not None else 1
+            run_instance(step, activation, node, instance, attempt, afresh=True)
         elif node.carrier == "route" and kind in ("condition_error", "loop_limit"):
             again = another_turn(step, activation, node)
             if again is not None:
@@ -572,4 +574,7 @@ DECIDE: Mapping[type[c.Command], Callable[..., None]] = {  # each takes (step, i
     c.FireTimer: due.fire_timer,
     c.LeaseItem: _lease_item,
     c.ReturnItem: _return_item,
+    c.BeginCall: calls.begin_call,
+    c.CompleteCall: calls.complete_call,
+    c.FailCall: calls.fail_call,
 }

@@ -492,6 +492,64 @@ class CompensationBegun(Event, frozen=True, tag=54):
     of_instance: int
 
 
+class ConnectorCalled(Event, frozen=True, tag=60):
+    """Work that a connector does began, in the step that offered it: its call leaves once this is durable.
+
+    What is to be sent is the item's recorded input. (Tags 60 to 64 are those of connectors.)
+    """
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    attempt: int
+    connector: str
+
+
+class ConnectorBegun(Event, frozen=True, tag=61):
+    """A call that must not be made twice is being made: if nothing more is heard of it, nobody knows whether it was."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    attempt: int
+
+
+class ConnectorCompleted(Event, frozen=True, tag=62):
+    """A call was answered with `status`, and the work is done with `output`."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    attempt: int
+    output: bytes = b""
+    status: str = ""
+
+
+class ConnectorFailed(Event, frozen=True, tag=63):
+    """A call has failed, and with it this attempt at the work. `data`: what the other side said."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    attempt: int
+    code: str
+    message: str = ""
+    data: bytes = b""
+
+
+class ConnectorDiscarded(Event, frozen=True, tag=64):
+    """A call ended after its work was taken back (cancelled, late, tried again): its outcome changes nothing."""
+
+    activation: int
+    instance: int
+    attempt: int
+    outcome: str
+
+
 class ItemReturned(Event, frozen=True, tag=70):
     """A worker's lease on work that had begun is over: the work is on offer again as attempt + 1, its tokens stay
     consumed and its locks taken. `reason`: expired, given back, gone."""
@@ -551,5 +609,10 @@ EventType = (
     | CompletionsForgotten
     | RollbackBegun
     | CompensationBegun
+    | ConnectorCalled
+    | ConnectorBegun
+    | ConnectorCompleted
+    | ConnectorFailed
+    | ConnectorDiscarded
     | ItemReturned
 )

@@ -89,7 +89,8 @@ def give_up(step: Step, node: TaskNode, activation: Activation, instance: int, t
         own = node.task.on_error is not None and node.many is None
         found = activation if own else _catcher(step, activation)
     if found is None:
-        raise_incident(step, "task_failed", activation.net, told, activation, instance)
+        kind = "task_failed" if node.calls is None else "connector_failed"
+        raise_incident(step, kind, activation.net, told, activation, instance)
         return
     outer = step.node(found)
     assert outer.task.on_error is not None

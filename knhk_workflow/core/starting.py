@@ -19,23 +19,28 @@ from knhk_workflow.core.incidents import raise_incident
 from knhk_workflow.core.joins import binding, consumed
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.expression import EvaluationFailed, Expression
-from knhk_workflow.model.net import Region, TaskNode
+from knhk_workflow.model.net import Calls, Region, TaskNode
 from knhk_workflow.model.spec import START
 
 DEPTH_MAX = 256  # nested sub-nets; recursion in practice stays below 50
 OPEN_ITEMS_MAX = 10_000  # open work items of a case
 
 
-def run_instance(step: Step, activation: Activation, node: TaskNode, instance: int, attempt: int = 1) -> None:
-    """Set one instance going: offer its work, or start its sub-net."""
+def run_instance(
+    step: Step, activation: Activation, node: TaskNode, instance: int, attempt: int = 1, *, afresh: bool = False
+) -> None:
+    """Set one instance going: offer its work, start its sub-net, or call its connector (see `offer_item`)."""
     if node.carrier == "net":
         start_net(step, step.case.nets[activation.net], node, activation, instance)
     else:
-        offer_item(step, node, activation, instance, attempt)
+        offer_item(step, node, activation, instance, attempt, afresh=afresh)
 
 
-def offer_item(step: Step, node: TaskNode, activation: Activation, instance: int, attempt: int) -> None:
-    """Offer one work item, with its recorded input when the task maps one."""
+def offer_item(
+    step: Step, node: TaskNode, activation: Activation, instance: int, attempt: int, *, afresh: bool = False
+) -> None:
+    """Offer one work item, with its recorded input when the task maps one. What a connector does begins at once; its
+    later attempts send what the first one did, unless the request is to be evaluated `afresh`."""
     case = step.case
     if case.open_items >= OPEN_ITEMS_MAX:
         raise_incident(
@@ -60,10 +65,37 @@ def offer_item(step: Step, node: TaskNode, activation: Activation, instance: int
         element = element_of(activation, instance)
         if element is not None:
             data = msgspec.json.encode({"item": msgspec.Raw(element)})
+    if node.calls is not None:
+        start_without_work(step, activation)
+        before = activation.instances.get(instance)
+        if before is not None and before.data and before.attempt < attempt and not afresh:
+            data = before.data
+        else:
+            evaluated = _request(step, node.calls, activation, instance, data)
+            if evaluated is None:
+                return
+            data = evaluated
     step.emit(e.ItemOffered(net, node.id, number, instance, attempt, data))
     step.items[number, instance] = case.nets[net].name, node, activation, activation.instances[instance]
     if node.times is not None:
         timers.begun(step, node, activation, instance)
+    if node.calls is not None:
+        if node.guarded and not locks.begun(activation, node):
+            locks.take(step, case.nets[net], node, activation)
+        step.emit(e.ConnectorCalled(net, node.id, number, instance, attempt, node.calls.connector))
+
+
+def _request(step: Step, calls: Calls, activation: Activation, instance: int, inputs: bytes) -> bytes | None:
+    """What a connector is to send; None when that could not be evaluated and an incident stands for it."""
+    element = element_of(activation, instance)
+    item = msgspec.json.decode(element) if element is not None else None
+    mapped = msgspec.json.decode(inputs) if calls.mapped else compensation.seen(step, activation)
+    try:
+        return calls.request.evaluated(mapped, item)
+    except EvaluationFailed as failure:
+        message = f"`request` of task {activation.task!r} could not be evaluated: {failure.message}"
+        raise_incident(step, "input_error", activation.net, message, activation, instance)
+        return None
 
 
 def start_item(

@@ -15,6 +15,7 @@ from typing import Literal
 from knhk_workflow.model.expression import Expression, compile_expression
 from knhk_workflow.model.fields import moment
 from knhk_workflow.model.graph import OUTSIDE, dominators, natural_loops, reachable, reverse, without
+from knhk_workflow.model.request import Request, compile_request
 from knhk_workflow.model.spec import END, ROOT, START, Assignment, Instances, Join, Net, Spec, Split, Task, Termination
 
 Carrier = Literal["route", "item", "net", "trigger"]
@@ -69,6 +70,16 @@ class Times:
     at: Amount | None  # or at a moment
     timeout: int | None  # each attempt at the work may take so long
     deadline: Amount | None  # the task must be done at a moment
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """How a connector carries a task out, compiled."""
+
+    connector: str
+    request: Request
+    result: tuple[tuple[str, Expression], ...] | None
+    mapped: bool  # the request sees what `in` gives, not the net's data
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +139,7 @@ class TaskNode:
     undo: str | None = None  # the task that undoes it
     undoes: tuple[str, ...] = ()  # of a compensation: the tasks that it undoes
     ends: bool = False  # a token of it can end the net, whatever is left there
+    calls: Calls | None = None  # a connector does it
 
     # What rules ask of every step, found once:
     automatic: bool = field(init=False)
@@ -166,13 +178,14 @@ class TaskNode:
     def __post_init__(self) -> None:
         kind, task = self.join.kind, self.task
         guarded = bool(self.sections) or self.mutex is not None
-        automatic = self.carrier in ("route", "net") and task.trigger is None
+        automatic = (self.carrier in ("route", "net") or self.calls is not None) and task.trigger is None
         awaits = task.trigger is not None or task.timer is not None
         eager = kind == "partial" and not (self.shared or task.reads or guarded)
         single = kind in SINGLE
         tallies = len(self.skips) > 1 and kind in ("xor", "merge", "or", "structured-or")
         single_item = (
             self.carrier == "item"
+            and self.calls is None
             and not eager
             and self.many is None
             and self.while_ is None
@@ -468,15 +481,22 @@ def _node(shape: _Shape, task: Task, branches: tuple[Branch, ...]) -> TaskNode:
         undo=task.compensate,
         undoes=tuple(sorted(each.id for each in shape.net.tasks if each.compensate == task.id)),
         ends=shape.net.termination == "explicit" and END in outputs,
+        calls=_calls(task),
     )
 
 
 def _carrier(task: Task) -> Carrier:
     if task.net is not None:
         return "net"
-    if task.required_roles:
+    if task.required_roles or task.connector is not None:
         return "item"
     return "trigger" if task.trigger is not None or task.timer is not None else "route"
+
+
+def _calls(task: Task) -> Calls | None:
+    if task.connector is None:
+        return None
+    return Calls(task.connector, compile_request(task.request), _mapping(task.result), task.in_ is not None)
 
 
 def _times(task: Task) -> Times | None:

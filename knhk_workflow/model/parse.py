@@ -34,6 +34,7 @@ from knhk_workflow.model.fields import (
     joined,
     shown,
 )
+from knhk_workflow.model.request import RequestInvalid, compile_request
 from knhk_workflow.model.schema import compiled_schema
 from knhk_workflow.model.spec import (
     END,
@@ -65,6 +66,10 @@ CONDITIONS_MAX: Final = 10_000
 DIGEST_BYTES: Final = 32
 PRIORITY_MAX: Final = 1_000_000
 _MESSAGE_MAX: Final = 300  # characters of another library's message
+
+DEFAULT_CONNECTOR: Final = "default"  # in a document: whichever connector is the default one when the call is made
+CALL_RETRY: Final = Retry(5, 1.0, 60.0, 2.0)
+"""Of a connector's task that says nothing else: 1, 2, 4 and 8 seconds outlast a restart of what is called."""
 
 _NET_KEYS: Final = ("tasks", "conditions", "flows", "termination", "sections", "description")
 _DOCUMENT_KEYS: Final = ("id", "name", "data_schema", "nets", "on_incident", "$schema", *_NET_KEYS)
@@ -434,6 +439,7 @@ def _task(fields: Fields, task_id: str) -> Task:
     if fields.raw("loop") is not None and (instances is not None or for_each is not None):
         hint = "put the instances into a sub-net, and the loop around it"
         fields.problems.add(fields.at("loop"), "conflict", "a task either loops or has several instances", hint)
+    connector = _connector(fields)
     return Task(
         id=task_id,
         name=fields.text("name"),
@@ -456,10 +462,10 @@ def _task(fields: Fields, task_id: str) -> Task:
         in_=fields.assignments("in"),
         out=fields.assignments("out"),
         required_roles=fields.names("required_roles"),
-        connector=fields.name("connector"),
+        connector=connector,
         request=_request(fields),
         result=fields.assignments("result"),
-        retry=_retry(fields),
+        retry=CALL_RETRY if connector is not None and fields.raw("retry") is None else _retry(fields),
         timeout=fields.duration("timeout"),
         deadline=_deadline(fields),
         on_error=fields.name("on_error"),
@@ -475,10 +481,11 @@ def _check_carrier(fields: Fields) -> None:
     if len(carriers) > 1:
         message = f"a task is carried out one way, this one has {' and '.join(carriers)}"
         fields.problems.add(fields.path, "conflict", message, "make several tasks of it")
-    if fields.raw("connector") is None:
-        for key in ("request", "result"):
-            if fields.raw(key) is not None:
-                fields.problems.add(fields.at(key), "conflict", f"{key} belongs to a connector, and there is none")
+    if fields.raw("result") is not None and fields.raw("connector") is None and fields.raw("request") is None:
+        fields.problems.add(fields.at("result"), "conflict", "result belongs to a connector, and there is none")
+    if fields.raw("request") is not None and len(carriers) == 1 and carriers[0] != "connector":
+        message = f"request belongs to a connector, and this task has {carriers[0]}"
+        fields.problems.add(fields.at("request"), "conflict", message)
     if fields.raw("on_timeout") is not None and fields.raw("timeout") is None and fields.raw("deadline") is None:
         message = "says what follows a time-out, but there is neither timeout nor deadline"
         fields.problems.add(fields.at("on_timeout"), "conflict", message)
@@ -699,6 +706,13 @@ def _workflow(fields: Fields) -> str | None:
     return called
 
 
+def _connector(fields: Fields) -> str | None:
+    """The connector that does it. A task with a `request` and without a connector is for the default one."""
+    if fields.raw("connector") is None:
+        return DEFAULT_CONNECTOR if fields.raw("request") is not None else None
+    return fields.name("connector")
+
+
 def _request(fields: Fields) -> bytes:
     value = fields.raw("request")
     if value is None:
@@ -706,4 +720,12 @@ def _request(fields: Fields) -> bytes:
     if not isinstance(value, dict):
         fields.wrong("request", "a map of the connector's settings")
         return b""
-    return canonical(value)
+    source = canonical(value)
+    try:
+        compile_request(source)
+    except RequestInvalid as invalid:
+        where = f"line {invalid.line}, column {invalid.column}: " if invalid.line else ""
+        at = f"{fields.at('request')}.{invalid.where}"
+        fields.problems.add(at, "invalid_expression", where + invalid.problem, invalid.hint)
+        return b""
+    return source

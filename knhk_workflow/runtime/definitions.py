@@ -37,6 +37,8 @@ MODELS_MAX: Final = 1_000  # compiled versions in memory, about 20 KB each
 VERIFY_BUDGET: Final = VerifyBudget()  # about two seconds of one core, in a thread
 REGISTER_TRIES: Final = 8  # two registrations of one id at once: the loser reads again
 
+NAMING_PAGE: Final = 64  # documents per read; one may have 1 MB
+
 Document = Mapping[str, object] | bytes | str
 
 _u64 = 8
@@ -218,6 +220,20 @@ class Definitions:
         except ExpectationFailed:
             return False
         return True
+
+    async def naming_connector(self, tenant: str, connector: str) -> str | None:
+        """An active version that names a connector, as `id@version`."""
+        start, end = self._keys.definitions(tenant)
+        needle = b'"connector":' + msgspec.json.encode(connector)  # documents are kept in their canonical form
+        while True:
+            rows = await self._reads.scan(start, end, limit=NAMING_PAGE)
+            for key, value in rows:
+                definition = DEFINITIONS.read(key, value)
+                if not definition.deleted_at and needle in definition.document:
+                    return f"{parse_definition(key)[1]}@{definition.version}"
+            if len(rows) < NAMING_PAGE:
+                return None
+            start = rows[-1][0] + b"\0"
 
     def _changed(self, shard: int, position: int, units: Sequence[Unit]) -> None:
         """A definition was committed, whoever still waits for it: what was read before counts no more."""

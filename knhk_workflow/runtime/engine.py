@@ -36,6 +36,8 @@ from knhk_workflow.patterns.catalogue import PATTERNS, find
 from knhk_workflow.runtime import messages, query, sandbox
 from knhk_workflow.runtime.births import Births, RunRequest
 from knhk_workflow.runtime.clock import Clock, Ids, SystemClock, SystemIds
+from knhk_workflow.runtime.connectors import ConnectorConfig, Connectors, ConnectorSetup
+from knhk_workflow.runtime.dead_letters import DeadLetters
 from knhk_workflow.runtime.definitions import VERIFY_BUDGET, Definitions, Document
 from knhk_workflow.runtime.dispatch import Dispatch, WorkSession, WorkSubscription
 from knhk_workflow.runtime.export import export
@@ -48,8 +50,9 @@ from knhk_workflow.runtime.inputs import (
     parse_item_id,
 )
 from knhk_workflow.runtime.integrity import Examination, Progress, examine
-from knhk_workflow.runtime.live import CACHED_CASES, LiveCase, LiveCases
+from knhk_workflow.runtime.live import CACHED_CASES, CONTINUE, LiveCase, LiveCases
 from knhk_workflow.runtime.meta import LOCAL, CallMeta
+from knhk_workflow.runtime.outbox import Outbox
 from knhk_workflow.runtime.pages import page_size_of
 from knhk_workflow.runtime.pattern_runs import KeptRuns, PatternRun, run_in_memory, script_of
 from knhk_workflow.runtime.requests import Requests
@@ -63,6 +66,8 @@ from knhk_workflow.runtime.timers import Timers
 from knhk_workflow.runtime.views import (
     CaseFilter,
     CaseView,
+    ConnectorView,
+    DeadLetterView,
     EngineStatus,
     Explanation,
     HistoryEvent,
@@ -126,11 +131,13 @@ class WorkflowEngine:
         ids: Ids | None = None,
         limits: EngineLimits | None = None,
         fortune5: Fortune5Config | None = None,
+        connectors: ConnectorSetup | None = None,
     ) -> None:
         self._state_store = state_store
         self._clock: Clock = clock or SystemClock()
         self._ids: Ids = ids or SystemIds()
         self._limits = limits or EngineLimits()
+        self._connector_setup = connectors
         self._fortune5 = Fortune5Integration(fortune5, self._clock.now) if fortune5 is not None else None
         self._levels = self._fortune5.levels if self._fortune5 is not None else None
         self._opening = asyncio.Lock()
@@ -173,6 +180,19 @@ class WorkflowEngine:
                         store, self._journal, keyspace, self._clock, self._limits.verification
                     )
                     self._timers = Timers(store, keyspace, self._clock, self._fire_timer)
+                    self._connectors = Connectors(
+                        self._connector_setup or ConnectorSetup(), store, journal, keyspace, self._clock
+                    )
+                    await self._connectors.load()
+                    self._outbox = Outbox(
+                        store,
+                        keyspace,
+                        self._clock,
+                        self._connectors.find,
+                        self._report_call,
+                        self._spawn,
+                        idle=self._connector_setup is None,
+                    )
                     self._dispatch = Dispatch(
                         store, keyspace, self._clock, self._on_items, self._look, self._peek, self._spawn
                     )
@@ -185,6 +205,7 @@ class WorkflowEngine:
                         self._continue,
                         self._timers.expect,
                         self._dispatch.worked,
+                        self._outbox.note,
                         self._limits.cached_cases,
                     )
                     self._query = query.Query(store, keyspace)
@@ -193,6 +214,7 @@ class WorkflowEngine:
                     self._births = Births(
                         self._cases, self._definitions, self._requests, self._steps, self._clock, self._ids
                     )
+                    self._dead_letters = DeadLetters(self._query, self._steps)
                     self._watching = Watching(
                         self._query, self._cases, self._steps, self._journal, self._clock, keyspace.shards
                     )
@@ -220,6 +242,7 @@ class WorkflowEngine:
                     await self._retention.recover()
                     await self._recover()
                     await self._messages.recover()
+                    await self._outbox.recover()
                 except BaseException:
                     self._store = None
                     for task in self._tasks:
@@ -239,6 +262,7 @@ class WorkflowEngine:
         self._closed = True
         if self._store is not None:
             self._messages.close()
+            self._outbox.close()
             self._dispatch.close()
         for task in self._tasks:
             task.cancel()
@@ -246,6 +270,7 @@ class WorkflowEngine:
             await asyncio.wait(self._tasks)
         if self._store is not None:
             self._watching.close()
+            await self._connectors.close()
             await self._journal.close()
             self._store = None
         await self._state_store.close()
@@ -792,6 +817,74 @@ class WorkflowEngine:
         """The trace of a run in memory as it happens; the run's `result` once it is exhausted."""
         return PatternRun(sandbox.Run(script_of(pattern_id, context), self._clock, meta.principal))
 
+    # -- connectors ---------------------------------------------------------------------------------------------------
+
+    async def put_connector(
+        self, name: str, kind: str, config: JsonObject, *, default: bool = False, meta: CallMeta = LOCAL
+    ) -> ConnectorView:
+        """Create or replace a connector of the tenant (see runtime/connectors.py). The same again changes nothing."""
+        if self._store is None:
+            await self.open()
+        if self._connector_setup is None:
+            raise Unsupported("connectors", "make the engine with a ConnectorSetup")
+        asked = ConnectorConfig(name, kind, json_object(config, "config_json"), default)
+        return await self._connectors.put(asked, meta)
+
+    async def list_connectors(self, *, meta: CallMeta = LOCAL) -> tuple[ConnectorView, ...]:
+        """Every connector that the tenant's tasks can name, by name."""
+        if self._store is None:
+            await self.open()
+        return tuple(self._outbox.told(*each) for each in self._connectors.views(meta.tenant))
+
+    async def probe_connector(self, name: str, *, meta: CallMeta = LOCAL) -> ConnectorView:
+        """A connector with whether its other side can be reached. Raises NotFound."""
+        if self._store is None:
+            await self.open()
+        return self._outbox.told(*await self._connectors.probe(meta.tenant, name))
+
+    async def delete_connector(self, name: str, *, force: bool = False, meta: CallMeta = LOCAL) -> None:
+        """Remove a connector of the tenant. Raises WrongState while a workflow names it, unless forced."""
+        if self._store is None:
+            await self.open()
+        user = None if force else await self._definitions.naming_connector(meta.tenant, name)
+        if user is not None:
+            raise WrongState("connector", name, "named by no workflow", f"named by {user}", "delete that, or force it")
+        await self._connectors.delete(name, meta)
+
+    def connector_totals(self) -> tuple[int, Sequence[ConnectorView]]:
+        """Calls made since opening, and every connector of every tenant, for metrics."""
+        if self._store is None:
+            return 0, ()
+        return self._outbox.made, [self._outbox.told(*each) for each in self._connectors.everything()]
+
+    async def list_dead_letters(
+        self,
+        *,
+        case_id: str = "",
+        connector: str = "",
+        page_size: int = 0,
+        page_token: str = "",
+        meta: CallMeta = LOCAL,
+    ) -> Page[DeadLetterView]:
+        """Effects that were given up, by case. A page that is filtered may be short and still have a token."""
+        if self._store is None:
+            await self.open()
+        return await self._dead_letters.page(meta, case_id, connector, page_size, page_token)
+
+    async def retry_dead_letter(self, dead_letter_id: str, *, meta: CallMeta = LOCAL) -> DeadLetterView:
+        """Make the call again, under the same key. Raises NotFound."""
+        if self._store is None:
+            await self.open()
+        return await self._dead_letters.resolve(dead_letter_id, "retry", "", meta)
+
+    async def discard_dead_letter(
+        self, dead_letter_id: str, reason: str = "", *, meta: CallMeta = LOCAL
+    ) -> DeadLetterView:
+        """Go on without the effect. Raises NotFound."""
+        if self._store is None:
+            await self.open()
+        return await self._dead_letters.resolve(dead_letter_id, "skip", reason, meta)
+
     # -- the way of a command -----------------------------------------------------------------------------------------
 
     async def _on_case(self, case_id: str, command: c.Command, meta: CallMeta, *, rest: bool = False) -> CaseView:
@@ -820,6 +913,9 @@ class WorkflowEngine:
     def _fire_timer(self, tenant: str, case_id: str, number: int) -> Awaitable[TimerOutcome]:
         return self._steps.fire_timer(tenant, case_id, number)
 
+    def _report_call(self, tenant: str, case_id: str, command: c.Command) -> Awaitable[None]:
+        return self._steps.report_call(tenant, case_id, command)
+
     def _continue(self, live: LiveCase) -> None:
         """A case has a paused cascade."""
         if not self._closed:
@@ -838,8 +934,9 @@ class WorkflowEngine:
             while True:
                 rows = await self._store.scan(start, end, limit=RECOVER_PAGE)
                 for key, _ in rows:
-                    tenant, case_id, _ = parse_effect(key)
-                    self._continue(self._cases.entry(tenant, case_id))
+                    tenant, case_id, effect = parse_effect(key)
+                    if effect == CONTINUE:
+                        self._continue(self._cases.entry(tenant, case_id))
                 if len(rows) < RECOVER_PAGE:
                     break
                 start = rows[-1][0] + b"\0"

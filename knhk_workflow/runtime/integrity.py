@@ -27,9 +27,12 @@ from knhk_workflow.core.case import Case, decode_state, encode_state
 from knhk_workflow.core.events import CaseCreated
 from knhk_workflow.errors import StoreCorrupt, StoreError, StoreFormat
 from knhk_workflow.model.parse import spec_digest
+from knhk_workflow.runtime import outbox
 from knhk_workflow.runtime.live import CONTINUE, STATE_CODEC, head_of
 from knhk_workflow.runtime.records import (
+    CALLS,
     COMMITS,
+    CONNECTORS,
     DEFINITIONS,
     HEADS,
     INCIDENTS,
@@ -38,6 +41,7 @@ from knhk_workflow.runtime.records import (
     PURGES,
     REQUESTS,
     SNAPSHOTS,
+    CallRecord,
     CommitRecord,
 )
 from knhk_workflow.runtime.retention import note_digest
@@ -46,6 +50,7 @@ from knhk_workflow.store.chain import Link, walk
 from knhk_workflow.store.codec import UNREADABLE
 from knhk_workflow.store.keys import (
     AUDIT,
+    CONNECTOR,
     DEFINITION,
     HEAD,
     INCIDENT,
@@ -157,6 +162,7 @@ class _Examiner:
         self._suspects: set[tuple[str, str]] = set()
         """Cases whose records do not add up to that: looked at one by one."""
         self._continuing: set[tuple[str, str]] = set()
+        self._calls: dict[tuple[str, str], dict[str, CallRecord]] = {}
         self._timers: dict[tuple[str, str], set[tuple[int, str]]] = {}
         self._definitions: dict[tuple[str, str, int], bytes | None] = {}
         self._total = 0
@@ -379,14 +385,20 @@ class _Examiner:
     async def _pending(self, shard: int) -> None:
         """Which cases have something left to do automatically, and which timers there are."""
         self._continuing.clear()
+        self._calls.clear()
         self._timers.clear()
         async for key, _ in self._rows(shard, self._keys.timers(shard)):
             due, tenant, case_id, timer = parse_timer(key)
             self._timers.setdefault((tenant, case_id), set()).add((due, timer))
-        async for key, _ in self._rows(shard, self._keys.effects(shard)):
+        async for key, value in self._rows(shard, self._keys.effects(shard)):
             tenant, case_id, effect = parse_effect(key)
             if effect == CONTINUE:
                 self._continuing.add((tenant, case_id))
+            else:
+                try:
+                    self._calls.setdefault((tenant, case_id), {})[effect] = CALLS.read(key, value)
+                except (StoreCorrupt, StoreFormat) as error:
+                    self._wrong("VALUE_DAMAGED", error.message, shard, 0, tenant, case_id)
 
     async def _leave(self, shard: int, beside: _Beside | None) -> None:
         """After the last case of a tenant: rows that belong to none."""
@@ -459,6 +471,8 @@ class _Examiner:
             armed = {(timer.due, str(number)) for number, timer in state.timers.items()}
             if timers != armed:
                 wrong("TIMERS_WRONG", "its timers are not those that its events say")
+            if self._calls.pop((tenant, case_id), {}) != outbox.pending(state):
+                wrong("CALLS_WRONG", "what its connectors are to do is not what its events say")
             _work(state, items, incidents, wrong)
             if snapshots:
                 await self._snapshot(*snapshots[0], walked, wrong)
@@ -516,6 +530,8 @@ class _Examiner:
                 self._wrong("WORKFLOW_WRONG", broken, shard, 0, tenant)
         elif kind == MESSAGE:
             MESSAGES.read(key, value)
+        elif kind == CONNECTOR:
+            CONNECTORS.read(key, value)
         elif kind in _CHECKED:
             unseal(key, value)
 

@@ -4,8 +4,8 @@ A case is locked from the start of a command until its step is durable, so nobod
 that fails throws the cached state away: the next touch replays from the store, and there is no rollback code.
 
 The step of a command becomes one `Unit` of the journal: the commit record, the case's head (which the next commit
-expects unchanged), the rows of the work list, timers, incidents, the effect that keeps a paused cascade alive, the
-idempotency record, and every SNAPSHOT_RECORDS records a snapshot. All of it is there or nothing is.
+expects unchanged), the rows of the work list, timers, incidents, connectors' calls, the effect that keeps a paused
+cascade alive, the idempotency record, and every SNAPSHOT_RECORDS records a snapshot. All of it is there or nothing is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.step import ItemInNet, Step
 from knhk_workflow.errors import NotFound, StoreCorrupt, StoreFormat
 from knhk_workflow.model.net import Model
-from knhk_workflow.runtime import timers
+from knhk_workflow.runtime import outbox, timers
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.definitions import Definitions
 from knhk_workflow.runtime.meta import CallMeta
@@ -64,6 +64,7 @@ class LiveCase:
     __slots__ = (
         "busy",
         "bytes",
+        "calls",
         "changed",
         "continuing",
         "created_by",
@@ -83,6 +84,7 @@ class LiveCase:
         self.model: Model | None = None
         self.head: bytes | None = None
         self.created_by = ""
+        self.calls: list[outbox.Change] = []  # of connectors, that the step on its way to the disk begins or ends
         self.due = 0  # of the nearest timer that the step on its way to the disk made; 0 = none
         self.items: Items | None = None  # work that the step on its way to the disk has changed
         self.records = 0
@@ -137,6 +139,7 @@ class LiveCases:
         unsettled: Callable[[LiveCase], None],
         armed: Callable[[int], None],
         worked: Callable[[LiveCase], None],
+        called: Callable[[CaseKeys, Sequence[outbox.Change]], None],
         limit: int = CACHED_CASES,
     ) -> None:
         self._reads = reads
@@ -147,6 +150,7 @@ class LiveCases:
         self._unsettled = unsettled
         self._armed = armed
         self._worked = worked
+        self._called = called
         self._limit = limit
         self.purges = False
         """There are purged cases: a new one must not take the id of one of them."""
@@ -205,6 +209,7 @@ class LiveCases:
         live.model = None
         live.head = None
         live.due = 0
+        live.calls = []
         live.items = None
         if not live.turns and not live.changed and live.continuing is None:
             self._cases.pop((live.keys.tenant, live.keys.case_id), None)
@@ -225,6 +230,8 @@ class LiveCases:
         for (number, instance), item in step.items.items():
             row = item_row(case, item) if item[3].state in OPEN_ITEM_STATES else None
             writes.append((keys.item(number, instance), row))
+            if item[3].connector:
+                live.calls.append(outbox.rows(keys, case, item, writes))
         live.items = step.items
         if step.incidents:
             _incident_rows(keys, step, writes)
@@ -304,6 +311,9 @@ class LiveCases:
         if live.due:
             self._armed(live.due)
             live.due = 0
+        if live.calls:
+            self._called(live.keys, live.calls)
+            live.calls = []
         self._worked(live)
         state = live.state
         if state is not None and state.ready and state.state == "running":

@@ -110,6 +110,26 @@ class MessageRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     answered: bool = False  # its request record is written
 
 
+class CallRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A connector's call that was begun and has not ended: what is to be sent, to whom."""
+
+    key: str
+    connector: str
+    request: bytes
+    attempt: int
+    begun: bool = False  # it must not be made twice, and was perhaps made
+
+
+class ConnectorRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A connector that was configured by a call."""
+
+    kind: str
+    config: bytes  # JSON
+    default: bool
+    updated_at: int
+    updated_by: str
+
+
 class PurgeRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The note that a case was purged: all that is left of it but the digests in the log. The log has its digest."""
 
@@ -178,4 +198,6 @@ INCIDENTS = Reader(IncidentRow)
 REQUESTS = Reader(RequestRecord)
 DEFINITIONS = Reader(Definition)
 MESSAGES = Reader(MessageRecord)
+CALLS = Reader(CallRecord)
+CONNECTORS = Reader(ConnectorRecord)
 PURGES = Reader(PurgeRecord)

@@ -22,6 +22,7 @@ from knhk_workflow.core.apply import replay
 from knhk_workflow.core.case import Case
 from knhk_workflow.errors import InvalidInput, NotFound, StoreCorrupt, StoreFormat
 from knhk_workflow.model.net import Model
+from knhk_workflow.runtime import outbox
 from knhk_workflow.runtime.definitions import recompiled
 from knhk_workflow.runtime.integrity import Examination, Progress, examine, refused
 from knhk_workflow.runtime.live import CONTINUE, head_of, incident_row, item_row
@@ -401,6 +402,7 @@ class _Restoration:
             ]
             if state.ready:
                 writes.append((keys.effect(CONTINUE), b""))
+            writes += [(keys.effect(name), pack(record)) for name, record in outbox.pending(state).items()]
             writes += [(keys.timer(timer.due, str(number)), b"") for number, timer in state.timers.items()]
             if state.business_key:
                 writes.append((keys.business_key(state.business_key), b""))

@@ -35,6 +35,7 @@ from knhk_workflow.store import ExpectationFailed, Outcome, OutcomeUnknown
 CONTINUE_PAUSE_S: Final = 0.5  # between attempts to carry a cascade on while the store cannot write
 SYSTEM: Final = "system:engine"
 TIMER: Final = "system:timer"
+CONNECTOR: Final = "system:connector"
 
 T = TypeVar("T")
 C = TypeVar("C", bound=c.Command)
@@ -131,6 +132,11 @@ class Steps:
         except Exception as error:  # noqa: BLE001  # whatever the core did wrong, it is this case's affair
             await poisoned(self._cases, self._clock, case_id, meta, error)
             return "done"
+
+    def report_call(self, tenant: str, case_id: str, command: c.Command) -> Awaitable[None]:
+        """What became of a connector's call."""
+        meta = CallMeta(tenant=tenant, principal=CONNECTOR, method="report_call")
+        return self._carry_out(case_id, command, meta, lambda *_: None, _no_receipt, lambda _: None)
 
     async def _carry_out(
         self,

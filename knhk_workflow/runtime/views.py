@@ -55,6 +55,49 @@ class IncidentView(msgspec.Struct, frozen=True, gc=False):
     resolved_by: str = ""
 
 
+class ConnectorView(msgspec.Struct, frozen=True):
+    """A connector as it is now. `config` is JSON without secrets: it only names them."""
+
+    name: str
+    kind: str
+    config: bytes
+    default: bool
+    shared: bool
+    """From the operator's own file: all tenants have it, and calls cannot change it."""
+    delivery: str
+    pool_active: int = 0
+    pool_size: int = 0
+    pool_waiting: int = 0
+    updated_at: int = 0
+    breakers: tuple[tuple[str, str], ...] = ()
+    """(target, closed | open | half-open) of the targets called so far."""
+    active: int = 0
+    """Calls being made."""
+    waiting: int = 0
+    """Calls that wait for their turn, or for a breaker."""
+    healthy: bool | None = None
+    """Whether its other side could be reached; None: nobody has tried."""
+    detail: str = ""
+
+
+class DeadLetterView(msgspec.Struct, frozen=True):
+    """An effect that was given up after its last attempt; its case waits for somebody. The id is the incident's."""
+
+    dead_letter_id: str
+    connector: str
+    case_id: str
+    task_id: str
+    attempts: int
+    code: str
+    message: str
+    request: bytes
+    """What was to be sent, JSON."""
+    first_tried_at: int
+    created_at: int
+    status: str = "pending"
+    """pending, retrying, discarded."""
+
+
 class WorkItemView(msgspec.Struct, frozen=True, gc=False):
     """One work item. `item_id` is `activation.instance.attempt@case_id`.
 

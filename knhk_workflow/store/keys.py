@@ -49,6 +49,7 @@ TIMER: Final = b"T"
 EFFECT: Final = b"E"
 REQUEST_EXPIRY: Final = b"X"
 MESSAGE: Final = b"M"
+CONNECTOR: Final = b"C"
 PURGED: Final = b"P"
 PURGING: Final = b"Q"
 
@@ -292,6 +293,14 @@ class Keyspace:
         """The messages of all tenants."""
         return _under(self._system(shard) + MESSAGE)
 
+    def connector(self, tenant: str, name: str) -> bytes:
+        """A connector that was configured by a call."""
+        return self._system(META_SHARD) + CONNECTOR + _text(tenant) + _text(name)
+
+    def connectors(self) -> Range:
+        """The connectors of all tenants."""
+        return _under(self._system(META_SHARD) + CONNECTOR)
+
     def purged(self, shard: int) -> Range:
         """The notes of purged cases of all tenants."""
         return _under(self._system(shard) + PURGED)
@@ -452,6 +461,12 @@ def parse_message(key: bytes) -> tuple[str, bytes]:
     """(tenant, scope)"""
     reader = _Reader(key, MESSAGE)
     return reader.text(), key[reader.at :]
+
+
+def parse_connector(key: bytes) -> tuple[str, str]:
+    """(tenant, name)"""
+    reader = _Reader(key, CONNECTOR)
+    return reader.text(), reader.text()
 
 
 def parse_purged(key: bytes) -> tuple[str, str]:

@@ -81,6 +81,11 @@ def test_tags_are_unique_and_never_change() -> None:
         "CompletionsForgotten": 52,
         "RollbackBegun": 53,
         "CompensationBegun": 54,
+        "ConnectorCalled": 60,
+        "ConnectorBegun": 61,
+        "ConnectorCompleted": 62,
+        "ConnectorFailed": 63,
+        "ConnectorDiscarded": 64,
         "ItemReturned": 70,
     }
     assert len({kind.__struct_config__.tag for kind in COMMANDS}) == len(COMMANDS)

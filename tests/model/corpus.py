@@ -268,7 +268,7 @@ INVALID: tuple[Bad, ...] = (
     ),
     _bad(
         "carried out twice",
-        "{id: x, tasks: {a: {required_roles: r, connector: http}, b: {request: {}}}}",
+        "{id: x, tasks: {a: {required_roles: r, connector: http}, b: {required_roles: r, request: {}}}}",
         "tasks.a conflict",
         "tasks.b.request conflict",
         shape=False,
@@ -306,11 +306,11 @@ INVALID: tuple[Bad, ...] = (
         "{id: x, tasks: {a: {loop: {}, priority: high, retry: 0, trigger: {}, allocation: dice,"
         " workflow: a@0, connector: [], required_roles: [r, r]}}}",
         "tasks.a conflict",
+        "tasks.a.connector type",
         "tasks.a.trigger.name missing",
         "tasks.a.loop missing",
         "tasks.a.workflow version",
         "tasks.a.required_roles[1] duplicate",
-        "tasks.a.connector type",
         "tasks.a.retry.max_attempts number",
         "tasks.a.allocation unknown_value",
         "tasks.a.priority number",

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from knhk_sidecar.api import pb, wire
+from knhk_sidecar.api.services.connectors import ConnectorCalls
 from knhk_sidecar.api.services.streams import closed_after
-from knhk_workflow import CallMeta, InvalidInput, StoreCorrupt, Unsupported, WorkflowEngine, prove_export
+from knhk_workflow import CallMeta, InvalidInput, StoreCorrupt, WorkflowEngine, prove_export
 
 Health = Literal["healthy", "degraded", "unhealthy"]
 
@@ -66,11 +67,11 @@ class Daemon:
     """(level, logger, seconds; 0 = until restart) -> the level before. Raises InvalidInput for an unknown logger."""
 
 
-class AdminService:
+class AdminService(ConnectorCalls):
     """Over the daemon's own state; the engine may be absent."""
 
     def __init__(self, engine: WorkflowEngine | None, daemon: Daemon, unavailable: Callable[[], Sequence[str]]) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._daemon = daemon
         self._unavailable = unavailable
 
@@ -137,11 +138,6 @@ class AdminService:
             head_hashes={end.shard: end.hashed.hex() for end in found.ends},
             problems=problems,
         )
-
-    def _running(self) -> WorkflowEngine:
-        if self._engine is None:
-            raise Unsupported("workflow engine", "set KGC_SIDECAR_WORKFLOW_ENABLED=true and restart the sidecar")
-        return self._engine
 
     async def get_config(self, request: pb.GetConfigRequest, meta: CallMeta) -> pb.GetConfigResponse:
         """Every setting with its value and origin."""

@@ -27,7 +27,19 @@ LATER = {
         "ResumeWorkItem",
     },
 }
-NOW_OF_ADMIN = {"GetStatus", "GetConfig", "SetLogLevel", "Backup", "VerifyHistory"}
+NOW_OF_ADMIN = {
+    "GetStatus",
+    "GetConfig",
+    "SetLogLevel",
+    "Backup",
+    "VerifyHistory",
+    "PutConnector",
+    "ListConnectors",
+    "DeleteConnector",
+    "ListDeadLetters",
+    "RetryDeadLetter",
+    "DiscardDeadLetter",
+}
 
 
 def later(method: MethodDescriptor) -> bool:

@@ -1318,6 +1318,26 @@ class Connector(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class BreakerStatesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     CONFIG_JSON_FIELD_NUMBER: _builtins.int
@@ -1329,6 +1349,11 @@ class Connector(_message.Message):
     POOL_WAITING_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
+    BREAKER_STATES_FIELD_NUMBER: _builtins.int
+    CALL_ACTIVE_FIELD_NUMBER: _builtins.int
+    CALL_WAITING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name in workflow documents."""
     kind: _builtins.str
@@ -1340,7 +1365,7 @@ class Connector(_message.Message):
     delivery: _builtins.str
     """What a repeated call means outside: idempotent, keyed, at-most-once or verifiable."""
     breaker_state: _builtins.str
-    """closed, open or half-open."""
+    """closed, open or half-open: the worst of its targets."""
     pool_active: _builtins.int
     """Connections in use."""
     pool_size: _builtins.int
@@ -1349,9 +1374,21 @@ class Connector(_message.Message):
     """Calls waiting for a connection."""
     health: Global___HealthState.ValueType
     """How it is."""
+    message: _builtins.str
+    """What the probe found, when it was asked for."""
+    shared: _builtins.bool
+    """True when it stands in the daemon's own file: all tenants have it, and calls cannot change it."""
+    call_active: _builtins.int
+    """Calls that are being made."""
+    call_waiting: _builtins.int
+    """Calls that wait for their turn or for a breaker."""
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed."""
+
+    @_builtins.property
+    def breaker_states(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The breaker of each target that was called so far."""
 
     def __init__(
         self,
@@ -1367,10 +1404,15 @@ class Connector(_message.Message):
         pool_waiting: _builtins.int = ...,
         health: Global___HealthState.ValueType = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        message: _builtins.str = ...,
+        shared: _builtins.bool = ...,
+        breaker_states: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        call_active: _builtins.int = ...,
+        call_waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaker_state", b"breaker_state", "config_json", b"config_json", "delivery", b"delivery", "health", b"health", "is_default", b"is_default", "kind", b"kind", "name", b"name", "pool_active", b"pool_active", "pool_size", b"pool_size", "pool_waiting", b"pool_waiting", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaker_state", b"breaker_state", "breaker_states", b"breaker_states", "call_active", b"call_active", "call_waiting", b"call_waiting", "config_json", b"config_json", "delivery", b"delivery", "health", b"health", "is_default", b"is_default", "kind", b"kind", "message", b"message", "name", b"name", "pool_active", b"pool_active", "pool_size", b"pool_size", "pool_waiting", b"pool_waiting", "shared", b"shared", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1446,19 +1488,23 @@ class ListConnectorsRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Most elements wanted."""
     page_token: _builtins.str
     """Token of the previous page."""
+    probe: _builtins.bool
+    """Try whether the other sides can be reached; takes up to five seconds."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        probe: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "probe", b"probe"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

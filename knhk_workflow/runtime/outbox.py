@@ -1,0 +1,404 @@
+"""The outbox: what connectors are to do, from the commit that decided it until the commit that has its outcome.
+
+The row of a call is written in the commit that begins it and deleted in the one that ends it, so the rows are exactly
+the calls that are wanted and not yet answered, whatever happens in between. A call leaves once its row is durable; its
+outcome comes back as a command of its own; a daemon that was killed in between finds the row and makes the call again,
+under the same key. Whether it may is a matter of its connector's delivery: a call that must not be made twice is
+marked as begun, durably, before it is made, and one that is found marked is an incident for a person.
+
+Calls to one target share a lane: a bound on how many are under way, and a circuit breaker. While that is open its calls
+wait here and use up no attempt; a task's own time-out still counts. How often and when a failed call is tried again is
+the core's decision (`core/due.py`), so that it survives as everything does.
+
+In memory are at most QUEUED_MAX calls. More stay in the store and are read when there is room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from hashlib import blake2b
+from typing import Final, TypeVar
+
+import msgspec
+
+from knhk_workflow.connectors.breaker import Breaker, BreakerState
+from knhk_workflow.connectors.connector import Answer, Call, CallFailed, Connector
+from knhk_workflow.core import commands as c
+from knhk_workflow.core.case import Activation, Case, Instance
+from knhk_workflow.core.step import ItemInNet
+from knhk_workflow.errors import Busy, Fenced, StoreError, StoreUnavailable, WorkflowError
+from knhk_workflow.runtime.clock import Alarm, Clock
+from knhk_workflow.runtime.records import CALLS, CallRecord, pack
+from knhk_workflow.runtime.views import ConnectorView
+from knhk_workflow.store import CaseKeys, Keyspace, OutcomeUnknown, Reads, Write
+from knhk_workflow.store.keys import parse_effect
+
+PREFIX: Final = "call "
+QUEUED_MAX: Final = 10_000  # calls in memory; with requests of 1 KB about 20 MB
+LANES_MAX: Final = 1_000  # targets that are remembered; the idle and healthy ones go first
+PAGE: Final = 256  # rows per read; a row may hold a large request
+PAUSE_S: Final = 0.2  # before an outcome that could not be written is written again
+KEY_BYTES: Final = 16
+UNKNOWN: Final = "outcome_unknown"
+CRASHED: Final = "connector_error"
+
+T = TypeVar("T")
+
+Place = tuple[str, str, int, int]
+"""Tenant, case, activation, instance."""
+
+
+class Change(msgspec.Struct, frozen=True, gc=False):
+    """What a step did to a call: it is wanted (`record`), or not any more."""
+
+    activation: int
+    instance: int
+    record: CallRecord | None
+
+
+Report = Callable[[str, str, c.Command], Awaitable[None]]
+"""Carries a command out on a case of a tenant, durably."""
+
+Find = Callable[[str, str], Connector]
+"""The connector of a tenant by its name. Raises CallFailed when there is none."""
+
+
+def effect(activation: int, instance: int) -> str:
+    """The id of a call among the effects of its case."""
+    return f"{PREFIX}{activation}.{instance}"
+
+
+def rows(keys: CaseKeys, case: Case, item: ItemInNet, writes: list[Write]) -> Change:
+    """Add what a step writes for an item that a connector does."""
+    activation, run = item[2], item[3]
+    record = call_record(case, activation, run)
+    writes.append((keys.effect(effect(activation.number, run.number)), None if record is None else pack(record)))
+    return Change(activation.number, run.number, record)
+
+
+def pending(case: Case) -> dict[str, CallRecord]:
+    """All calls of a case that are wanted, by the ids of their effects."""
+    return {
+        effect(activation.number, run.number): record
+        for activation, run in case.open_work()
+        if (record := call_record(case, activation, run)) is not None
+    }
+
+
+def call_record(case: Case, activation: Activation, run: Instance) -> CallRecord | None:
+    """The call that an item stands for; None when it is not wanted (any more)."""
+    if not run.connector or run.state != "started":
+        return None
+    name = f"{activation.number}.{run.number}".encode()
+    key = blake2b(name, digest_size=KEY_BYTES, key=case.salt).hexdigest()
+    return CallRecord(key, run.connector, run.data, run.attempt, run.calling)
+
+
+class LaneState(msgspec.Struct, frozen=True):
+    """The calls to one target, now."""
+
+    connector: str
+    target: str
+    breaker: BreakerState
+    active: int
+    waiting: int
+
+
+class _Job(msgspec.Struct, eq=False):
+    """A call in memory."""
+
+    place: Place
+    record: CallRecord
+    recovered: bool
+    sent: bool = False
+    wanted: bool = True
+
+
+class _Lane:
+    """The calls to one target of one connector."""
+
+    __slots__ = ("active", "alarm", "breaker", "connector", "name", "queue", "target")
+
+    def __init__(self, name: str, target: str, connector: Connector) -> None:
+        self.name = name
+        self.target = target
+        self.connector = connector
+        self.breaker = Breaker(connector.breaker)
+        self.queue: deque[_Job] = deque()
+        self.active = 0
+        self.alarm: Alarm | None = None
+
+
+class Outbox:
+    """The outbox of one engine."""
+
+    def __init__(
+        self,
+        reads: Reads,
+        keyspace: Keyspace,
+        clock: Clock,
+        find: Find,
+        report: Report,
+        spawn: Callable[[Coroutine[object, object, None]], asyncio.Task[None]],
+        *,
+        idle: bool = False,
+    ) -> None:
+        """`idle`: of an engine that is not to call anybody; the calls wait in the store for one that is."""
+        self._idle = idle
+        self._reads = reads
+        self._keyspace = keyspace
+        self._clock = clock
+        self._find = find
+        self._report = report
+        self._spawn = spawn
+        self._jobs: dict[Place, list[_Job]] = {}  # several: an attempt that was taken back while it was under way
+        self._count = 0
+        self._lanes: dict[tuple[int, str], _Lane] = {}
+        self._behind = False
+        self._closed = False
+        self._scanning = False
+        self._ended: set[Place] = set()  # while the store is scanned: what a page may still show
+        self.made = 0
+        """Calls that were made."""
+
+    def lanes(self) -> Sequence[LaneState]:
+        """Every target that is remembered."""
+        return [
+            LaneState(lane.name, lane.target, lane.breaker.state, lane.active, len(lane.queue))
+            for lane in self._lanes.values()
+        ]
+
+    def told(self, view: ConnectorView, connector: Connector) -> ConnectorView:
+        """A connector's view with its calls and breakers."""
+        lanes = [lane for lane in self._lanes.values() if lane.connector is connector]
+        return msgspec.structs.replace(
+            view,
+            breakers=tuple(sorted((lane.target, lane.breaker.state) for lane in lanes)),
+            active=sum(lane.active for lane in lanes),
+            waiting=sum(len(lane.queue) for lane in lanes),
+        )
+
+    def note(self, keys: CaseKeys, changes: Sequence[Change]) -> None:
+        """A commit began or ended calls."""
+        if self._idle:
+            return
+        for change in changes:
+            place = keys.tenant, keys.case_id, change.activation, change.instance
+            record = change.record
+            for job in list(self._jobs.get(place, ())):
+                if not job.sent and (record is None or record.attempt != job.record.attempt):
+                    job.wanted = False
+                    self._forget(job)
+            if record is not None:
+                self._take(place, record, recovered=False)
+            elif self._scanning:
+                self._ended.add(place)
+
+    async def recover(self) -> None:
+        """Take up what the store holds, as far as there is room."""
+        if self._scanning or self._idle:
+            return
+        self._scanning = True
+        self._behind = False
+        try:
+            for shard in range(self._keyspace.shards):
+                start, end = self._keyspace.effects(shard)
+                while not self._behind:
+                    page = await self._reads.scan(start, end, limit=PAGE)
+                    for key, value in page:
+                        tenant, case_id, effect_id = parse_effect(key)
+                        if effect_id.startswith(PREFIX):
+                            activation, instance = map(int, effect_id.removeprefix(PREFIX).split("."))
+                            place = tenant, case_id, activation, instance
+                            if place not in self._ended:
+                                self._take(place, CALLS.read(key, value), recovered=True)
+                    if len(page) < PAGE:
+                        break
+                    start = page[-1][0] + b"\0"
+        finally:
+            self._scanning = False
+            self._ended.clear()
+
+    def close(self) -> None:
+        """Make no further calls. What is under way is the caller's to cancel; it is taken up again after opening."""
+        self._closed = True
+        for lane in self._lanes.values():
+            if lane.alarm is not None:
+                lane.alarm.cancel()
+
+    # ------------------------------------------------------------------------------------------------------------ lanes
+
+    def _take(self, place: Place, record: CallRecord, *, recovered: bool) -> None:
+        known = self._jobs.get(place)
+        if known is not None and any(job.record.attempt == record.attempt for job in known):
+            return
+        if self._count >= QUEUED_MAX:
+            self._behind = True
+            return
+        job = _Job(place, record, recovered)
+        self._jobs.setdefault(place, []).append(job)
+        self._count += 1
+        try:
+            connector = self._find(place[0], record.connector)
+            target = connector.target(record.request)
+        except CallFailed as failure:
+            job.sent = True
+            self._spawn(self._refused(job, failure))
+            return
+        lane = self._lanes.get((id(connector), target))
+        if lane is None or lane.connector is not connector:
+            self._make_room()
+            lane = self._lanes[id(connector), target] = _Lane(record.connector, target, connector)
+        lane.queue.append(job)
+        self._pump(lane)
+
+    def _make_room(self) -> None:
+        if len(self._lanes) < LANES_MAX:
+            return
+        for name, lane in list(self._lanes.items()):
+            if not lane.active and not lane.queue and lane.breaker.state == "closed":
+                del self._lanes[name]
+                return
+
+    def _pump(self, lane: _Lane) -> None:
+        """Make calls as far as the lane lets them."""
+        if self._closed:
+            return
+        while lane.queue and lane.active < lane.connector.max_concurrent:
+            if not lane.queue[0].wanted:
+                lane.queue.popleft()
+                continue
+            now = self._clock.now()
+            if not lane.breaker.admits(now):
+                if lane.breaker.state == "open" and lane.alarm is None:
+                    lane.alarm = self._clock.call_at(lane.breaker.reopens, lambda: self._again(lane))
+                return
+            job = lane.queue.popleft()
+            job.sent = True
+            lane.active += 1
+            self._spawn(self._run(lane, job))
+
+    def _again(self, lane: _Lane) -> None:
+        lane.alarm = None
+        self._pump(lane)
+
+    def _forget(self, job: _Job) -> None:
+        jobs = self._jobs.get(job.place)
+        if jobs is None or job not in jobs:
+            return
+        jobs.remove(job)
+        if not jobs:
+            del self._jobs[job.place]
+        self._count -= 1
+        if self._scanning:
+            self._ended.add(job.place)
+        if not self._closed and self._behind and self._count <= QUEUED_MAX // 2 and not self._scanning:
+            self._spawn(self._catch_up())
+
+    async def _catch_up(self) -> None:
+        try:
+            await self.recover()
+        except StoreError:
+            self._behind = True  # the next call that ends tries again
+
+    # ------------------------------------------------------------------------------------------------------------ calls
+
+    async def _refused(self, job: _Job, failure: CallFailed) -> None:
+        """A call that cannot be made at all."""
+        try:
+            await self._tell(job, _failed(job, failure))
+        finally:
+            self._forget(job)
+
+    async def _run(self, lane: _Lane, job: _Job) -> None:
+        try:
+            try:
+                command = await self._called(lane, job)
+            except BaseException:
+                lane.breaker.undecided()
+                raise
+            await self._tell(job, command)
+        finally:
+            self._forget(job)
+            lane.active -= 1
+            self._pump(lane)
+
+    async def _called(self, lane: _Lane, job: _Job) -> c.Command:
+        """Make the call; the command that reports it."""
+        connector, record = lane.connector, job.record
+        call = Call(record.key, record.request, record.attempt)
+        delivery = connector.delivery(record.request)
+        try:
+            if delivery == "at-most-once":
+                if record.begun:
+                    lane.breaker.undecided()
+                    return _unknown(job, "the engine stopped while the call was made")
+                if not await self._tell(job, c.BeginCall(_ref(job))):
+                    lane.breaker.undecided()
+                    return _unknown(job, "it was taken back, or the record of its beginning is in doubt")
+            answer: Answer | None = None
+            if delivery == "verifiable" and self._repeats(job):
+                answer = await self._within(connector, connector.verify(call))
+            if answer is None:
+                answer = await self._within(connector, connector.call(call))
+        except CallFailed as failure:
+            if failure.blame:
+                lane.breaker.failed(self._clock.now())
+            elif failure.received == "no":
+                lane.breaker.undecided()
+            else:
+                lane.breaker.succeeded()
+            if delivery == "at-most-once" and failure.received == "maybe":
+                return _unknown(job, failure.message)
+            return _failed(job, failure)
+        except (asyncio.CancelledError, WorkflowError):
+            raise
+        except Exception as error:  # noqa: BLE001  # a connector may be anybody's code: its fault is the call's failure
+            lane.breaker.undecided()
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"connector {lane.name!r} has failed", "exception": error}
+            )
+            crash = CallFailed(CRASHED, f"the connector itself failed: {type(error).__name__}", received="maybe")
+            return _unknown(job, crash.message) if delivery == "at-most-once" else _failed(job, crash)
+        lane.breaker.succeeded()
+        return c.CompleteCall(_ref(job), answer.body, answer.status)
+
+    def _repeats(self, job: _Job) -> bool:
+        """Whether this may not be the first time that the effect is asked for."""
+        return job.recovered or job.record.attempt > 1
+
+    async def _within(self, connector: Connector, work: Coroutine[object, object, T]) -> T:
+        self.made += 1
+        try:
+            async with asyncio.timeout(connector.timeout):
+                return await work
+        except TimeoutError:
+            message = f"there was no answer within {connector.timeout:g} s"
+            raise CallFailed("timeout", message, received="maybe") from None
+
+    async def _tell(self, job: _Job, command: c.Command) -> bool:
+        """Report durably, however long that takes. False: the case does not want it, or is not there any more."""
+        tenant, case_id, _, _ = job.place
+        while True:
+            try:
+                await self._report(tenant, case_id, command)
+                return True
+            except (StoreUnavailable, Busy, Fenced, OutcomeUnknown):
+                await asyncio.sleep(PAUSE_S)
+            except WorkflowError:
+                return False  # what the case has become is told to whoever touches it
+
+
+def _ref(job: _Job) -> c.ItemRef:
+    return c.ItemRef(job.place[2], job.place[3], job.record.attempt)
+
+
+def _failed(job: _Job, failure: CallFailed) -> c.FailCall:
+    return c.FailCall(_ref(job), failure.code, failure.message, failure.data, failure.permanent, failure.pause)
+
+
+def _unknown(job: _Job, why: str) -> c.FailCall:
+    message = f"whether the call was made is unknown, and it must not be made twice: {why}"
+    return c.FailCall(_ref(job), UNKNOWN, message, permanent=True)
