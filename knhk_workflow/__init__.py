@@ -53,6 +53,8 @@ from knhk_workflow.runtime.export import Proof
 from knhk_workflow.runtime.export import prove as prove_export
 from knhk_workflow.runtime.integrity import Examination, Finding, LogEnd
 from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta
+from knhk_workflow.runtime.occurrences import CATCH_UPS, OVERLAPS
+from knhk_workflow.runtime.records import ScheduleRun, ScheduleSpec
 from knhk_workflow.runtime.restoration import Moment, Restored, check_backup, restore_store, verify_store
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.views import (
@@ -68,6 +70,7 @@ from knhk_workflow.runtime.views import (
     PatternExecutionContext,
     PatternResult,
     PatternView,
+    ScheduleView,
     Stimulus,
     TriggerDelivery,
     Validation,
@@ -124,6 +127,11 @@ __all__ = [
     "Problem",
     "RequestMismatch",
     "RunRequest",
+    "ScheduleRun",
+    "ScheduleSpec",
+    "ScheduleView",
+    "CATCH_UPS",
+    "OVERLAPS",
     "SeededIds",
     "Stale",
     "StateStore",

@@ -26,6 +26,10 @@ class Clock(Protocol):
         """Nanoseconds since the epoch, never less than before."""
         ...
 
+    def wall(self) -> int:
+        """What the calendar says, in nanoseconds since the epoch: it jumps when somebody sets the machine's clock."""
+        ...
+
     def call_at(self, due: int, wake: Callable[[], None]) -> Alarm:
         """Call `wake` in the running event loop when it is `due`, or soon after it; a little early is possible."""
         ...
@@ -51,6 +55,10 @@ class SystemClock:
         """Nanoseconds since the epoch."""
         return self._offset + time.monotonic_ns()
 
+    def wall(self) -> int:
+        """What the machine's clock is set to."""
+        return time.time_ns()
+
     def call_at(self, due: int, wake: Callable[[], None]) -> Alarm:
         """By the event loop, which has the same monotonic time."""
         return asyncio.get_running_loop().call_later(max(0, due - self.now()) / NS_PER_S, wake)
@@ -71,16 +79,25 @@ class _VirtualAlarm:
 class VirtualClock:
     """A clock that stands still until it is advanced."""
 
-    __slots__ = ("_alarms", "_made", "_now")
+    __slots__ = ("_alarms", "_made", "_now", "_set")
 
     def __init__(self, start: int = 1_767_225_600 * NS_PER_S) -> None:
         self._now = start
         self._made = 0
+        self._set = 0
         self._alarms: list[tuple[int, int, _VirtualAlarm]] = []
 
     def now(self) -> int:
         """Nanoseconds since the epoch."""
         return self._now
+
+    def wall(self) -> int:
+        """The same time, unless somebody has set the calendar."""
+        return self.now() + self._set
+
+    def set_wall(self, seconds: float) -> None:
+        """Set the calendar that much ahead of `now`, or behind it; `now` does not notice."""
+        self._set = round(seconds * NS_PER_S)
 
     def advance(self, seconds: float) -> None:
         """Let time pass; never backwards."""

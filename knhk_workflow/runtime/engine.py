@@ -56,7 +56,8 @@ from knhk_workflow.runtime.integrity import Examination, Progress, examine
 from knhk_workflow.runtime.live import CACHED_CASES, LiveCase, LiveCases
 from knhk_workflow.runtime.meta import LOCAL, CallMeta
 from knhk_workflow.runtime.pages import PAGE_SIZE_MAX, page_size_of
-from knhk_workflow.runtime.records import REQUESTS, RequestRecord, pack
+from knhk_workflow.runtime.records import REQUESTS, RequestRecord, ScheduleSpec, pack
+from knhk_workflow.runtime.schedules import Asked, Schedules
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.timers import Outcome as TimerOutcome
 from knhk_workflow.runtime.timers import Timers, fired
@@ -73,6 +74,7 @@ from knhk_workflow.runtime.views import (
     PatternExecutionContext,
     PatternResult,
     PatternView,
+    ScheduleView,
     TriggerDelivery,
     Validation,
     WorkflowView,
@@ -262,10 +264,21 @@ class WorkflowEngine:
                         self._spawn,
                         self._limits.message_cases,
                     )
+                    self._schedules = Schedules(
+                        store,
+                        self._journal,
+                        keyspace,
+                        self._definitions,
+                        self._clock,
+                        self._start_scheduled,
+                        lambda case_id, reason, meta: self.cancel_case(case_id, reason, meta=meta),
+                        self._spawn,
+                    )
                     self._keyspace = keyspace
                     self._store = store
                     await self._recover()
                     await self._messages.recover()
+                    await self._schedules.recover()
                 except BaseException:
                     self._store = None
                     for task in self._tasks:
@@ -276,6 +289,7 @@ class WorkflowEngine:
                     raise
                 self._spawn(self._sweep())
                 self._spawn(self._timers.run())
+                self._spawn(self._schedules.run())
         return self
 
     async def close(self) -> None:
@@ -328,6 +342,8 @@ class WorkflowEngine:
         if self._store is None:
             await self.open()
         await self._timers.fire_due()
+        await self._schedules.start_due()
+        await self._schedules.settled()
 
     # -- workflows ----------------------------------------------------------------------------------------------------
 
@@ -699,6 +715,73 @@ class WorkflowEngine:
                 raise Unsupported("listing the resolved incidents of all cases", "name a case")
             return await self._query.all_incidents(meta.tenant, case_id, page_size, page_token)
         return await self._query.incidents(meta.tenant, case_id, page_size, page_token)
+
+    # -- schedules ----------------------------------------------------------------------------------------------------
+
+    async def create_schedule(
+        self, schedule_id: str, spec: ScheduleSpec, *, paused: bool = False, meta: CallMeta = LOCAL
+    ) -> ScheduleView:
+        """Start cases of a workflow by the calendar. Raises AlreadyExists, NotFound for the workflow, LimitExceeded."""
+        return await (await self._calendar()).create(
+            schedule_id, spec, paused, self._asked(meta, (schedule_id, spec, paused))
+        )
+
+    async def update_schedule(
+        self, schedule_id: str, spec: ScheduleSpec, *, revision: int = 0, meta: CallMeta = LOCAL
+    ) -> ScheduleView:
+        """Replace what a schedule was asked to be; raises Stale unless `revision` is the present one, or 0."""
+        asked = self._asked(meta, (schedule_id, spec, revision))
+        return await (await self._calendar()).update(schedule_id, spec, revision, asked)
+
+    async def get_schedule(self, schedule_id: str, *, meta: CallMeta = LOCAL) -> ScheduleView:
+        """A schedule as it was last committed. Raises NotFound."""
+        return (await self._calendar()).get(meta.tenant, schedule_id)
+
+    async def list_schedules(
+        self, *, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
+    ) -> Page[ScheduleView]:
+        """Schedules by id."""
+        return (await self._calendar()).list(meta.tenant, page_size, page_token)
+
+    async def delete_schedule(self, schedule_id: str, *, meta: CallMeta = LOCAL) -> None:
+        """No more of it; cases that it has started stay."""
+        await (await self._calendar()).delete(schedule_id, Asked(meta))
+
+    async def pause_schedule(self, schedule_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> ScheduleView:
+        """No more occurrences until it is resumed."""
+        return await (await self._calendar()).pause(schedule_id, reason, self._asked(meta, (schedule_id, reason)))
+
+    async def resume_schedule(self, schedule_id: str, *, meta: CallMeta = LOCAL) -> ScheduleView:
+        """Go on with the first occurrence after now."""
+        return await (await self._calendar()).resume(schedule_id, self._asked(meta, schedule_id))
+
+    async def trigger_schedule(
+        self, schedule_id: str, *, overlap: str = "", data: JsonObject = None, meta: CallMeta = LOCAL
+    ) -> ScheduleView:
+        """One start now, paused or not. `overlap` and `data` instead of the schedule's own."""
+        body = json_object(data, "data") if data is not None else None
+        asked = self._asked(meta, (schedule_id, overlap, body))
+        return await (await self._calendar()).trigger(schedule_id, overlap, body, asked)
+
+    async def backfill_schedule(
+        self, schedule_id: str, start: int, end: int, *, overlap: str = "", meta: CallMeta = LOCAL
+    ) -> ScheduleView:
+        """Take the occurrences from `start` up to, but not at, `end` (ns) as due now; each gets one case at most."""
+        asked = self._asked(meta, (schedule_id, start, end, overlap))
+        return await (await self._calendar()).backfill(schedule_id, start, end, overlap, asked)
+
+    async def _calendar(self) -> Schedules:
+        if self._store is None:
+            await self.open()
+        return self._schedules
+
+    def _asked(self, meta: CallMeta, about: object) -> Asked:
+        request = self._request(meta, about) if meta.request_id else None
+        return Asked(meta, request.scope, request.fingerprint) if request is not None else Asked(meta)
+
+    async def _start_scheduled(self, spec: ScheduleSpec, data: bytes, case_id: str, meta: CallMeta) -> CaseView:
+        asked = RunRequest(spec.spec_id, data, case_id, spec.business_key, spec.version)
+        return await self._create(asked, True, meta)
 
     # -- keeping ------------------------------------------------------------------------------------------------------
 
@@ -1204,6 +1287,7 @@ class WorkflowEngine:
     def _committed(self, shard: int, position: int, units: Sequence[Unit]) -> None:
         self._commits += 1
         self._messages.notice(units)
+        self._schedules.notice(units)
         for event in self._log_watchers:
             event.set()
 

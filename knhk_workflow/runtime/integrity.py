@@ -35,6 +35,7 @@ from knhk_workflow.runtime.records import (
     ITEMS,
     MESSAGES,
     REQUESTS,
+    SCHEDULES,
     SNAPSHOTS,
     CommitRecord,
 )
@@ -53,6 +54,7 @@ from knhk_workflow.store.keys import (
     RECORD,
     REQUEST,
     REQUEST_EXPIRY,
+    SCHEDULE,
     SNAPSHOT,
     case_in,
     kind_of,
@@ -61,6 +63,7 @@ from knhk_workflow.store.keys import (
     parse_effect,
     parse_incident,
     parse_item,
+    parse_schedule,
     parse_timer,
     past_kind,
     shard_range,
@@ -462,6 +465,12 @@ class _Examiner:
                 self._wrong("WORKFLOW_WRONG", broken, shard, 0, tenant)
         elif kind == MESSAGE:
             MESSAGES.read(key, value)
+        elif kind == SCHEDULE:
+            tenant, schedule_id = parse_schedule(key)
+            SCHEDULES.read(key, value)
+            if self._keys.shard_of(tenant, schedule_id) != shard:
+                misplaced = f"schedule {schedule_id!r} belongs to another shard"
+                self._wrong("SCHEDULE_MISPLACED", misplaced, shard, 0, tenant)
         elif kind in _CHECKED:
             unseal(key, value)
 

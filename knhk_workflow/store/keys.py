@@ -49,6 +49,7 @@ TIMER: Final = b"T"
 EFFECT: Final = b"E"
 REQUEST_EXPIRY: Final = b"X"
 MESSAGE: Final = b"M"
+SCHEDULE: Final = b"S"
 
 _u16 = struct.Struct(">H").pack
 _u64 = struct.Struct(">Q").pack
@@ -282,6 +283,14 @@ class Keyspace:
         """The messages of all tenants."""
         return _under(self._system(shard) + MESSAGE)
 
+    def schedule(self, tenant: str, schedule_id: str) -> bytes:
+        """A schedule, in the shard that a case of this id would have."""
+        return self._system(self.shard_of(tenant, schedule_id)) + SCHEDULE + _text(tenant) + _text(schedule_id)
+
+    def schedules(self, shard: int) -> Range:
+        """The schedules of all tenants."""
+        return _under(self._system(shard) + SCHEDULE)
+
     def audit(self, shard: int, tenant: str, time_ns: int, number: int) -> bytes:
         """An audit entry; `number` tells entries of the same time apart."""
         return self._area(shard, tenant) + AUDIT + _u64_u64(time_ns, number)
@@ -422,6 +431,12 @@ def parse_message(key: bytes) -> tuple[str, bytes]:
     """(tenant, scope)"""
     reader = _Reader(key, MESSAGE)
     return reader.text(), key[reader.at :]
+
+
+def parse_schedule(key: bytes) -> tuple[str, str]:
+    """(tenant, schedule id)"""
+    reader = _Reader(key, SCHEDULE)
+    return reader.text(), reader.text()
 
 
 def parse_log(key: bytes) -> tuple[int, int]:
