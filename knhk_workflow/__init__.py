@@ -47,8 +47,9 @@ from knhk_workflow.fortune5.config import (
 )
 from knhk_workflow.fortune5.slo import Fortune5Integration, SloMetrics
 from knhk_workflow.model.verify import VerifyBudget
+from knhk_workflow.runtime.births import RunRequest
 from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SystemClock, SystemIds, VirtualClock
-from knhk_workflow.runtime.engine import CompleteRequest, EngineLimits, RunRequest, WorkflowEngine
+from knhk_workflow.runtime.engine import CompleteRequest, EngineLimits, WorkflowEngine
 from knhk_workflow.runtime.export import Proof
 from knhk_workflow.runtime.export import prove as prove_export
 from knhk_workflow.runtime.integrity import Examination, Finding, LogEnd
@@ -78,7 +79,7 @@ from knhk_workflow.runtime.views import (
     WorkItemFilter,
     WorkItemView,
 )
-from knhk_workflow.store import JournalLimits
+from knhk_workflow.store import JournalLimits, OutcomeUnknown
 from knhk_workflow.store.backup import Archive, Piece
 
 __version__ = "0.1.0"
@@ -120,6 +121,7 @@ __all__ = [
     "LimitExceeded",
     "MessageView",
     "NotFound",
+    "OutcomeUnknown",
     "Page",
     "PatternExecutionContext",
     "PatternResult",

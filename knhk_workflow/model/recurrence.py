@@ -3,11 +3,11 @@
     0 9 * * MON-FRI                      five cron fields, told in a time zone
     R/PT15M    R3/PT1H    R/2030-01-01T00:00:00Z/P1D
 
-A cron line means local time, as Debian's cron does where clocks change: what falls into the hour that is left out
-comes right after it, what falls into the hour that comes twice comes once, and lines with `*` or `*/n` as their minute
-or hour follow real time. An interval is a fixed length (a day has 24 hours, whatever clocks do); years and months are for cron.
-Its occurrences lie at the given start and at multiples of the length after it; without a start they are counted from
-the moment at which it begins to count, which is not one itself. `R3` has three of them, `R` no end.
+A cron line means local time, as Debian's cron does where clocks change: what falls into the hour that is left out comes
+right after it, what falls into the hour that comes twice comes once, and a line with `*` or `*/n` as its minute or hour
+follows real time. An interval is a fixed length (a day has 24 hours, whatever clocks do); years and months are for
+cron. Its occurrences lie at the given start and at multiples of the length after it; without a start they are counted
+from the moment at which it begins to count, which is not one itself. `R3` has three of them, `R` no end.
 
 Moments are nanoseconds since the epoch. Occurrences lie on whole seconds.
 """

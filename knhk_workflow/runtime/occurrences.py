@@ -91,9 +91,8 @@ def occurred(record: ScheduleRecord, schedule_id: str, now: int, *, open_: bool)
     chosen = first
     if first < oldest or record.spec.catch_up != "all":
         chosen = rule.latest(now, anchor) if record.spec.catch_up != "all" else rule.after(oldest - 1, anchor)
-        if not first <= chosen <= now or chosen < oldest:
-            chosen = 0
-        elif record.spec.catch_up == "none" and now - chosen > LATE_NS:
+        late = record.spec.catch_up == "none" and now - chosen > LATE_NS
+        if late or chosen < oldest or not first <= chosen <= now:
             chosen = 0
     if chosen != first:
         record = _missed(record, rule, first, chosen or now + 1, now)

@@ -34,6 +34,7 @@ from knhk_workflow.errors import (
     StoreUnavailable,
     WorkflowError,
 )
+from knhk_workflow.runtime.births import RunRequest
 from knhk_workflow.runtime.clock import NS_PER_S, Clock
 from knhk_workflow.runtime.definitions import Definitions
 from knhk_workflow.runtime.inputs import checked_id, checked_schema, json_object
@@ -66,6 +67,7 @@ from knhk_workflow.runtime.records import (
     ScheduleSpec,
     pack,
 )
+from knhk_workflow.runtime.requests import Request, Requests
 from knhk_workflow.runtime.views import Page, ScheduleView
 from knhk_workflow.store import ExpectationFailed, Journal, Keyspace, OutcomeUnknown, Reads, Unit, Write
 from knhk_workflow.store.keys import parse_schedule
@@ -79,8 +81,8 @@ LOOK_S: Final = 60  # how late it is noticed that the calendar was set
 PAUSE_S: Final = 0.5  # between attempts while the store cannot write
 PAGE: Final = 256  # records per read at the start
 
-Begin = Callable[[ScheduleSpec, bytes, str, CallMeta], Awaitable[object]]
-"""Starts a case of a workflow with this data and id."""
+Begin = Callable[[RunRequest, CallMeta], Awaitable[object]]
+"""Creates a case and runs it to rest."""
 Cancel = Callable[[str, str, CallMeta], Awaitable[object]]
 """Ends a case, saying why."""
 Spawn = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
@@ -89,12 +91,11 @@ _Name = tuple[str, str]
 """(tenant, schedule id)"""
 
 
-class Asked(NamedTuple):
-    """A call: for whom, and the scope and fingerprint of its request id; an empty scope when it has none."""
+class _Asked(NamedTuple):
+    """A call: for whom, and its request id if it has one."""
 
     meta: CallMeta
-    scope: bytes = b""
-    fingerprint: bytes = b""
+    request: Request | None
 
 
 class _Live:
@@ -120,6 +121,7 @@ class Schedules:
         journal: Journal,
         keyspace: Keyspace,
         definitions: Definitions,
+        requests: Requests,
         clock: Clock,
         begin: Begin,
         cancel: Cancel,
@@ -129,6 +131,7 @@ class Schedules:
         self._journal = journal
         self._keys = keyspace
         self._definitions = definitions
+        self._requests = requests
         self._clock = clock
         self._begin = begin
         self._cancel = cancel
@@ -211,13 +214,14 @@ class Schedules:
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    async def create(self, schedule_id: str, spec: ScheduleSpec, paused: bool, asked: Asked) -> ScheduleView:
+    async def create(self, schedule_id: str, spec: ScheduleSpec, paused: bool, meta: CallMeta) -> ScheduleView:
         """A new schedule. Raises AlreadyExists, LimitExceeded, InvalidInput, NotFound for the workflow."""
         checked_id(schedule_id, "schedule_id")
         if len(schedule_id.encode()) > SCHEDULE_ID_BYTES_MAX:
             raise InvalidInput.field("schedule_id", f"has more than {SCHEDULE_ID_BYTES_MAX} bytes")
-        spec, rule = await self._checked(spec, asked.meta.tenant)
-        name = (asked.meta.tenant, schedule_id)
+        asked = self._asked(meta, (schedule_id, spec, paused))
+        spec, rule = await self._checked(spec, meta.tenant)
+        name = (meta.tenant, schedule_id)
         live = self._all.setdefault(name, _Live(name))
         async with live.lock:
             try:
@@ -229,18 +233,17 @@ class Schedules:
                 if len(self._all) > SCHEDULES_MAX:
                     raise LimitExceeded("schedules", SCHEDULES_MAX, len(self._all))
                 now, wall = self._clock.now(), self._clock.wall()
-                record = ScheduleRecord(
-                    spec, 1, now, asked.meta.principal, now, wall, rule.after(wall, wall), paused
-                )
+                record = ScheduleRecord(spec, 1, now, meta.principal, now, wall, rule.after(wall, wall), paused)
                 return await self._answer(live, record, asked)
             finally:
                 if live.record is None and self._all.get(name) is live:
                     del self._all[name]
 
-    async def update(self, schedule_id: str, spec: ScheduleSpec, revision: int, asked: Asked) -> ScheduleView:
+    async def update(self, schedule_id: str, spec: ScheduleSpec, revision: int, meta: CallMeta) -> ScheduleView:
         """Another spec for a schedule. `revision`: the one that the caller has seen, 0 = whatever it is; raises Stale.
         The next occurrence is the first one after now; what was decided before goes on."""
-        spec, _ = await self._checked(spec, asked.meta.tenant)
+        asked = self._asked(meta, (schedule_id, spec, revision))
+        spec, _ = await self._checked(spec, meta.tenant)
 
         async def change(live: _Live, record: ScheduleRecord) -> ScheduleRecord:
             if revision and revision != record.revision:
@@ -254,15 +257,15 @@ class Schedules:
 
         return await self._change(schedule_id, asked, change)
 
-    async def pause(self, schedule_id: str, reason: str, asked: Asked) -> ScheduleView:
+    async def pause(self, schedule_id: str, reason: str, meta: CallMeta) -> ScheduleView:
         """No more occurrences until it is resumed; what was decided before goes on. Twice is fine."""
 
         async def change(live: _Live, record: ScheduleRecord) -> ScheduleRecord:
             return msgspec.structs.replace(record, paused=True, pause_reason=reason)
 
-        return await self._change(schedule_id, asked, change)
+        return await self._change(schedule_id, self._asked(meta, (schedule_id, reason)), change)
 
-    async def resume(self, schedule_id: str, asked: Asked) -> ScheduleView:
+    async def resume(self, schedule_id: str, meta: CallMeta) -> ScheduleView:
         """Go on with the first occurrence after now; those that came while it was paused are not made up for."""
 
         async def change(live: _Live, record: ScheduleRecord) -> ScheduleRecord:
@@ -270,12 +273,12 @@ class Schedules:
                 return record
             return planned(msgspec.structs.replace(record, paused=False, pause_reason=""), self._clock.wall())
 
-        return await self._change(schedule_id, asked, change)
+        return await self._change(schedule_id, self._asked(meta, schedule_id), change)
 
-    async def trigger(self, schedule_id: str, overlap: str, data: bytes | None, asked: Asked) -> ScheduleView:
-        """One start now, whether it is paused or not. `overlap` empty: as the schedule says; `data` None: likewise."""
+    async def trigger(self, schedule_id: str, overlap: str, data: bytes, meta: CallMeta) -> ScheduleView:
+        """One start now, whether it is paused or not. `overlap` empty: as the schedule says; `data` empty: likewise."""
         _choice(overlap, "overlap", OVERLAPS, empty=True)
-        body = _data(data) if data is not None else b""
+        body = _data(data) if data else b""
 
         async def change(live: _Live, record: ScheduleRecord) -> ScheduleRecord:
             now = self._clock.wall()
@@ -285,11 +288,11 @@ class Schedules:
             record, open_ = await self._opened(live, record)
             return admitted(msgspec.structs.replace(record, triggered=number), start, now, open_=open_)
 
-        return await self._change(schedule_id, asked, change)
+        return await self._change(schedule_id, self._asked(meta, (schedule_id, overlap, data)), change)
 
-    async def backfill(self, schedule_id: str, start: int, end: int, overlap: str, asked: Asked) -> ScheduleView:
-        """The occurrences from `start` up to, but not at, `end`, as if they were due now one after the other. Those that
-        have had their case do not get another one. Raises LimitExceeded for more than BACKFILL_MAX."""
+    async def backfill(self, schedule_id: str, start: int, end: int, overlap: str, meta: CallMeta) -> ScheduleView:
+        """The occurrences from `start` up to, but not at, `end`, as if they were due now one after the other. Those
+        that have had their case do not get another one. Raises LimitExceeded for more than BACKFILL_MAX."""
         _choice(overlap, "overlap", OVERLAPS, empty=True)
         if not 0 <= start < end:
             raise InvalidInput.field("end_time", "must be later than start_time")
@@ -304,11 +307,11 @@ class Schedules:
                 record = admitted(record, start_at(record.spec, schedule_id, at, overlap), now, open_=open_)
             return record
 
-        return await self._change(schedule_id, asked, change)
+        return await self._change(schedule_id, self._asked(meta, (schedule_id, start, end, overlap)), change)
 
-    async def delete(self, schedule_id: str, asked: Asked) -> None:
+    async def delete(self, schedule_id: str, meta: CallMeta) -> None:
         """No more of it; cases that it has started stay. What waits is not started."""
-        live = self._found(asked.meta.tenant, schedule_id)
+        live = self._found(meta.tenant, schedule_id)
         async with live.lock:
             if live.record is None:
                 raise NotFound("schedule", schedule_id)
@@ -446,8 +449,9 @@ class Schedules:
         meta = CallMeta(tenant=tenant, principal=f"system:schedule/{schedule_id}", method="start_scheduled_case")
         outcome, message = "started", ""
         try:
-            data = _with_time(record.spec, start)
-            await self._begin(record.spec, data, start.case_id, meta)
+            spec = record.spec
+            data = _with_time(spec, start)
+            await self._begin(RunRequest(spec.spec_id, data, start.case_id, spec.business_key, spec.version), meta)
         except (StoreUnavailable, Busy, OutcomeUnknown):
             return None
         except AlreadyExists as error:
@@ -480,7 +484,7 @@ class Schedules:
     async def _change(
         self,
         schedule_id: str,
-        asked: Asked,
+        asked: _Asked,
         change: Callable[[_Live, ScheduleRecord], Awaitable[ScheduleRecord]],
     ) -> ScheduleView:
         live = self._found(asked.meta.tenant, schedule_id)
@@ -491,21 +495,19 @@ class Schedules:
             if live.record is None:
                 raise NotFound("schedule", schedule_id)
             changed = await change(live, live.record)
-            record = msgspec.structs.replace(
-                changed, revision=live.record.revision + 1, updated_at=self._clock.now()
-            )
+            record = msgspec.structs.replace(changed, revision=live.record.revision + 1, updated_at=self._clock.now())
             view = await self._answer(live, record, asked)
         self._carry_on(live)
         return view
 
-    async def _answer(self, live: _Live, record: ScheduleRecord, asked: Asked) -> ScheduleView:
+    async def _answer(self, live: _Live, record: ScheduleRecord, asked: _Asked) -> ScheduleView:
         """Write a record with the answer to the call that asked for it."""
         view = view_of(live.name[1], record)
         writes: list[Write] = []
         request = None
-        if asked.scope:
-            request = self._request(live.name, asked)
-            writes.append((request, pack(RequestRecord(asked.fingerprint, "", 0, _encode(view)))))
+        if asked.request is not None:
+            request = self._request(live.name, asked.request)
+            writes.append((request, pack(RequestRecord(asked.request.fingerprint, "", 0, _encode(view)))))
         await self._write(live, record, writes, request)
         return view
 
@@ -552,19 +554,22 @@ class Schedules:
         checked_schema(model.spec, _with_time(spec, ScheduledStart(self._clock.wall(), "", "")))
         return spec, rule
 
-    def _request(self, name: _Name, asked: Asked) -> bytes:
-        return self._keys.request(self._keys.shard_of(*name), name[0], asked.scope)
+    def _asked(self, meta: CallMeta, about: object) -> _Asked:
+        return _Asked(meta, self._requests.of(meta, about) if meta.request_id else None)
 
-    async def _answered(self, name: _Name, asked: Asked) -> ScheduleView | None:
+    def _request(self, name: _Name, request: Request) -> bytes:
+        return self._keys.request(self._keys.shard_of(*name), name[0], request.scope)
+
+    async def _answered(self, name: _Name, asked: _Asked) -> ScheduleView | None:
         """The answer that this request id got before."""
-        if not asked.scope:
+        if asked.request is None:
             return None
-        key = self._request(name, asked)
+        key = self._request(name, asked.request)
         stored = await self._reads.get(key)
         if stored is None:
             return None
         record = REQUESTS.read(key, stored)
-        if record.fingerprint != asked.fingerprint:
+        if record.fingerprint != asked.request.fingerprint:
             raise RequestMismatch(asked.meta.request_id)
         return _decode(record.receipt)
 

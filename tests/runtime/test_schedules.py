@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -52,9 +53,7 @@ def at(text: str) -> int:
 
 def told(view: ScheduleView) -> list[tuple[str, str]]:
     """The outcomes, oldest first, with the hour and minute of their occurrence."""
-    return [
-        (run.outcome, f"{dt.datetime.fromtimestamp(run.at / NS, dt.UTC):%H:%M}") for run in reversed(view.recent)
-    ]
+    return [(run.outcome, f"{dt.datetime.fromtimestamp(run.at / NS, dt.UTC):%H:%M}") for run in reversed(view.recent)]
 
 
 async def cases(engine: WorkflowEngine) -> dict[str, str]:
@@ -67,6 +66,24 @@ async def ahead(engine: WorkflowEngine, clock: VirtualClock, *steps: float) -> N
     for seconds in steps:
         clock.advance(seconds)
         await engine.fire_due_timers()
+
+
+async def becomes(true: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until something is so that happens by itself."""
+    async with asyncio.timeout(10):
+        for _ in range(10_000):
+            if await true():
+                return
+            await asyncio.sleep(0.005)
+
+
+async def started(engine: WorkflowEngine, schedule_id: str, count: int) -> None:
+    """Wait until a schedule has started that many cases."""
+
+    async def true() -> bool:
+        return (await engine.get_schedule(schedule_id)).started >= count
+
+    await becomes(true)
 
 
 async def finished(engine: WorkflowEngine, case_id: str) -> None:
@@ -101,9 +118,8 @@ async def test_it_starts_by_itself(place: Place) -> None:
         await registered(engine, DONE)
         await engine.create_schedule("s", spec(workflow="done"))
         place.clock.advance(HOUR)
-        async with asyncio.timeout(10):
-            while "completed" not in (await cases(engine)).values():
-                await asyncio.sleep(0.01)
+        await started(engine, "s", 1)
+        assert list((await cases(engine)).values()) == ["completed"]
 
 
 @pytest.mark.parametrize(
@@ -131,9 +147,7 @@ async def test_overlap(overlap: str, outcomes: Sequence[str], left: Sequence[str
             return
         assert view.waiting == (1 if overlap == "buffer_one" else 2)
         await finished(engine, "s-20260101T010000Z")
-        async with asyncio.timeout(10):
-            while (await engine.get_schedule("s")).started < 2:
-                await asyncio.sleep(0.01)
+        await started(engine, "s", 2)
         assert list((await cases(engine)).values()) == ["completed", "running"]
 
 
@@ -164,9 +178,7 @@ async def test_cancelled_with_what_is_to_be_undone_first() -> None:
             mine = {name: state for name, state in (await cases(engine)).items() if name.startswith(overlap)}
             assert list(mine.values()) == states
             await finished(engine, first)  # the booking undone
-            async with asyncio.timeout(10):
-                while (await engine.get_schedule(overlap)).started < 2:
-                    await asyncio.sleep(0.01)
+            await started(engine, overlap, 2)
             assert (await engine.get_case(first)).state == "cancelled"
             await engine.delete_schedule(overlap)
 
@@ -280,9 +292,7 @@ async def test_pause_resume_trigger_and_backfill(place: Place) -> None:
         await ahead(engine, place.clock, HOUR)
         past = at("2026-01-01T00:00:00Z"), at("2026-01-01T04:00:00Z")
         await engine.backfill_schedule("s", *past, overlap="buffer_all")
-        async with asyncio.timeout(10):
-            while (await engine.get_schedule("s")).waiting:
-                await asyncio.sleep(0.01)
+        await started(engine, "s", 6)
         await engine.fire_due_timers()
         assert sorted(await cases(engine)) == [f"s-20260101T0{hour}0000Z" for hour in range(3)] + [
             case_id,
@@ -364,8 +374,8 @@ async def test_bounds_and_a_number_of_times() -> None:
     clock = VirtualClock()
     async with WorkflowEngine(StateStore(":memory:"), clock=clock) as engine:
         await registered(engine, DONE)
-        bounds = {"not_before": at("2026-01-01T02:00:00Z"), "not_after": at("2026-01-01T03:00:00Z")}
-        await engine.create_schedule("bound", spec(workflow="done", **bounds))
+        first, last = at("2026-01-01T02:00:00Z"), at("2026-01-01T03:00:00Z")
+        await engine.create_schedule("bound", spec(workflow="done", not_before=first, not_after=last))
         await engine.create_schedule("thrice", spec("R3/PT20M", "done"))
         await ahead(engine, clock, *[20 * 60] * 15)
         assert sorted(await cases(engine)) == [
@@ -415,16 +425,14 @@ async def test_a_day_without_an_hour_and_one_with_an_hour_twice() -> None:
             assert len(await cases(engine)) == 2, "once a day, whatever clocks do"
 
 
-async def test_carried_by_a_backup(tmp_path: object) -> None:
+async def test_carried_by_a_backup(tmp_path: Path) -> None:
     base = str(tmp_path)
     clock = VirtualClock()
     async with WorkflowEngine(StateStore(f"{base}/store"), clock=clock) as engine:
         await registered(engine, DONE)
         await engine.create_schedule("s", spec(workflow="done"))
         await ahead(engine, clock, HOUR)
-        with open(f"{base}/backup", "wb") as file:
-            async for piece in engine.backup():
-                file.write(piece.chunk)
+        (tmp_path / "backup").write_bytes(b"".join([piece.chunk async for piece in engine.backup()]))
     await restore_store([f"{base}/backup"], f"{base}/restored")
     assert (await verify_store(f"{base}/restored")).intact
     async with WorkflowEngine(StateStore(f"{base}/restored"), clock=clock) as engine:

@@ -22,6 +22,7 @@ from knhk_workflow.core.case import Case
 from knhk_workflow.core.step import Step
 from knhk_workflow.runtime import live
 from knhk_workflow.runtime.live import LiveCase, LiveCases
+from knhk_workflow.runtime.requests import Requests
 from knhk_workflow.store import Unit
 from knhk_workflow.store.journal import _Shard
 
@@ -225,7 +226,7 @@ BUGS: Final[tuple[Bug, ...]] = (
     Bug("failed though written", "store/journal.py", _Shard, "_resolve", _failed_though_written),
     Bug("written on without recovery", "store/journal.py", _Shard, "_resolve", _written_without_recovery),
     Bug("chain follows what was never written", "store/journal.py", _Shard, "_fail", _chain_forgets),
-    Bug("dropped idempotency record", "runtime/engine.py", WorkflowEngine, "_record", _no_request_record),
+    Bug("dropped idempotency record", "runtime/requests.py", Requests, "record", _no_request_record),
     Bug("cascade forgotten at restart", "runtime/engine.py", WorkflowEngine, "_recover", _cascade_forgotten),
     Bug("lost head expectation", "runtime/live.py", LiveCases, "unit", _no_head_expectation),
     Bug("memory ahead of disk", "runtime/live.py", LiveCases, "abandon", _memory_ahead),
