@@ -46,6 +46,7 @@ from knhk_workflow.fortune5.config import (
     SpiffeConfig,
 )
 from knhk_workflow.fortune5.slo import Fortune5Integration, SloMetrics
+from knhk_workflow.model.fields import duration as parse_duration
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.runtime.births import RunRequest
 from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SystemClock, SystemIds, VirtualClock
@@ -170,6 +171,7 @@ __all__ = [
     "Proof",
     "Restored",
     "check_backup",
+    "parse_duration",
     "prove_export",
     "restore_store",
     "verify_store",

@@ -21,6 +21,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "workflow": ("workflows", "workflow", "Workflow documents: validate, register, list, show, delete."),
     "case": ("cases", "case", "Cases: create, run, follow, explain, steer."),
     "work": ("work", "work", "Work items: list, claim, start, complete, fail."),
+    "schedule": ("schedules", "schedule", "Schedules: cases started by the calendar."),
     "history": ("history", "history", "The history of cases: show, export, verify."),
     "backup": ("backup", "backup", "Take a backup of a running daemon's store."),
     "restore": ("backup", "restore", "Make a store from backups."),

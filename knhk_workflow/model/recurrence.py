@@ -36,12 +36,13 @@ _LAST: Final = dt.datetime(9000, 1, 1, tzinfo=dt.UTC)  # beyond it the calendar 
 
 
 class RecurrenceInvalid(ValueError):
-    """What is wrong with a recurrence, and what mends it."""
+    """What is wrong with a recurrence, and what mends it. `key`: every or time_zone."""
 
-    def __init__(self, problem: str, hint: str) -> None:
+    def __init__(self, problem: str, hint: str, key: str = "every") -> None:
         super().__init__(problem)
         self.problem = problem
         self.hint = hint
+        self.key = key
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,7 @@ def recurrence(text: str, time_zone: str = "") -> Recurrence:
             raise RecurrenceInvalid(
                 "an interval is the same everywhere, it takes no time zone",
                 "leave the time zone out, or use a cron line",
+                "time_zone",
             )
         return _interval(repeating)
     zone = _zone(time_zone)
@@ -185,4 +187,4 @@ def _zone(name: str) -> dt.tzinfo:
             return ZoneInfo(name)
     except (KeyError, ValueError, OSError):
         pass
-    raise RecurrenceInvalid(f"{name!r} is no time zone", "an IANA name, for example Europe/Berlin")
+    raise RecurrenceInvalid(f"{name!r} is no time zone", "an IANA name, for example Europe/Berlin", "time_zone")

@@ -63,7 +63,7 @@ def rule_of(spec: ScheduleSpec) -> Rule:
     try:
         return Rule(recurrence(spec.every, spec.time_zone), spec.not_before, spec.not_after)
     except RecurrenceInvalid as invalid:
-        raise InvalidInput.field("every", invalid.problem, invalid.hint) from invalid
+        raise InvalidInput.field(invalid.key, invalid.problem, invalid.hint) from invalid
 
 
 def next_times(record: ScheduleRecord) -> tuple[int, ...]:

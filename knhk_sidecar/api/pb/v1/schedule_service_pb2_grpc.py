@@ -144,7 +144,7 @@ class ScheduleServiceServicer:
 
     def BackfillSchedule(self, request, context):
         """Takes past or future occurrences as due now, one after the other. Those that have had their case do not get another one.
-        FAILED_PRECONDITION for more than 1,000.
+        RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) for more than 1,000.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -51,7 +51,7 @@ class ScheduleServiceStub:
     """Starts one case now, whether the schedule is paused or not."""
     BackfillSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_service_pb2.BackfillScheduleRequest, _schedule_service_pb2.BackfillScheduleResponse]
     """Takes past or future occurrences as due now, one after the other. Those that have had their case do not get another one.
-    FAILED_PRECONDITION for more than 1,000.
+    RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) for more than 1,000.
     """
 
 @_typing.type_check_only
@@ -77,7 +77,7 @@ class ScheduleServiceAsyncStub(ScheduleServiceStub):
     """Starts one case now, whether the schedule is paused or not."""
     BackfillSchedule: _aio.UnaryUnaryMultiCallable[_schedule_service_pb2.BackfillScheduleRequest, _schedule_service_pb2.BackfillScheduleResponse]  # type: ignore[assignment]
     """Takes past or future occurrences as due now, one after the other. Those that have had their case do not get another one.
-    FAILED_PRECONDITION for more than 1,000.
+    RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) for more than 1,000.
     """
 
 class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -154,7 +154,7 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_schedule_service_pb2.BackfillScheduleResponse, _abc.Awaitable[_schedule_service_pb2.BackfillScheduleResponse]]:
         """Takes past or future occurrences as due now, one after the other. Those that have had their case do not get another one.
-        FAILED_PRECONDITION for more than 1,000.
+        RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) for more than 1,000.
         """
 
 def add_ScheduleServiceServicer_to_server(servicer: ScheduleServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
