@@ -10,6 +10,7 @@ from knhk_workflow import (
     JournalLimits,
     PatternExecutionContext,
     PatternResult,
+    SkippingClock,
     StateStore,
     Unsupported,
     VerifyBudget,
@@ -24,7 +25,8 @@ def engine_of(config: SidecarConfig) -> WorkflowEngine | None:
     journal = JournalLimits(batch_units=config.batch_size, linger_s=config.batch_timeout_ms / 1000)
     budget = VerifyBudget(config.verification_markings, config.verification_steps)
     limits = EngineLimits(journal=journal, verification=budget)
-    return WorkflowEngine(StateStore(config.store_path), limits=limits)
+    clock = SkippingClock() if config.virtual_time else None
+    return WorkflowEngine(StateStore(config.store_path), clock=clock, limits=limits)
 
 
 class KgcSidecarService:

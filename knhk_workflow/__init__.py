@@ -49,7 +49,7 @@ from knhk_workflow.fortune5.slo import Fortune5Integration, SloMetrics
 from knhk_workflow.model.fields import duration as parse_duration
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.runtime.births import RunRequest
-from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SystemClock, SystemIds, VirtualClock
+from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SkippingClock, SystemClock, SystemIds, VirtualClock
 from knhk_workflow.runtime.engine import CompleteRequest, EngineLimits, WorkflowEngine
 from knhk_workflow.runtime.export import Proof
 from knhk_workflow.runtime.export import prove as prove_export
@@ -58,6 +58,7 @@ from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta
 from knhk_workflow.runtime.occurrences import CATCH_UPS, OVERLAPS
 from knhk_workflow.runtime.records import ScheduleRun, ScheduleSpec
 from knhk_workflow.runtime.restoration import Moment, Restored, check_backup, restore_store, verify_store
+from knhk_workflow.runtime.skipping import TimeView
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.views import (
     CaseFilter,
@@ -136,6 +137,7 @@ __all__ = [
     "CATCH_UPS",
     "OVERLAPS",
     "SeededIds",
+    "SkippingClock",
     "Stale",
     "StateStore",
     "Stimulus",
@@ -148,6 +150,7 @@ __all__ = [
     "SystemClock",
     "SystemIds",
     "TaskExplanation",
+    "TimeView",
     "TokenPath",
     "TriggerDelivery",
     "Unsound",

@@ -463,9 +463,9 @@ def watch_selection(request: pb.CaseFilter) -> Callable[[CaseView], bool] | None
 
 def _matching(request: pb.CaseFilter) -> Callable[[CaseView], bool]:
     names = states(request.states, "filter.states")
-    after = _instant(request.created_after) if request.HasField("created_after") else None
-    before = _instant(request.created_before) if request.HasField("created_before") else None
-    ended = _instant(request.ended_before) if request.HasField("ended_before") else None
+    after = moment(request.created_after) if request.HasField("created_after") else None
+    before = moment(request.created_before) if request.HasField("created_before") else None
+    ended = moment(request.ended_before) if request.HasField("ended_before") else None
     spec, version, key = request.spec_id, request.spec_version, request.business_key
     prefix, incidents = request.case_id_prefix, request.with_incidents
 
@@ -822,8 +822,8 @@ def schedule_spec(request: pb.ScheduleSpec) -> ScheduleSpec:
         request.time_key,
         overlap(request.overlap, "spec.overlap") or "skip",
         _CATCH_UP_NAMES.get(request.catch_up, "latest"),
-        not_before=_instant(request.start_time),
-        not_after=_instant(request.end_time),
+        not_before=moment(request.start_time),
+        not_after=moment(request.end_time),
         note=request.description,
     )
     if not request.HasField("catch_up_window"):
@@ -834,7 +834,7 @@ def schedule_spec(request: pb.ScheduleSpec) -> ScheduleSpec:
 
 def span(start: Timestamp, end: Timestamp) -> tuple[int, int]:
     """From a time up to another, in nanoseconds since the epoch."""
-    return _instant(start), _instant(end)
+    return moment(start), moment(end)
 
 
 def schedule(view: ScheduleView) -> pb.Schedule:
@@ -904,7 +904,8 @@ def _timestamp(ns: int) -> Timestamp:
     return Timestamp(seconds=ns // NS_PER_S, nanos=ns % NS_PER_S)
 
 
-def _instant(value: Timestamp) -> int:
+def moment(value: Timestamp) -> int:
+    """Nanoseconds since the epoch; an absent one is 0."""
     return value.seconds * NS_PER_S + value.nanos
 
 

@@ -22,6 +22,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "case": ("cases", "case", "Cases: create, run, follow, explain, steer."),
     "work": ("work", "work", "Work items: list, claim, start, complete, fail."),
     "schedule": ("schedules", "schedule", "Schedules: cases started by the calendar."),
+    "time": ("times", "time_", "The time of a daemon with virtual time: show it, skip ahead."),
     "history": ("history", "history", "The history of cases: show, export, verify."),
     "backup": ("backup", "backup", "Take a backup of a running daemon's store."),
     "restore": ("backup", "restore", "Make a store from backups."),

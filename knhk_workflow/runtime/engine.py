@@ -31,11 +31,12 @@ from knhk_workflow.errors import (
 )
 from knhk_workflow.fortune5.config import Fortune5Config
 from knhk_workflow.fortune5.slo import Fortune5Integration
+from knhk_workflow.model.fields import duration as parse_duration
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.patterns.catalogue import PATTERNS, find
 from knhk_workflow.runtime import messages, query, sandbox
 from knhk_workflow.runtime.births import Births, RunRequest
-from knhk_workflow.runtime.clock import Clock, Ids, SystemClock, SystemIds
+from knhk_workflow.runtime.clock import NS_PER_S, Clock, Ids, SkippingClock, SystemClock, SystemIds, VirtualClock
 from knhk_workflow.runtime.definitions import VERIFY_BUDGET, Definitions, Document
 from knhk_workflow.runtime.export import export
 from knhk_workflow.runtime.inputs import (
@@ -54,6 +55,7 @@ from knhk_workflow.runtime.pattern_runs import KeptRuns, PatternRun, run_in_memo
 from knhk_workflow.runtime.records import ScheduleSpec
 from knhk_workflow.runtime.requests import Requests
 from knhk_workflow.runtime.schedules import Schedules
+from knhk_workflow.runtime.skipping import Skipping, TimeView, go_on_from
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.steps import OnInstances, OnItem, Steps
 from knhk_workflow.runtime.timers import Outcome as TimerOutcome
@@ -141,6 +143,9 @@ class WorkflowEngine:
         self._opening = asyncio.Lock()
         self._store: Store | None = None
         self._started_at = self._clock.now()
+        self._lasting: set[asyncio.Task[None]] = (
+            set()
+        )  # services: they end with the engine, the other tasks by themselves
         self._tasks: dict[asyncio.Task[None], None] = {}  # ordered, so that they end in the same order in every run
         self._commits = 0
         self._closed = False
@@ -170,6 +175,8 @@ class WorkflowEngine:
                 journal: Journal | None = None
                 try:
                     keyspace = Keyspace(store.shards)
+                    if isinstance(self._clock, SkippingClock):
+                        await go_on_from(self._clock, store, keyspace)
                     journal = await Journal.open(store, self._clock.now, limits=self._limits.journal)
                     self._journal = journal
                     self._journal.on_commit(self._committed)
@@ -230,9 +237,8 @@ class WorkflowEngine:
                         await journal.close()
                     await self._state_store.close()
                     raise
-                self._spawn(self._sweep())
-                self._spawn(self._timers.run())
-                self._spawn(self._schedules.run())
+                for service in (self._sweep(), self._timers.run(), self._schedules.run()):
+                    self._lasting.add(self._spawn(service))
         return self
 
     async def close(self) -> None:
@@ -286,6 +292,25 @@ class WorkflowEngine:
         await self._timers.fire_due()
         await self._schedules.start_due()
         await self._schedules.settled()
+
+    async def advance_time(self, by: float | str | None = None, *, until: int = 0) -> TimeView:
+        """Let time pass, from one moment at which something is due to the next: by seconds or a duration such as `14d`,
+        until a time in ns since the epoch, or without either to the next such moment. What is due is done, and what
+        follows from it by itself, before time goes on. Raises Unsupported unless the engine's clock can be moved."""
+        clock = self._clock
+        if not isinstance(clock, VirtualClock | SkippingClock):
+            raise Unsupported("skipping time", "start the daemon with `knhk dev --virtual-time`, or use a VirtualClock")
+        if self._store is None:
+            await self.open()
+        if by is not None:
+            seconds = 0.0 if by in (0, "0", "0s") else parse_duration(by)
+            if seconds is None or until:
+                raise InvalidInput.field("by", f"{by!r} is no duration", "for example 14d, or 90 (seconds)")
+            until = clock.now() + round(seconds * NS_PER_S)
+        elif until and until < clock.now():
+            raise InvalidInput.field("until", "has passed", "time does not run backwards")
+        skipping = Skipping(clock, self._timers, self._schedules, lambda: self._tasks.keys() - self._lasting)
+        return await skipping.skip(until or None)
 
     # -- workflows ----------------------------------------------------------------------------------------------------
 

@@ -82,7 +82,7 @@ class Timers:
             await self.fire_due()
             self._woken.clear()
             try:
-                due = self._alarm = await self._nearest()
+                due = self._alarm = await self.nearest()
             except StoreError:
                 await asyncio.sleep(PAUSE_S)
                 continue
@@ -142,7 +142,7 @@ class Timers:
             return NEVER
         return due if outcome == "busy" else NEVER
 
-    async def _nearest(self) -> int:
+    async def nearest(self) -> int:
         """When the next timer is due that has not been dealt with."""
         nearest = NEVER
         for shard in range(self._keyspace.shards):

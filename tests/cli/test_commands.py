@@ -355,3 +355,20 @@ def test_schedules(daemon: Daemon) -> None:
     assert (gone.returncode, "knhk schedule list" in gone.stderr) == (3, True)
     wrong = daemon.knhk("schedule", "create", "x", "cli-review", "--every", "never")
     assert (wrong.returncode, "cron" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.long
+def test_time_that_can_be_skipped(daemon: Daemon, tmp_path: Path) -> None:
+    refused = daemon.knhk("time", "advance", "1d")
+    assert (refused.returncode, "--virtual-time" in refused.stderr) == (1, True)
+    document = "{id: trial, tasks: {wait: {timer: 14d}}, flows: [{from: start, to: wait}, {from: wait, to: end}]}"
+    with running(tmp_path / "first", "--virtual-time", "--no-samples") as other:
+        other.knhk("workflow", "register", "-", "--format", "yaml", given=document)
+        other.json("case", "run", "trial", "--id", "k")
+        assert mapping(other.json("time", "show"))["stop_count"] in (0, "0")
+        assert mapping(other.json("time", "advance", "13d"))["stop_count"] in (0, "0")
+        assert mapping(other.json("case", "show", "k"))["state"] == "CASE_STATE_RUNNING"
+        assert mapping(other.json("time", "advance", "--next"))["stop_count"] in (1, "1")
+        assert mapping(other.json("case", "show", "k"))["state"] == "CASE_STATE_COMPLETED"
+        assert "nothing is due" in other.knhk("time", "show").stdout
+        assert other.knhk("time", "advance", "--until", "2020-01-01T00:00:00Z").returncode == 2

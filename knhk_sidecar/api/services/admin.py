@@ -14,6 +14,7 @@ Health = Literal["healthy", "degraded", "unhealthy"]
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 PROBLEMS_SHOWN: Final = 100
+ADVANCES_REMEMBERED: Final = 1_000  # request ids of skipped time; somebody trying things out has fewer
 _HEALTH: Final = {
     "healthy": pb.HEALTH_STATE_HEALTHY,
     "degraded": pb.HEALTH_STATE_DEGRADED,
@@ -73,6 +74,7 @@ class AdminService:
         self._engine = engine
         self._daemon = daemon
         self._unavailable = unavailable
+        self._advanced: dict[tuple[str, str, str], pb.AdvanceTimeResponse] = {}
 
     async def get_status(self, request: pb.GetStatusRequest, meta: CallMeta) -> pb.GetStatusResponse:
         """The daemon at a glance. The health of the whole is that of its worst part."""
@@ -107,6 +109,29 @@ class AdminService:
             limits=wire.LIMITS,
             pattern_ids=[view.pattern_id for view in patterns if view.available],
         )
+
+    async def advance_time(self, request: pb.AdvanceTimeRequest, meta: CallMeta) -> pb.AdvanceTimeResponse:
+        """Skip time, in a daemon that was started for that. A repeated request id skips nothing more."""
+        engine = self._running()
+        name = (meta.tenant, meta.principal, request.request_id)
+        answered = self._advanced.get(name) if request.request_id else None
+        if answered is not None:
+            return answered
+        how_far = request.WhichOneof("how_far")
+        if how_far == "duration":
+            view = await engine.advance_time(wire.duration_ns(request.duration, "duration") / wire.NS_PER_S)
+        elif how_far == "until":
+            view = await engine.advance_time(until=wire.moment(request.until))
+        elif request.to_next:
+            view = await engine.advance_time()
+        else:
+            raise InvalidInput.field("duration", "is missing", "expected duration, until or to_next", code="required")
+        answer = pb.AdvanceTimeResponse(time=wire.time(view.now), stop_count=view.stops, next_time=wire.time(view.next))
+        if request.request_id:
+            self._advanced[name] = answer
+            if len(self._advanced) > ADVANCES_REMEMBERED:
+                self._advanced.pop(next(iter(self._advanced)))
+        return answer
 
     async def backup(self, request: pb.BackupRequest, meta: CallMeta) -> AsyncIterator[pb.BackupResponse]:
         """The store as one file, in pieces; other calls go on meanwhile."""

@@ -28,7 +28,7 @@ LATER = {
         "StreamWorkItems",
     },
 }
-NOW_OF_ADMIN = {"GetStatus", "GetConfig", "SetLogLevel", "Backup", "VerifyHistory"}
+NOW_OF_ADMIN = {"GetStatus", "GetConfig", "SetLogLevel", "Backup", "VerifyHistory", "AdvanceTime"}
 
 
 def later(method: MethodDescriptor) -> bool:

@@ -266,7 +266,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AdvanceTime(self, request, context):
-        """Lets time pass, timer by timer, in a daemon with virtual time (`knhk dev --virtual-time`); elsewhere UNIMPLEMENTED.
+        """Lets time pass, from one moment at which something is due to the next, in a daemon with virtual time
+        (`knhk dev --virtual-time`); elsewhere UNIMPLEMENTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
