@@ -284,6 +284,12 @@ class WorkflowEngine:
             commits=self._commits,
         )
 
+    async def count_timers(self) -> int:
+        """How many timers are armed, over all tenants, as of at most five seconds ago."""
+        if self._store is None:
+            await self.open()
+        return await self._timers.count()
+
     async def fire_due_timers(self) -> None:
         """Return when no timer is due that could be fired. They fire by themselves; this is for who has moved a virtual
         clock and wants to see what came of it."""

@@ -27,3 +27,11 @@ def document(spec_id: str, task: Mapping[str, Sequence[str]]) -> bytes:
 
 
 DOCUMENTS: Final = (document(STEPWISE, {"required_roles": ["clerk"]}), document(ROUTING, {}))
+WAITING: Final = json.dumps(
+    {
+        "id": "waiting",
+        "tasks": {"wait": {"timer": "1m"}},
+        "flows": [{"from": "start", "to": "wait"}, {"from": "wait", "to": "end"}],
+    }
+).encode()
+"""A task that waits for its moment, and nothing else."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import time
@@ -111,32 +112,30 @@ async def test_time_that_runs_on_and_is_skipped_too() -> None:
 USER_TEST: Final = """
 import asyncio
 
-DOCUMENT = {
-    "id": "trial",
-    "tasks": {"wait": {"timer": "14d"}},
-    "flows": [{"from": "start", "to": "wait"}, {"from": "wait", "to": "end"}],
-}
-
-async def two_weeks(workflow_engine):
+async def waits(workflow_engine):
     async with workflow_engine as engine:
-        await engine.register_workflow(DOCUMENT)
-        case = await engine.run_case("trial")
-        assert case.state == "running"
+        case = await engine.run_case(await registered(engine))
         await engine.advance_time("14d")
         assert (await engine.get_case(case.case_id)).state == "completed"
 
-def test_without_any_plugin_for_coroutines(workflow_engine):
-    asyncio.run(two_weeks(workflow_engine))
+async def registered(engine):
+    flows = [{"from": "start", "to": "wait"}, {"from": "wait", "to": "end"}]
+    document = {"id": "trial", "tasks": {"wait": {"timer": "14d"}}, "flows": flows}
+    return (await engine.register_workflow(document)).spec_id
 
-async def test_with_one(workflow_engine):
-    await two_weeks(workflow_engine)
+def test_without_any_plugin_for_coroutines(workflow_engine):
+    asyncio.run(waits(workflow_engine))
+
 """
 
 
 @pytest.mark.long
 def test_the_fixture_in_somebody_elses_tests(tmp_path: Path) -> None:
-    (tmp_path / "test_mine.py").write_text(USER_TEST)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"```python\n(async def test_.+?)```", readme, re.DOTALL)
+    (tmp_path / "test_mine.py").write_text(USER_TEST + told)
     options = ["-q", "-p", "knhk_workflow.pytest_plugin", "-W", "error", "-o", "asyncio_mode=auto"]
+    options += ["-o", "asyncio_default_fixture_loop_scope=function"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "test_mine.py"],
         cwd=tmp_path,
