@@ -66,10 +66,12 @@ def rule_of(spec: ScheduleSpec) -> Rule:
         raise InvalidInput.field(invalid.key, invalid.problem, invalid.hint) from invalid
 
 
-def next_times(record: ScheduleRecord) -> tuple[int, ...]:
+def next_times(record: ScheduleRecord, most: int) -> tuple[int, ...]:
     """The next few occurrences, as things stand; none while it is paused."""
-    rule, found = rule_of(record.spec), [record.next] if record.next and not record.paused else []
-    while found and len(found) < TIMES_SHOWN:
+    if record.paused or not record.next:
+        return ()
+    rule, found = rule_of(record.spec), [record.next]
+    while len(found) < most:
         following = rule.after(found[-1], record.anchor)
         if not following:
             break

@@ -42,6 +42,7 @@ from knhk_workflow.runtime.meta import CallMeta
 from knhk_workflow.runtime.occurrences import (
     CATCH_UPS,
     OVERLAPS,
+    TIMES_SHOWN,
     Rule,
     admitted,
     between,
@@ -156,7 +157,11 @@ class Schedules:
                     live = _Live(parse_schedule(key))
                     self._all[live.name] = live
                     record = SCHEDULES.read(key, value)
-                    self._take(live, self._again(record, wall), value)
+                    try:
+                        record = self._again(record, wall)
+                    except InvalidInput as error:  # a time zone that this machine does not know any more
+                        record = msgspec.structs.replace(record, paused=True, pause_reason=error.message)
+                    self._take(live, record, value)
                     self._carry_on(live)
                 if len(rows) < PAGE:
                     break
@@ -167,7 +172,7 @@ class Schedules:
         while True:
             try:
                 await self.start_due()
-            except (StoreUnavailable, Busy, OutcomeUnknown):
+            except WorkflowError:
                 await asyncio.sleep(PAUSE_S)
                 continue
             self._woken.clear()
@@ -193,7 +198,7 @@ class Schedules:
                 due = [self._all[name] for at, name in self._due.islice(0, TOGETHER) if at <= wall]
                 if not due:
                     return
-                await asyncio.gather(*(self._occur(live, wall) for live in due))
+                await asyncio.gather(*(self._due_now(live, wall) for live in due))
 
     async def settled(self) -> None:
         """Return once everything that was decided has been done, as far as it can be now."""
@@ -222,22 +227,29 @@ class Schedules:
         asked = self._asked(meta, (schedule_id, spec, paused))
         spec, rule = await self._checked(spec, meta.tenant)
         name = (meta.tenant, schedule_id)
-        live = self._all.setdefault(name, _Live(name))
-        async with live.lock:
-            try:
-                answered = await self._answered(name, asked)
-                if answered is not None:
-                    return answered
-                if live.record is not None:
-                    raise AlreadyExists("schedule", schedule_id, "choose another schedule_id, or update it")
-                if len(self._all) > SCHEDULES_MAX:
-                    raise LimitExceeded("schedules", SCHEDULES_MAX, len(self._all))
-                now, wall = self._clock.now(), self._clock.wall()
-                record = ScheduleRecord(spec, 1, now, meta.principal, now, wall, rule.after(wall, wall), paused)
-                return await self._answer(live, record, asked)
-            finally:
-                if live.record is None and self._all.get(name) is live:
-                    del self._all[name]
+        while True:
+            live = self._all.setdefault(name, _Live(name))
+            async with live.lock:
+                if self._all.get(name) is not live:
+                    continue  # it was deleted while this call waited
+                try:
+                    return await self._create(live, spec, rule, paused, asked)
+                finally:
+                    if live.record is None:
+                        del self._all[name]
+
+    async def _create(self, live: _Live, spec: ScheduleSpec, rule: Rule, paused: bool, asked: _Asked) -> ScheduleView:
+        answered = await self._answered(live.name, asked)
+        if answered is not None:
+            return answered
+        if live.record is not None:
+            raise AlreadyExists("schedule", live.name[1], "choose another schedule_id, or update it")
+        if len(self._all) > SCHEDULES_MAX:
+            raise LimitExceeded("schedules", SCHEDULES_MAX, len(self._all))
+        now, wall = self._clock.now(), self._clock.wall()
+        coming = rule.after(wall, wall)
+        record = ScheduleRecord(spec, 1, now, asked.meta.principal, now, wall, coming, paused)
+        return await self._answer(live, record, asked)
 
     async def update(self, schedule_id: str, spec: ScheduleSpec, revision: int, meta: CallMeta) -> ScheduleView:
         """Another spec for a schedule. `revision`: the one that the caller has seen, 0 = whatever it is; raises Stale.
@@ -325,7 +337,7 @@ class Schedules:
         return view_of(schedule_id, live.record)
 
     def list(self, tenant: str, page_size: int, page_token: str) -> Page[ScheduleView]:
-        """By id."""
+        """By id, each with its next occurrence alone: finding more takes 0.1 ms."""
         size = page_size_of(page_size)
         after = decode_token(page_token, "schedules").decode()
         mine = sorted(
@@ -333,10 +345,22 @@ class Schedules:
             for name, live in self._all.items()
             if name[0] == tenant and name[1] > after and live.record is not None
         )
-        views = tuple(self.get(tenant, schedule_id) for schedule_id in mine[:size])
+        found = ((schedule_id, self._found(tenant, schedule_id).record) for schedule_id in mine[:size])
+        views = tuple(view_of(schedule_id, record, 1) for schedule_id, record in found if record is not None)
         return Page(views, encode_token(mine[size - 1].encode(), "schedules") if len(mine) > size else "")
 
     # -- deciding -----------------------------------------------------------------------------------------------------
+
+    async def _due_now(self, live: _Live, wall: int) -> None:
+        try:
+            await self._occur(live, wall)
+        except WorkflowError:
+            raise
+        except Exception as error:  # noqa: BLE001  # one schedule must not stop all others
+            if live.record is not None:
+                self._due.discard((live.record.next, live.name))
+            message = f"schedule {live.name[1]!r} stands still until the next start"
+            asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
 
     async def _occur(self, live: _Live, wall: int) -> None:
         """Decide on what is due of one schedule, durably."""
@@ -401,7 +425,7 @@ class Schedules:
                         while await self._carried(live):
                             pass
                         pause = live.record is not None and bool(live.record.starting)
-                except (StoreUnavailable, Busy, OutcomeUnknown):
+                except (StoreUnavailable, Busy, OutcomeUnknown, ExpectationFailed):
                     pause = True
                 if pause:
                     live.again = True
@@ -574,7 +598,7 @@ class Schedules:
         return _decode(record.receipt)
 
 
-def view_of(schedule_id: str, record: ScheduleRecord) -> ScheduleView:
+def view_of(schedule_id: str, record: ScheduleRecord, times: int = TIMES_SHOWN) -> ScheduleView:
     """What callers see of a schedule."""
     return ScheduleView(
         schedule_id,
@@ -582,7 +606,7 @@ def view_of(schedule_id: str, record: ScheduleRecord) -> ScheduleView:
         record.revision,
         record.paused,
         record.pause_reason,
-        next_times(record),
+        next_times(record, times),
         (*record.running, *(start.case_id for start in record.starting)),
         len(record.waiting),
         record.recent[::-1],

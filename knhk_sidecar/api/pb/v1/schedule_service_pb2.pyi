@@ -255,7 +255,7 @@ class Schedule(_message.Message):
 
     @_builtins.property
     def next_times(self) -> _containers.RepeatedCompositeFieldContainer[_timestamp_pb2.Timestamp]:
-        """The next occurrences, at most five; none while it is paused."""
+        """The next occurrences, at most five, in lists the first one alone; none while it is paused."""
 
     @_builtins.property
     def running_case_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
