@@ -50,7 +50,8 @@ from knhk_workflow.model.fields import duration as parse_duration
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.runtime.births import RunRequest
 from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SkippingClock, SystemClock, SystemIds, VirtualClock
-from knhk_workflow.runtime.engine import CompleteRequest, EngineLimits, WorkflowEngine
+from knhk_workflow.runtime.dispatch import Delivery, LeasedItem, WorkSession, WorkSubscription
+from knhk_workflow.runtime.engine import EngineLimits, WorkflowEngine
 from knhk_workflow.runtime.export import Proof
 from knhk_workflow.runtime.export import prove as prove_export
 from knhk_workflow.runtime.integrity import Examination, Finding, LogEnd
@@ -58,8 +59,14 @@ from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta
 from knhk_workflow.runtime.occurrences import CATCH_UPS, OVERLAPS
 from knhk_workflow.runtime.records import ScheduleRun, ScheduleSpec
 from knhk_workflow.runtime.restoration import Moment, Restored, check_backup, restore_store, verify_store
+from knhk_workflow.runtime.results import CompleteRequest, FailRequest
+from knhk_workflow.runtime.retention import PurgeRequest, PurgeView, RetentionPolicy
+from knhk_workflow.runtime.signature import SigningKey
+from knhk_workflow.runtime.signature import fingerprint as key_fingerprint
+from knhk_workflow.runtime.signature import public_key as read_public_key
 from knhk_workflow.runtime.skipping import TimeView
 from knhk_workflow.runtime.state_store import StateStore
+from knhk_workflow.runtime.upgrade import UpgradePlan, plan_upgrade
 from knhk_workflow.runtime.views import (
     CaseFilter,
     CaseView,
@@ -97,6 +104,7 @@ __all__ = [
     "Clock",
     "CompleteRequest",
     "DeadlineExceeded",
+    "Delivery",
     "EngineLimits",
     "SpiffeConfig",
     "SloMetrics",
@@ -110,6 +118,7 @@ __all__ = [
     "EngineStatus",
     "Expired",
     "Explanation",
+    "FailRequest",
     "Fenced",
     "GuardReading",
     "HistoryEvent",
@@ -120,6 +129,7 @@ __all__ = [
     "InvalidDocument",
     "InvalidInput",
     "JournalLimits",
+    "LeasedItem",
     "LimitExceeded",
     "MessageView",
     "NotFound",
@@ -129,7 +139,10 @@ __all__ = [
     "PatternResult",
     "PatternView",
     "Problem",
+    "PurgeRequest",
+    "PurgeView",
     "RequestMismatch",
+    "RetentionPolicy",
     "RunRequest",
     "ScheduleRun",
     "ScheduleSpec",
@@ -138,6 +151,9 @@ __all__ = [
     "OVERLAPS",
     "SeededIds",
     "SkippingClock",
+    "SigningKey",
+    "key_fingerprint",
+    "read_public_key",
     "Stale",
     "StateStore",
     "Stimulus",
@@ -161,6 +177,8 @@ __all__ = [
     "Wait",
     "WorkItemFilter",
     "WorkItemView",
+    "WorkSession",
+    "WorkSubscription",
     "WorkflowEngine",
     "WorkflowError",
     "WorkflowView",
@@ -175,6 +193,8 @@ __all__ = [
     "Restored",
     "check_backup",
     "parse_duration",
+    "plan_upgrade",
+    "UpgradePlan",
     "prove_export",
     "restore_store",
     "verify_store",

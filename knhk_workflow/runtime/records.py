@@ -69,6 +69,8 @@ class ItemRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     changed_at: int
     spec_id: str
     due_at: int = 0
+    worker: str = ""
+    lease: int = 0  # ns
 
 
 class IncidentRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -88,6 +90,7 @@ class RequestRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     case_id: str
     sequence: int
     receipt: bytes = b""
+    purged: bool = False  # the case is gone, and the answer with it
 
 
 class MessageRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -179,6 +182,24 @@ class ScheduleRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     triggered: int = 0
 
 
+class PurgeRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The note that a case was purged: all that is left of it but the digests in the log. The log has its digest."""
+
+    tenant: str
+    case_id: str
+    sequence: int  # events that it had
+    state: str
+    spec_id: str
+    version: int
+    created_at: int
+    ended_at: int
+    purged_at: int
+    principal: str
+    method: str
+    request_id: str = ""
+    cut: bool = False  # the store was restored as of an earlier moment, and the log ends before the purge
+
+
 class Definition(msgspec.Struct, frozen=True, array_like=True):
     """One version of a workflow."""
 
@@ -230,3 +251,4 @@ REQUESTS = Reader(RequestRecord)
 DEFINITIONS = Reader(Definition)
 MESSAGES = Reader(MessageRecord)
 SCHEDULES = Reader(ScheduleRecord)
+PURGES = Reader(PurgeRecord)
