@@ -492,6 +492,7 @@ class Sidecar:
             *(["metrics"] if config.metrics_address else []),
             *(["reflection"] if config.dev or config.reflection_enabled else []),
             *(["dev"] if config.dev else []),
+            *(["virtual-time"] if config.virtual_time else []),
         ]
         return Daemon(
             version=__version__,

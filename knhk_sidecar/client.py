@@ -158,6 +158,7 @@ class Client:
         self.workflows = pb.WorkflowServiceStub(self._channel)
         self.cases = pb.CaseServiceStub(self._channel)
         self.work = pb.WorkItemServiceStub(self._channel)
+        self.schedules = pb.ScheduleServiceStub(self._channel)
         self.admin = pb.AdminServiceStub(self._channel)
 
     def __enter__(self) -> Client:

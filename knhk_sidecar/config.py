@@ -204,6 +204,11 @@ class SidecarConfig:
         "developer mode: throw-away certificate authority, plain loopback ports with a local identity, reflection",
         "never on by accident: it lets every local process in",
     )
+    virtual_time: bool = setting(
+        False,
+        "developer mode: time can be skipped (`knhk time advance 14d`)",
+        "timers of real cases must not fire early",
+    )
     address: str = setting(
         "127.0.0.1:50051",
         "gRPC listener, mTLS; `host:port` or a port on loopback; port 0 is any free one",
@@ -857,6 +862,8 @@ def _combination_problems(config: SidecarConfig) -> Iterable[Problem]:
         yield Problem("address", "must not be empty")
     if config.plain_address and not config.dev:
         yield Problem("plain_address", "exists in developer mode only", "use address with tls_enabled")
+    if config.virtual_time and not config.dev:
+        yield Problem("virtual_time", "exists in developer mode only", "use `knhk dev --virtual-time`")
     yield from _loopback_problems(config)
 
 

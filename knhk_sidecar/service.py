@@ -12,6 +12,7 @@ from knhk_workflow import (
     PatternExecutionContext,
     PatternResult,
     RetentionPolicy,
+    SkippingClock,
     StateStore,
     Unsupported,
     VerifyBudget,
@@ -26,7 +27,10 @@ def engine_of(config: SidecarConfig) -> WorkflowEngine | None:
     journal = JournalLimits(batch_units=config.batch_size, linger_s=config.batch_timeout_ms / 1000)
     budget = VerifyBudget(config.verification_markings, config.verification_steps)
     limits = EngineLimits(journal=journal, verification=budget, retention=_retention(config))
-    return WorkflowEngine(StateStore(config.store_path), limits=limits, connectors=connectors_of(config, variables()))
+    clock = SkippingClock() if config.virtual_time else None
+    return WorkflowEngine(
+        StateStore(config.store_path), clock=clock, limits=limits, connectors=connectors_of(config, variables())
+    )
 
 
 def _retention(config: SidecarConfig) -> RetentionPolicy:

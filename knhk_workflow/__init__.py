@@ -55,9 +55,10 @@ from knhk_workflow.fortune5.config import (
     SpiffeConfig,
 )
 from knhk_workflow.fortune5.slo import Fortune5Integration, SloMetrics
+from knhk_workflow.model.fields import duration as parse_duration
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.runtime.births import RunRequest
-from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SystemClock, SystemIds, VirtualClock
+from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SkippingClock, SystemClock, SystemIds, VirtualClock
 from knhk_workflow.runtime.connectors import ConnectorConfig, ConnectorSetup
 from knhk_workflow.runtime.dispatch import Delivery, LeasedItem, WorkSession, WorkSubscription
 from knhk_workflow.runtime.engine import EngineLimits, WorkflowEngine
@@ -65,12 +66,15 @@ from knhk_workflow.runtime.export import Proof
 from knhk_workflow.runtime.export import prove as prove_export
 from knhk_workflow.runtime.integrity import Examination, Finding, LogEnd
 from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta
+from knhk_workflow.runtime.occurrences import CATCH_UPS, OVERLAPS
+from knhk_workflow.runtime.records import ScheduleRun, ScheduleSpec
 from knhk_workflow.runtime.restoration import Moment, Restored, check_backup, restore_store, verify_store
 from knhk_workflow.runtime.results import CompleteRequest, FailRequest
 from knhk_workflow.runtime.retention import PurgeRequest, PurgeView, RetentionPolicy
 from knhk_workflow.runtime.signature import SigningKey
 from knhk_workflow.runtime.signature import fingerprint as key_fingerprint
 from knhk_workflow.runtime.signature import public_key as read_public_key
+from knhk_workflow.runtime.skipping import TimeView
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.upgrade import UpgradePlan, plan_upgrade
 from knhk_workflow.runtime.views import (
@@ -88,6 +92,7 @@ from knhk_workflow.runtime.views import (
     PatternExecutionContext,
     PatternResult,
     PatternView,
+    ScheduleView,
     Stimulus,
     TriggerDelivery,
     Validation,
@@ -172,7 +177,13 @@ __all__ = [
     "RequestMismatch",
     "RetentionPolicy",
     "RunRequest",
+    "ScheduleRun",
+    "ScheduleSpec",
+    "ScheduleView",
+    "CATCH_UPS",
+    "OVERLAPS",
     "SeededIds",
+    "SkippingClock",
     "SigningKey",
     "key_fingerprint",
     "read_public_key",
@@ -188,6 +199,7 @@ __all__ = [
     "SystemClock",
     "SystemIds",
     "TaskExplanation",
+    "TimeView",
     "TokenPath",
     "TriggerDelivery",
     "Unsound",
@@ -214,6 +226,7 @@ __all__ = [
     "Proof",
     "Restored",
     "check_backup",
+    "parse_duration",
     "plan_upgrade",
     "UpgradePlan",
     "prove_export",

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+pytest_plugins = ["knhk_workflow.pytest_plugin"]  # of this tree, whatever is installed
+
 SIMULATION_STEPS = 20_000  # enough for every kind of fault to meet every kind of command many times; tens of seconds
 SIMULATION_STEPS_SMALL = 500  # a smoke test: about a second
 STEPS_PER_EXAMPLE = 200  # one generated example costs about as much as this many simulated steps

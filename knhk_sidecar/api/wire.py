@@ -44,6 +44,8 @@ from knhk_workflow import (
     PatternView,
     Problem,
     RunRequest,
+    ScheduleSpec,
+    ScheduleView,
     Stale,
     Stimulus,
     TaskExplanation,
@@ -469,9 +471,9 @@ def watch_selection(request: pb.CaseFilter) -> Callable[[CaseView], bool] | None
 
 def _matching(request: pb.CaseFilter) -> Callable[[CaseView], bool]:
     names = states(request.states, "filter.states")
-    after = _instant(request.created_after) if request.HasField("created_after") else None
-    before = _instant(request.created_before) if request.HasField("created_before") else None
-    ended = _instant(request.ended_before) if request.HasField("ended_before") else None
+    after = moment(request.created_after) if request.HasField("created_after") else None
+    before = moment(request.created_before) if request.HasField("created_before") else None
+    ended = moment(request.ended_before) if request.HasField("ended_before") else None
     spec, version, key = request.spec_id, request.spec_version, request.business_key
     prefix, incidents = request.case_id_prefix, request.with_incidents
 
@@ -884,6 +886,119 @@ def dead_letter(view: DeadLetterView) -> pb.DeadLetter:
 _GIVEN_UP: Final = 14  # UNAVAILABLE: what the outside said has no code of ours
 
 
+# -- schedules --------------------------------------------------------------------------------------------------------
+
+_OVERLAPS: Final[Mapping[str, pb.ScheduleOverlap.ValueType]] = {
+    "": pb.SCHEDULE_OVERLAP_UNSPECIFIED,
+    "skip": pb.SCHEDULE_OVERLAP_SKIP,
+    "buffer_one": pb.SCHEDULE_OVERLAP_BUFFER_ONE,
+    "buffer_all": pb.SCHEDULE_OVERLAP_BUFFER_ALL,
+    "allow": pb.SCHEDULE_OVERLAP_ALLOW,
+    "cancel_other": pb.SCHEDULE_OVERLAP_CANCEL_OTHER,
+    "terminate_other": pb.SCHEDULE_OVERLAP_TERMINATE_OTHER,
+}
+_OVERLAP_NAMES: Final = {number: name for name, number in _OVERLAPS.items()}
+_CATCH_UPS: Final[Mapping[str, pb.ScheduleCatchUp.ValueType]] = {
+    "latest": pb.SCHEDULE_CATCH_UP_LATEST,
+    "all": pb.SCHEDULE_CATCH_UP_ALL,
+    "none": pb.SCHEDULE_CATCH_UP_NONE,
+}
+_CATCH_UP_NAMES: Final = {number: name for name, number in _CATCH_UPS.items()}
+
+
+def schedule_id(value: str) -> str:
+    """The id of a schedule."""
+    return required(value, "schedule_id", "nightly")
+
+
+def overlap(value: pb.ScheduleOverlap.ValueType, field: str) -> str:
+    """The name of a policy; empty where none was chosen."""
+    if value not in _OVERLAP_NAMES:
+        raise InvalidInput.field(field, f"{value} is not known", _expected(filter(None, _OVERLAPS)))
+    return _OVERLAP_NAMES[value]
+
+
+def schedule_spec(request: pb.ScheduleSpec) -> ScheduleSpec:
+    """What a schedule is to do."""
+    if request.catch_up and request.catch_up not in _CATCH_UP_NAMES:
+        raise InvalidInput.field("spec.catch_up", f"{request.catch_up} is not known", _expected(_CATCH_UPS))
+    plain = ScheduleSpec(
+        required(request.spec_id, "spec.spec_id", "order-approval"),
+        required(request.every, "spec.every", "0 9 * * MON-FRI"),
+        request.time_zone,
+        request.version,
+        request.data_json or b"{}",
+        request.business_key,
+        request.time_key,
+        overlap(request.overlap, "spec.overlap") or "skip",
+        _CATCH_UP_NAMES.get(request.catch_up, "latest"),
+        not_before=moment(request.start_time),
+        not_after=moment(request.end_time),
+        note=request.description,
+    )
+    if not request.HasField("catch_up_window"):
+        return plain
+    window = duration_ns(request.catch_up_window, "spec.catch_up_window")
+    return msgspec.structs.replace(plain, catch_up_window=window)
+
+
+def span(start: Timestamp, end: Timestamp) -> tuple[int, int]:
+    """From a time up to another, in nanoseconds since the epoch."""
+    return moment(start), moment(end)
+
+
+def schedule(view: ScheduleView) -> pb.Schedule:
+    """A schedule."""
+    spec = view.spec
+    return pb.Schedule(
+        schedule_id=view.schedule_id,
+        spec=nested(
+            pb.ScheduleSpec,
+            {
+                "spec_id": spec.spec_id,
+                "version": spec.version,
+                "every": spec.every,
+                "time_zone": spec.time_zone,
+                "data_json": spec.data,
+                "business_key": spec.business_key,
+                "time_key": spec.time_key,
+                "overlap": _OVERLAPS[spec.overlap],
+                "catch_up": _CATCH_UPS[spec.catch_up],
+                "catch_up_window": length(spec.catch_up_window),
+                "start_time": time(spec.not_before),
+                "end_time": time(spec.not_after),
+                "description": spec.note,
+            },
+        ),
+        revision=view.revision,
+        paused=view.paused,
+        pause_reason=view.pause_reason,
+        next_times=[_timestamp(at) for at in view.next_times],
+        running_case_ids=view.running,
+        waiting_count=view.waiting,
+        recent_runs=[
+            pb.ScheduleRun(
+                scheduled_time=time(run.at),
+                outcome=run.outcome,
+                time=time(run.done_at),
+                case_id=run.case_id,
+                message=run.message,
+            )
+            for run in view.recent
+        ],
+        started_count=view.started,
+        skipped_count=view.skipped,
+        missed_count=view.missed,
+        failed_count=view.failed,
+        create_time=time(view.created_at),
+        created_by=view.created_by,
+        update_time=time(view.updated_at),
+    )
+
+
+# -- small things -----------------------------------------------------------------------------------------------------
+
+
 def time(ns: int) -> Timestamp | None:
     """A point in time, as a field of an answer; 0 is none."""
     return nested(Timestamp, {"seconds": ns // NS_PER_S, "nanos": ns % NS_PER_S}) if ns else None
@@ -894,7 +1009,13 @@ def length(ns: int) -> Duration:
     return Duration(seconds=ns // NS_PER_S, nanos=ns % NS_PER_S)
 
 
-def _instant(value: Timestamp) -> int:
+def _timestamp(ns: int) -> Timestamp:
+    """A point in time, as an element of a list."""
+    return Timestamp(seconds=ns // NS_PER_S, nanos=ns % NS_PER_S)
+
+
+def moment(value: Timestamp) -> int:
+    """Nanoseconds since the epoch; an absent one is 0."""
     return value.seconds * NS_PER_S + value.nanos
 
 

@@ -45,6 +45,7 @@ def _listening(command: Callable[..., int]) -> Callable[..., int]:
 @click.command()
 @_listening
 @click.option("--plain-address", metavar="HOST:PORT", help="gRPC without TLS, on loopback.")
+@click.option("--virtual-time", is_flag=True, help="Let `knhk time advance` skip time; it runs on as usual otherwise.")
 @click.option("--no-samples", is_flag=True, help="Do not register the sample workflows.")
 def dev(
     file: Path | None,
@@ -55,6 +56,7 @@ def dev(
     ready_file: Path | None,
     log_level: str | None,
     plain_address: str | None,
+    virtual_time: bool,
     no_samples: bool,
 ) -> int:
     """Run a daemon for development, everything on.
@@ -69,6 +71,7 @@ def dev(
     """
     flags: dict[str, Value | None] = {
         "dev": True,
+        "virtual_time": virtual_time or None,
         "data_dir": _text(data_dir),
         "address": grpc_address,
         "plain_address": plain_address,

@@ -23,6 +23,8 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "work": ("work", "work", "Work items: list, claim, start, complete, fail."),
     "connector": ("connectors", "connector", "What tasks may call: list, probe, put, delete."),
     "dead-letter": ("connectors", "dead_letter", "Calls that were given up: list, retry, discard."),
+    "schedule": ("schedules", "schedule", "Schedules: cases started by the calendar."),
+    "time": ("times", "time_", "The time of a daemon with virtual time: show it, skip ahead."),
     "history": ("history", "history", "The history of cases: show, export, verify."),
     "backup": ("backup", "backup", "Take a backup of a running daemon's store."),
     "restore": ("backup", "restore", "Make a store from backups."),

@@ -230,6 +230,7 @@ _MENDS_BY_KIND: Final[Mapping[str, str]] = {
     "workflow": "`knhk workflow list` shows the workflows, `knhk workflow register FILE` adds one",
     "work item": "`knhk work list` shows the items",
     "work_item": "`knhk work list` shows the items",
+    "schedule": "`knhk schedule list` shows the schedules",
     "pattern": "patterns are 1 to 43; `knhk pattern list` shows them",
     "incident": "`knhk case explain ID` shows the incidents of a case",
 }

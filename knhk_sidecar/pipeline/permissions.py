@@ -26,6 +26,8 @@ class Permission(Enum):
     WORK_READ = "work.read"
     WORK_WRITE = "work.write"
     WORK_OPERATE = "work.operate"
+    SCHEDULE_READ = "schedule.read"
+    SCHEDULE_WRITE = "schedule.write"
     STATUS = "status"
     ADMIN_READ = "admin.read"
     ADMIN_WRITE = "admin.write"
@@ -61,12 +63,17 @@ _TABLE: Final[Mapping[str, Mapping[Permission, str]]] = {
         _P.WORK_OPERATE: "OfferWorkItem AllocateWorkItem ReallocateWorkItem AddInstance CloseInstances"
         " CompleteInstances CancelInstances",
     },
+    f"{_OURS}.ScheduleService": {
+        _P.SCHEDULE_READ: "GetSchedule ListSchedules",
+        _P.SCHEDULE_WRITE: "CreateSchedule UpdateSchedule DeleteSchedule PauseSchedule ResumeSchedule TriggerSchedule"
+        " BackfillSchedule",
+    },
     f"{_OURS}.AdminService": {
         _P.STATUS: "GetStatus",
         _P.ADMIN_READ: "GetSlo GetPromotion ListAudit VerifyHistory GetReceipt ListDeadLetters ListConnectors GetConfig"
         " ExplainPolicy ListLegalHolds",
         _P.ADMIN_WRITE: "SetPromotion RetryDeadLetter DiscardDeadLetter PutConnector DeleteConnector SetLogLevel Backup"
-        " CreateLegalHold ReleaseLegalHold",
+        " CreateLegalHold ReleaseLegalHold AdvanceTime",
     },
     f"{_OURS}.SubscriptionService": {
         _P.SUBSCRIPTION_READ: "GetSubscription ListSubscriptions ListDeliveries",

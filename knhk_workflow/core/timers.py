@@ -17,6 +17,7 @@ from knhk_workflow.core.step import Step
 from knhk_workflow.model.expression import EvaluationFailed, Expression
 from knhk_workflow.model.fields import DURATION_MAX, duration, moment
 from knhk_workflow.model.net import NS_PER_S, TaskNode, nanoseconds
+from knhk_workflow.model.recurrence import Recurrence
 from knhk_workflow.model.spec import Retry
 
 DUE_MAX = 2**64 - 1  # the largest moment that a key holds, in the year 2554
@@ -34,6 +35,8 @@ def enabled(step: Step, node: TaskNode, activation: Activation) -> bool:
             _arm(step, activation, 0, "timer", step.now + _duration(step, activation, times.after))
         elif times.at is not None:
             _arm(step, activation, 0, "timer", _moment(step, activation, times.at, "timer.at"))
+        elif times.every is not None:
+            _arm(step, activation, 0, "timer", _next(step, times.every))
     except EvaluationFailed as failure:
         step.untimed(activation)
         message = f"when task {node.id!r} is due could not be found out: {failure.message}"
@@ -86,6 +89,14 @@ def _moment(step: Step, activation: Activation, given: int | Expression, what: s
     if due is None:
         problem = 'gives no time with its offset, such as "2030-01-31T12:00:00Z"'
         raise EvaluationFailed(given.text, f"{what} {problem}", {})
+    return due
+
+
+def _next(step: Step, every: Recurrence) -> int:
+    """The first occurrence after now: those that came before, while nobody waited, are over."""
+    due = every.after(step.now, step.now)
+    if due is None:
+        raise EvaluationFailed(every.cron, "timer.every never comes again", {})
     return due
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 from knhk_workflow.model.expression import Expression, compile_expression
 from knhk_workflow.model.fields import moment
 from knhk_workflow.model.graph import OUTSIDE, dominators, natural_loops, reachable, reverse, without
+from knhk_workflow.model.recurrence import Recurrence, recurrence
 from knhk_workflow.model.request import Request, compile_request
 from knhk_workflow.model.spec import END, ROOT, START, Assignment, Instances, Join, Net, Spec, Split, Task, Termination
 
@@ -70,6 +71,7 @@ class Times:
     at: Amount | None  # or at a moment
     timeout: int | None  # each attempt at the work may take so long
     deadline: Amount | None  # the task must be done at a moment
+    every: Recurrence | None = None  # or at the next occurrence, instead of the first two
 
 
 @dataclass(frozen=True, slots=True)
@@ -509,6 +511,7 @@ def _times(task: Task) -> Times | None:
         _moment(timer.at if timer is not None else None),
         None if task.timeout is None else nanoseconds(task.timeout),
         _moment(task.deadline),
+        recurrence(timer.every, timer.time_zone) if timer is not None and timer.every is not None else None,
     )
 
 

@@ -34,6 +34,7 @@ from knhk_workflow.model.fields import (
     joined,
     shown,
 )
+from knhk_workflow.model.recurrence import RecurrenceInvalid, recurrence
 from knhk_workflow.model.request import RequestInvalid, compile_request
 from knhk_workflow.model.schema import compiled_schema
 from knhk_workflow.model.spec import (
@@ -617,13 +618,15 @@ def _timer(fields: Fields) -> Timer | None:
     if value is None:
         return None
     body = value if isinstance(value, dict) else {"after": value}
-    own = Fields(fields.problems, fields.at("timer"), body, ("after", "at", "every"))
+    own = Fields(fields.problems, fields.at("timer"), body, ("after", "at", "every", "time_zone"))
     given = [key for key in ("after", "at", "every") if own.raw(key) is not None]
+    if own.raw("time_zone") is not None and given != ["every"]:
+        own.problems.add(own.at("time_zone"), "conflict", "is that of a cron line in `every`", "leave it out")
     if len(given) != 1:
         own.problems.add(own.path, "conflict", "needs exactly one of after, at and every", "for example timer: 5m")
         return None
     if given == ["every"]:
-        return Timer(every=own.text("every") or None)
+        return _every(own)
     if given == ["at"]:
         return Timer(at=_time(own, "at"))
     after = own.raw("after")
@@ -634,6 +637,21 @@ def _timer(fields: Fields) -> Timer | None:
         own.wrong("after", "a duration or an expression", "for example 5m, PT5M or data.wait_seconds", "duration")
         return None
     return Timer(after=own.expression("after"))
+
+
+def _every(fields: Fields) -> Timer | None:
+    """A recurrence. How often it comes is said by the flows that lead back to the task, not by it."""
+    text, zone = fields.text("every"), fields.text("time_zone")
+    try:
+        found = recurrence(text, zone)
+    except RecurrenceInvalid as invalid:
+        fields.problems.add(fields.at(invalid.key), "recurrence", invalid.problem, invalid.hint)
+        return None
+    if found.count:
+        message = "a task waits for the next occurrence, however often flows lead back to it"
+        fields.problems.add(fields.at("every"), "recurrence", message, "write R/..., and let a guard end the loop")
+        return None
+    return Timer(every=text, time_zone=zone)
 
 
 def _time(fields: Fields, key: str) -> str | None:

@@ -58,11 +58,13 @@ class Trigger(msgspec.Struct, frozen=True):
 
 
 class Timer(msgspec.Struct, frozen=True):
-    """When a timer task completes: after a duration, at a time, or by a recurring rule. One field is set."""
+    """When a timer task completes: after a duration, at a time, or at the next occurrence of a recurrence, whose cron
+    line is told in a time zone. One of the first three is set."""
 
     after: float | str | None = None  # seconds, or CEL giving seconds or a duration text
     at: str | None = None  # RFC 3339 text or CEL
     every: str | None = None  # cron or ISO 8601 repeating interval
+    time_zone: str = ""
 
 
 class Loop(msgspec.Struct, frozen=True):

@@ -424,7 +424,6 @@ def _shared_outputs(net: Net, places: Places) -> Iterable[Problem]:
 # ------------------------------------------------------------------------------------------------------- unsupported
 
 _TASK_CONSTRUCTS: Final[tuple[tuple[str, Callable[[Task], bool]], ...]] = (
-    ("timer.every", lambda task: task.timer is not None and task.timer.every is not None),
     ("workflow", lambda task: task.workflow is not None),
     ("allocation", lambda task: bool(task.allocation)),
 )

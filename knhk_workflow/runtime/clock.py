@@ -1,7 +1,8 @@
 """Time and identity, injected: the engine never asks the machine for either by itself.
 
 `SystemClock` is wall time at its start plus monotonic time since, so it never runs backwards when somebody sets the
-machine's clock. `VirtualClock` moves when told to: for tests, for the simulator, for users' own tests.
+machine's clock. `SkippingClock` runs as that does and skips ahead when told to: for trying a workflow out.
+`VirtualClock` stands still until it is told to move: for tests, for the simulator, for users' own tests.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ class Clock(Protocol):
 
     def now(self) -> int:
         """Nanoseconds since the epoch, never less than before."""
+        ...
+
+    def wall(self) -> int:
+        """What the calendar says, in nanoseconds since the epoch: it jumps when somebody sets the machine's clock."""
         ...
 
     def call_at(self, due: int, wake: Callable[[], None]) -> Alarm:
@@ -51,9 +56,71 @@ class SystemClock:
         """Nanoseconds since the epoch."""
         return self._offset + time.monotonic_ns()
 
+    def wall(self) -> int:
+        """What the machine's clock is set to."""
+        return time.time_ns()
+
     def call_at(self, due: int, wake: Callable[[], None]) -> Alarm:
         """By the event loop, which has the same monotonic time."""
         return asyncio.get_running_loop().call_later(max(0, due - self.now()) / NS_PER_S, wake)
+
+
+class _SkippingAlarm:
+    """A call that comes after real time, or sooner when some is skipped."""
+
+    __slots__ = ("_alarms", "_wake", "due", "real")
+
+    def __init__(self, alarms: set[_SkippingAlarm], due: int, wake: Callable[[], None]) -> None:
+        self._alarms = alarms
+        self._wake = wake
+        self.due = due
+        self.real: Alarm | None = None
+        alarms.add(self)
+
+    def __call__(self) -> None:
+        self._alarms.discard(self)
+        self._wake()
+
+    def cancel(self) -> None:
+        self._alarms.discard(self)
+        if self.real is not None:
+            self.real.cancel()
+
+
+class SkippingClock:
+    """The machine's time, and on top of it what was skipped."""
+
+    __slots__ = ("_alarms", "_real", "_skipped")
+
+    def __init__(self) -> None:
+        self._real = SystemClock()
+        self._skipped = 0
+        self._alarms: set[_SkippingAlarm] = set()
+
+    def now(self) -> int:
+        """Nanoseconds since the epoch."""
+        return self._real.now() + self._skipped
+
+    def wall(self) -> int:
+        """The calendar, as far ahead of the machine's."""
+        return self._real.wall() + self._skipped
+
+    def skip_to(self, now: int) -> None:
+        """Let time pass until `now`; never backwards."""
+        self._skipped += max(0, now - self.now())
+        for alarm in list(self._alarms):
+            if alarm.real is not None:
+                alarm.real.cancel()
+            self._set(alarm)
+
+    def call_at(self, due: int, wake: Callable[[], None]) -> Alarm:
+        """By the event loop, sooner when time is skipped."""
+        alarm = _SkippingAlarm(self._alarms, due, wake)
+        self._set(alarm)
+        return alarm
+
+    def _set(self, alarm: _SkippingAlarm) -> None:
+        alarm.real = self._real.call_at(alarm.due - self._skipped, alarm)
 
 
 class _VirtualAlarm:
@@ -71,22 +138,35 @@ class _VirtualAlarm:
 class VirtualClock:
     """A clock that stands still until it is advanced."""
 
-    __slots__ = ("_alarms", "_made", "_now")
+    __slots__ = ("_alarms", "_made", "_now", "_set")
 
     def __init__(self, start: int = 1_767_225_600 * NS_PER_S) -> None:
         self._now = start
         self._made = 0
+        self._set = 0
         self._alarms: list[tuple[int, int, _VirtualAlarm]] = []
 
     def now(self) -> int:
         """Nanoseconds since the epoch."""
         return self._now
 
+    def wall(self) -> int:
+        """The same time, unless somebody has set the calendar."""
+        return self.now() + self._set
+
+    def set_wall(self, seconds: float) -> None:
+        """Set the calendar that much ahead of `now`, or behind it; `now` does not notice."""
+        self._set = round(seconds * NS_PER_S)
+
     def advance(self, seconds: float) -> None:
         """Let time pass; never backwards."""
         if seconds < 0:
             raise ValueError("time does not run backwards")
-        self._now += round(seconds * NS_PER_S)
+        self.skip_to(self._now + round(seconds * NS_PER_S))
+
+    def skip_to(self, now: int) -> None:
+        """Let time pass until `now`; never backwards."""
+        self._now = max(self._now, now)
         while self._alarms and self._alarms[0][0] <= self._now:
             wake = heapq.heappop(self._alarms)[2].wake
             if wake is not None:

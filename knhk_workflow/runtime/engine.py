@@ -31,11 +31,12 @@ from knhk_workflow.errors import (
 )
 from knhk_workflow.fortune5.config import Fortune5Config
 from knhk_workflow.fortune5.slo import Fortune5Integration
+from knhk_workflow.model.fields import duration as parse_duration
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.patterns.catalogue import PATTERNS, find
 from knhk_workflow.runtime import messages, query, sandbox
 from knhk_workflow.runtime.births import Births, RunRequest
-from knhk_workflow.runtime.clock import Clock, Ids, SystemClock, SystemIds
+from knhk_workflow.runtime.clock import NS_PER_S, Clock, Ids, SkippingClock, SystemClock, SystemIds, VirtualClock
 from knhk_workflow.runtime.connectors import ConnectorConfig, Connectors, ConnectorSetup
 from knhk_workflow.runtime.dead_letters import DeadLetters
 from knhk_workflow.runtime.definitions import VERIFY_BUDGET, Definitions, Document
@@ -55,10 +56,13 @@ from knhk_workflow.runtime.meta import LOCAL, CallMeta
 from knhk_workflow.runtime.outbox import Outbox
 from knhk_workflow.runtime.pages import page_size_of
 from knhk_workflow.runtime.pattern_runs import KeptRuns, PatternRun, run_in_memory, script_of
+from knhk_workflow.runtime.records import ScheduleSpec
 from knhk_workflow.runtime.requests import Requests
 from knhk_workflow.runtime.results import CompleteRequest
 from knhk_workflow.runtime.retention import KEEP, PurgeRequest, PurgeView, Retention, RetentionPolicy
+from knhk_workflow.runtime.schedules import Schedules
 from knhk_workflow.runtime.signature import SigningKey
+from knhk_workflow.runtime.skipping import Skipping, TimeView, go_on_from
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.steps import OnInstances, OnItem, Steps
 from knhk_workflow.runtime.timers import Outcome as TimerOutcome
@@ -78,6 +82,7 @@ from knhk_workflow.runtime.views import (
     PatternExecutionContext,
     PatternResult,
     PatternView,
+    ScheduleView,
     Validation,
     WorkflowView,
     WorkItemFilter,
@@ -143,6 +148,9 @@ class WorkflowEngine:
         self._opening = asyncio.Lock()
         self._store: Store | None = None
         self._started_at = self._clock.now()
+        self._lasting: set[asyncio.Task[None]] = (
+            set()
+        )  # services: they end with the engine, the other tasks by themselves
         self._tasks: dict[asyncio.Task[None], None] = {}  # ordered, so that they end in the same order in every run
         self._commits = 0
         self._key: SigningKey | None = None
@@ -173,6 +181,8 @@ class WorkflowEngine:
                 journal: Journal | None = None
                 try:
                     keyspace = Keyspace(store.shards)
+                    if isinstance(self._clock, SkippingClock):
+                        await go_on_from(self._clock, store, keyspace)
                     journal = await Journal.open(store, self._clock.now, limits=self._limits.journal)
                     self._journal = journal
                     self._journal.on_commit(self._committed)
@@ -228,6 +238,17 @@ class WorkflowEngine:
                         self._spawn,
                         self._limits.message_cases,
                     )
+                    self._schedules = Schedules(
+                        store,
+                        self._journal,
+                        keyspace,
+                        self._definitions,
+                        self._requests,
+                        self._clock,
+                        lambda asked, meta: self._births.create(asked, True, meta),
+                        lambda case_id, reason, meta: self.cancel_case(case_id, reason, meta=meta),
+                        self._spawn,
+                    )
                     self._retention = Retention(
                         store,
                         self._journal,
@@ -243,6 +264,7 @@ class WorkflowEngine:
                     await self._recover()
                     await self._messages.recover()
                     await self._outbox.recover()
+                    await self._schedules.recover()
                 except BaseException:
                     self._store = None
                     for task in self._tasks:
@@ -251,9 +273,8 @@ class WorkflowEngine:
                         await journal.close()
                     await self._state_store.close()
                     raise
-                self._spawn(self._sweep())
-                self._spawn(self._timers.run())
-                self._spawn(self._retention.run())
+                for service in (self._sweep(), self._timers.run(), self._schedules.run(), self._retention.run()):
+                    self._lasting.add(self._spawn(service))
                 self._spawn(self._dispatch.restore())
         return self
 
@@ -303,12 +324,39 @@ class WorkflowEngine:
             commits=self._commits,
         )
 
+    async def count_timers(self) -> int:
+        """How many timers are armed, over all tenants, as of at most five seconds ago."""
+        if self._store is None:
+            await self.open()
+        return await self._timers.count()
+
     async def fire_due_timers(self) -> None:
         """Return when no timer is due that could be fired. They fire by themselves; this is for who has moved a virtual
         clock and wants to see what came of it."""
         if self._store is None:
             await self.open()
         await self._timers.fire_due()
+        await self._schedules.start_due()
+        await self._schedules.settled()
+
+    async def advance_time(self, by: float | str | None = None, *, until: int = 0) -> TimeView:
+        """Let time pass, from one moment at which something is due to the next: by seconds or a duration such as `14d`,
+        until a time in ns since the epoch, or without either to the next such moment. What is due is done, and what
+        follows from it by itself, before time goes on. Raises Unsupported unless the engine's clock can be moved."""
+        clock = self._clock
+        if not isinstance(clock, VirtualClock | SkippingClock):
+            raise Unsupported("skipping time", "start the daemon with `knhk dev --virtual-time`, or use a VirtualClock")
+        if self._store is None:
+            await self.open()
+        if by is not None:
+            seconds = 0.0 if by in (0, "0", "0s") else parse_duration(by)
+            if seconds is None or until:
+                raise InvalidInput.field("by", f"{by!r} is no duration", "for example 14d, or 90 (seconds)")
+            until = clock.now() + round(seconds * NS_PER_S)
+        elif until and until < clock.now():
+            raise InvalidInput.field("until", "has passed", "time does not run backwards")
+        skipping = Skipping(clock, self._timers, self._schedules, lambda: self._tasks.keys() - self._lasting)
+        return await skipping.skip(until or None)
 
     # -- workflows ----------------------------------------------------------------------------------------------------
 
@@ -609,6 +657,60 @@ class WorkflowEngine:
                 raise Unsupported("listing the resolved incidents of all cases", "name a case")
             return await self._query.all_incidents(meta.tenant, case_id, page_size, page_token)
         return await self._query.incidents(meta.tenant, case_id, page_size, page_token)
+
+    # -- schedules ----------------------------------------------------------------------------------------------------
+
+    async def create_schedule(
+        self, schedule_id: str, spec: ScheduleSpec, *, paused: bool = False, meta: CallMeta = LOCAL
+    ) -> ScheduleView:
+        """Start cases of a workflow by the calendar. Raises AlreadyExists, NotFound for the workflow, LimitExceeded."""
+        return await (await self._calendar()).create(schedule_id, spec, paused, meta)
+
+    async def update_schedule(
+        self, schedule_id: str, spec: ScheduleSpec, *, revision: int = 0, meta: CallMeta = LOCAL
+    ) -> ScheduleView:
+        """Replace what a schedule was asked to be; raises Stale unless `revision` is the present one, or 0."""
+        return await (await self._calendar()).update(schedule_id, spec, revision, meta)
+
+    async def get_schedule(self, schedule_id: str, *, meta: CallMeta = LOCAL) -> ScheduleView:
+        """A schedule as it was last committed. Raises NotFound."""
+        return (await self._calendar()).get(meta.tenant, schedule_id)
+
+    async def list_schedules(
+        self, *, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
+    ) -> Page[ScheduleView]:
+        """Schedules by id."""
+        return (await self._calendar()).list(meta.tenant, page_size, page_token)
+
+    async def delete_schedule(self, schedule_id: str, *, meta: CallMeta = LOCAL) -> None:
+        """No more of it; cases that it has started stay."""
+        await (await self._calendar()).delete(schedule_id, meta)
+
+    async def pause_schedule(self, schedule_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> ScheduleView:
+        """No more occurrences until it is resumed."""
+        return await (await self._calendar()).pause(schedule_id, reason, meta)
+
+    async def resume_schedule(self, schedule_id: str, *, meta: CallMeta = LOCAL) -> ScheduleView:
+        """Go on with the first occurrence after now."""
+        return await (await self._calendar()).resume(schedule_id, meta)
+
+    async def trigger_schedule(
+        self, schedule_id: str, *, overlap: str = "", data: JsonObject = None, meta: CallMeta = LOCAL
+    ) -> ScheduleView:
+        """One start now, paused or not. `overlap` and `data` instead of the schedule's own."""
+        body = json_object(data, "data") if data is not None else b""
+        return await (await self._calendar()).trigger(schedule_id, overlap, body, meta)
+
+    async def backfill_schedule(
+        self, schedule_id: str, start: int, end: int, *, overlap: str = "", meta: CallMeta = LOCAL
+    ) -> ScheduleView:
+        """Take the occurrences from `start` up to, but not at, `end` (ns) as due now; each gets one case at most."""
+        return await (await self._calendar()).backfill(schedule_id, start, end, overlap, meta)
+
+    async def _calendar(self) -> Schedules:
+        if self._store is None:
+            await self.open()
+        return self._schedules
 
     # -- keeping ------------------------------------------------------------------------------------------------------
 
@@ -924,6 +1026,7 @@ class WorkflowEngine:
     def _committed(self, shard: int, position: int, units: Sequence[Unit]) -> None:
         self._commits += 1
         self._messages.notice(units)
+        self._schedules.notice(units)
         self._watching.committed()
 
     async def _recover(self) -> None:

@@ -40,6 +40,7 @@ from knhk_workflow.runtime.records import (
     MESSAGES,
     PURGES,
     REQUESTS,
+    SCHEDULES,
     SNAPSHOTS,
     CallRecord,
     CommitRecord,
@@ -61,6 +62,7 @@ from knhk_workflow.store.keys import (
     RECORD,
     REQUEST,
     REQUEST_EXPIRY,
+    SCHEDULE,
     SNAPSHOT,
     case_in,
     kind_of,
@@ -70,6 +72,7 @@ from knhk_workflow.store.keys import (
     parse_incident,
     parse_item,
     parse_purged,
+    parse_schedule,
     parse_timer,
     past_kind,
     shard_range,
@@ -532,6 +535,12 @@ class _Examiner:
             MESSAGES.read(key, value)
         elif kind == CONNECTOR:
             CONNECTORS.read(key, value)
+        elif kind == SCHEDULE:
+            tenant, schedule_id = parse_schedule(key)
+            SCHEDULES.read(key, value)
+            if self._keys.shard_of(tenant, schedule_id) != shard:
+                misplaced = f"schedule {schedule_id!r} belongs to another shard"
+                self._wrong("SCHEDULE_MISPLACED", misplaced, shard, 0, tenant)
         elif kind in _CHECKED:
             unseal(key, value)
 

@@ -130,6 +130,78 @@ class ConnectorRecord(msgspec.Struct, frozen=True, array_like=True):
     updated_by: str
 
 
+class ScheduleSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a schedule was asked to be."""
+
+    spec_id: str
+    """The workflow whose cases it starts."""
+    every: str
+    """A cron line or an ISO 8601 repeating interval, as `timer: {every: ...}` has it."""
+    time_zone: str = ""
+    """Where a cron line's local time is told: an IANA name; empty = UTC."""
+    version: int = 0
+    """0 = the newest when a case is started."""
+    data: bytes = b"{}"
+    """What its cases begin with: a JSON object."""
+    business_key: str = ""
+    time_key: str = ""
+    """The data key that gets the occurrence's time (RFC 3339); empty = none."""
+    overlap: str = "skip"
+    """What happens when a case that it started is still open: one of OVERLAPS."""
+    catch_up: str = "latest"
+    """Which of the occurrences that were missed are made up for: one of CATCH_UPS."""
+    catch_up_window: int = 24 * 3_600 * 1_000_000_000
+    """Nanoseconds after which a missed occurrence is not made up for any more."""
+    not_before: int = 0
+    """No occurrence lies before it; nanoseconds since the epoch, 0 = no bound."""
+    not_after: int = 0
+    """No occurrence lies behind it; 0 = no bound."""
+    note: str = ""
+    """Text for people."""
+
+
+class ScheduledStart(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A case that a schedule is going to start."""
+
+    at: int  # the occurrence, ns since the epoch
+    case_id: str
+    overlap: str
+    data: bytes = b""  # instead of the schedule's; empty = that
+
+
+class ScheduleRun(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What became of an occurrence. `outcome`: started, skipped, missed, failed."""
+
+    at: int
+    outcome: str
+    done_at: int
+    case_id: str = ""
+    message: str = ""
+
+
+class ScheduleRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A schedule with everything that it still has to do."""
+
+    spec: ScheduleSpec
+    revision: int
+    created_at: int
+    created_by: str
+    updated_at: int
+    anchor: int  # when an interval without a start began to count
+    next: int  # the next occurrence; 0 = none is left
+    paused: bool = False
+    pause_reason: str = ""
+    starting: tuple[ScheduledStart, ...] = ()  # decided, and to be carried out whatever happens
+    waiting: tuple[ScheduledStart, ...] = ()  # until the cases before have ended
+    running: tuple[str, ...] = ()  # started, and open when they were last looked at
+    recent: tuple[ScheduleRun, ...] = ()  # oldest first
+    started: int = 0
+    skipped: int = 0
+    missed: int = 0
+    failed: int = 0
+    triggered: int = 0
+
+
 class PurgeRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The note that a case was purged: all that is left of it but the digests in the log. The log has its digest."""
 
@@ -200,4 +272,5 @@ DEFINITIONS = Reader(Definition)
 MESSAGES = Reader(MessageRecord)
 CALLS = Reader(CallRecord)
 CONNECTORS = Reader(ConnectorRecord)
+SCHEDULES = Reader(ScheduleRecord)
 PURGES = Reader(PurgeRecord)

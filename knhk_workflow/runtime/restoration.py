@@ -26,7 +26,7 @@ from knhk_workflow.runtime import outbox
 from knhk_workflow.runtime.definitions import recompiled
 from knhk_workflow.runtime.integrity import Examination, Progress, examine, refused
 from knhk_workflow.runtime.live import CONTINUE, head_of, incident_row, item_row
-from knhk_workflow.runtime.records import COMMITS, DEFINITIONS, PURGES, REQUESTS, pack
+from knhk_workflow.runtime.records import COMMITS, DEFINITIONS, PURGES, REQUESTS, SCHEDULES, pack
 from knhk_workflow.store import META_SHARD, Keyspace, Store, Write, open_store, unseal_log
 from knhk_workflow.store.backup import (
     PER_CASE,
@@ -190,6 +190,7 @@ class _Restoration:
             if not self._until.newest:
                 await self._derive(store)
                 await self._workflows(store)
+                await self._schedules(store)
         finally:
             await store.close()
         store = await open_store(self._path, create=False)  # once more from the disk, as whoever uses it will
@@ -407,6 +408,17 @@ class _Restoration:
             if state.business_key:
                 writes.append((keys.business_key(state.business_key), b""))
             await store.commit(writes, (), True)
+
+    async def _schedules(self, store: Store) -> None:
+        """Schedules that were made later go. The others stay as they were last: what they started later comes no more,
+        for the calendar has gone on since."""
+        for shard in range(self._shards):
+            start, end = self._keys.schedules(shard)
+            while rows := await store.scan(start, end, limit=1_000):
+                made = [(key, SCHEDULES.read(key, value).created_at) for key, value in rows]
+                later: list[Write] = [(key, None) for key, at in made if at > self._cuts[shard].time_ns]
+                await store.commit(later, (), True)
+                start = rows[-1][0] + b"\0"
 
     async def _workflows(self, store: Store) -> None:
         """Versions that were registered or deleted later."""

@@ -24,6 +24,7 @@ from knhk_workflow.store.keys import parse_timer
 PAGE: Final = 512  # rows per read
 AT_ONCE: Final = 64  # commands in flight: they share commits, and calls from outside get their turn in between
 PAUSE_S: Final = 0.2  # before what could not be fired is tried again
+COUNT_NS: Final = 5_000_000_000  # how old a count may be: counting 100,000 takes a fifth of a second
 NEVER: Final = 2**64
 
 Outcome = Literal["done", "held", "busy"]
@@ -69,6 +70,7 @@ class Timers:
         self._alarm = 0  # when the service wakes up by itself; 0 while it is awake
         self._woken = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._counted = self._counted_at = 0
 
     def expect(self, due: int) -> None:
         """A timer that is due at `due` is in the store now."""
@@ -76,13 +78,26 @@ class Timers:
         if due < self._alarm or not self._alarm:
             self._woken.set()
 
+    async def count(self) -> int:
+        """How many timers are armed, counted again when the last count is older than COUNT_NS."""
+        now = self._clock.now()
+        if not self._counted_at or not 0 <= now - self._counted_at < COUNT_NS:
+            total = 0
+            for shard in range(self._keyspace.shards):
+                start, end = self._keyspace.timers(shard)
+                while rows := await self._reads.scan(start, end, limit=PAGE):
+                    total += len(rows)
+                    start = rows[-1][0] + b"\0"
+            self._counted, self._counted_at = total, now
+        return self._counted
+
     async def run(self) -> None:
         """Fire what is due, for ever."""
         while True:
             await self.fire_due()
             self._woken.clear()
             try:
-                due = self._alarm = await self._nearest()
+                due = self._alarm = await self.nearest()
             except StoreError:
                 await asyncio.sleep(PAUSE_S)
                 continue
@@ -142,7 +157,7 @@ class Timers:
             return NEVER
         return due if outcome == "busy" else NEVER
 
-    async def _nearest(self) -> int:
+    async def nearest(self) -> int:
         """When the next timer is due that has not been dealt with."""
         nearest = NEVER
         for shard in range(self._keyspace.shards):

@@ -11,6 +11,7 @@ import msgspec
 
 from knhk_workflow.core.explanation import TaskExplanation
 from knhk_workflow.errors import Problem
+from knhk_workflow.runtime.records import ScheduleRun, ScheduleSpec
 
 T = TypeVar("T")
 
@@ -35,6 +36,28 @@ class WorkflowView(msgspec.Struct, frozen=True):
     findings: tuple[Problem, ...] = ()
     created: bool = True  # false when the same content was registered before
     verdict: str = "unchecked"  # sound, undecided, or unsound where the caller allowed it
+
+
+class ScheduleView(msgspec.Struct, frozen=True):
+    """A schedule. `next_times`: its next occurrences; `running`: cases that it has started and that were open when they
+    were last looked at; `recent`: what became of its last occurrences, newest first."""
+
+    schedule_id: str
+    spec: ScheduleSpec
+    revision: int
+    paused: bool
+    pause_reason: str
+    next_times: tuple[int, ...]
+    running: tuple[str, ...]
+    waiting: int
+    recent: tuple[ScheduleRun, ...]
+    started: int
+    skipped: int
+    missed: int
+    failed: int
+    created_at: int
+    created_by: str
+    updated_at: int
 
 
 class IncidentView(msgspec.Struct, frozen=True, gc=False):

@@ -50,6 +50,7 @@ EFFECT: Final = b"E"
 REQUEST_EXPIRY: Final = b"X"
 MESSAGE: Final = b"M"
 CONNECTOR: Final = b"C"
+SCHEDULE: Final = b"S"
 PURGED: Final = b"P"
 PURGING: Final = b"Q"
 
@@ -301,6 +302,14 @@ class Keyspace:
         """The connectors of all tenants."""
         return _under(self._system(META_SHARD) + CONNECTOR)
 
+    def schedule(self, tenant: str, schedule_id: str) -> bytes:
+        """A schedule, in the shard that a case of this id would have."""
+        return self._system(self.shard_of(tenant, schedule_id)) + SCHEDULE + _text(tenant) + _text(schedule_id)
+
+    def schedules(self, shard: int) -> Range:
+        """The schedules of all tenants."""
+        return _under(self._system(shard) + SCHEDULE)
+
     def purged(self, shard: int) -> Range:
         """The notes of purged cases of all tenants."""
         return _under(self._system(shard) + PURGED)
@@ -466,6 +475,12 @@ def parse_message(key: bytes) -> tuple[str, bytes]:
 def parse_connector(key: bytes) -> tuple[str, str]:
     """(tenant, name)"""
     reader = _Reader(key, CONNECTOR)
+    return reader.text(), reader.text()
+
+
+def parse_schedule(key: bytes) -> tuple[str, str]:
+    """(tenant, schedule id)"""
+    reader = _Reader(key, SCHEDULE)
     return reader.text(), reader.text()
 
 

@@ -154,6 +154,10 @@ def measure(plan: Plan, work: Path, tell: Told) -> Report:
         weighed = engine.ask(inside.Weigh(str(work / "weighed"), plan.weighed_cases), inside.Ran)
         figures.append(Figure("fsync of 4 KB, p50 beside the durable step", estimate(bench.syncs_us), "us"))
         figures.append(_weight(weighed))
+        tell("timers")
+        timed = engine.ask(inside.Time(str(work / "timed"), plan.weighed_cases), inside.Ran)
+        for what, took in (("armed, one durable command each", timed.seconds), ("fired", timed.firing_seconds)):
+            figures.append(Figure(f"timers {what}, {timed.cases:,} of them", _one(timed.cases / took), "per s"))
         figures.append(Figure("daemon after the run, resident", _one(resident_bytes(real.pid) / 2**20), "MiB"))
         own += [cpu_seconds(pid) for pid in (servers.pid, real.pid, callers.pid, engine.pid, apart.pid)]
     seconds = time.perf_counter() - began

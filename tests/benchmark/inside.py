@@ -14,9 +14,9 @@ from typing import Final, Literal
 import msgspec
 import uvloop
 
-from knhk_workflow import CaseView, RunRequest, StateStore, WorkflowEngine, WorkflowError
+from knhk_workflow import CaseView, RunRequest, StateStore, VirtualClock, WorkflowEngine, WorkflowError
 from tests.benchmark.processes import serve_questions
-from tests.benchmark.workloads import BATCH, DATA, DOCUMENTS, OUTPUT, ROUTING, STEPWISE, TASKS
+from tests.benchmark.workloads import BATCH, DATA, DOCUMENTS, OUTPUT, ROUTING, STEPWISE, TASKS, WAITING
 
 Place = Literal["leveldb", "memory"]
 Work = Literal["outside", "command", "batch"]
@@ -47,13 +47,22 @@ class Weigh(msgspec.Struct, tag=True):
     cases: int
 
 
+class Time(msgspec.Struct, tag=True):
+    """Arm so many timers in an empty directory, one durable command each, then fire them."""
+
+    directory: str
+    timers: int
+
+
 class Ran(msgspec.Struct):
-    """What was run, how long it took, and this process's processor time; for `Weigh` the bytes on disk."""
+    """What was run, how long it took, and this process's processor time; for `Weigh` the bytes on disk, for `Time` the
+    seconds for arming, and those for firing."""
 
     cases: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     disk_bytes: int = 0
+    firing_seconds: float = 0.0
 
 
 class Inside:
@@ -63,7 +72,7 @@ class Inside:
         self._engines: dict[Place, WorkflowEngine] = {}
         self._items: tuple[str, ...] = ()
 
-    async def answer(self, question: Open | Run | Weigh) -> Ran:
+    async def answer(self, question: Open | Run | Weigh | Time) -> Ran:
         """Does what is asked."""
         match question:
             case Open():
@@ -82,6 +91,8 @@ class Inside:
                 await engine.close()
                 ran.disk_bytes = disk_bytes(Path(question.directory))
                 return ran
+            case Time():
+                return await _timed(question)
 
     async def close(self) -> None:
         """Releases the stores."""
@@ -113,6 +124,23 @@ class Inside:
         for case in await engine.run_cases([RunRequest(ROUTING, DATA)] * BATCH):
             if isinstance(case, WorkflowError):
                 raise case
+
+
+async def _timed(asked: Time) -> Ran:
+    clock = VirtualClock()
+    async with WorkflowEngine(StateStore(asked.directory), clock=clock) as engine:
+        await engine.register_workflow(WAITING)
+
+        async def arm() -> None:
+            await engine.run_case("waiting")
+
+        start = time.perf_counter()
+        await concurrently(arm, asked.timers, WORKERS)
+        armed = time.perf_counter()
+        clock.advance(60)
+        await engine.fire_due_timers()
+        fired = time.perf_counter()
+    return Ran(asked.timers, armed - start, 0.0, 0, fired - armed)
 
 
 async def _opened(directory: str) -> WorkflowEngine:
@@ -159,7 +187,7 @@ def disk_bytes(directory: Path) -> int:
 async def main() -> None:
     """Runs what the parent says until it closes the pipe."""
     inside = Inside()
-    await serve_questions(Open | Run | Weigh, inside.answer)  # type: ignore[arg-type]  # a union is no class to mypy
+    await serve_questions(Open | Run | Weigh | Time, inside.answer)  # type: ignore[arg-type]  # a union is no class to mypy
     await inside.close()
 
 

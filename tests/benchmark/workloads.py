@@ -32,3 +32,11 @@ DOCUMENTS: Final = (
     document(WORKED, {"required_roles": ["clerk"]}),
     document(ROUTING, {}),
 )
+WAITING: Final = json.dumps(
+    {
+        "id": "waiting",
+        "tasks": {"wait": {"timer": "1m"}},
+        "flows": [{"from": "start", "to": "wait"}, {"from": "wait", "to": "end"}],
+    }
+).encode()
+"""A task that waits for its moment, and nothing else."""

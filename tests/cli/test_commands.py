@@ -321,6 +321,60 @@ def test_signals_instances_and_tasks_are_commanded(daemon: Daemon) -> None:
 
 
 @pytest.mark.long
+def test_schedules(daemon: Daemon) -> None:
+    made = mapping(
+        daemon.json(
+            "schedule", "create", "cli-nightly", "cli-review", "--every", "0 2 * * *", "--time-zone", "Europe/Berlin",
+            "--set", "pages=3", "--overlap", "buffer-one", "--catch-up", "all", "--catch-up-window", "2d",
+        )
+    )  # fmt: skip
+    spec = mapping(made["spec"])
+    assert (spec["overlap"], spec["catch_up"]) == ("SCHEDULE_OVERLAP_BUFFER_ONE", "SCHEDULE_CATCH_UP_ALL")
+    assert (spec["data"], spec["catch_up_window"]) == ({"pages": 3}, "172800s")
+    times = made["next_times"]
+    assert isinstance(times, list)
+    assert len(times) == 5
+    daemon.json("schedule", "pause", "cli-nightly", "--reason", "holidays")
+    assert "holidays" in daemon.knhk("schedule", "show", "cli-nightly").stdout
+    triggered = mapping(daemon.json("schedule", "trigger", "cli-nightly", "--set", "pages=4"))
+    running_cases = triggered["running_case_ids"]
+    assert isinstance(running_cases, list)
+    assert [str(case_id).startswith("cli-nightly-") for case_id in running_cases] == [True]
+    daemon.json("schedule", "resume", "cli-nightly")
+    past = ("--from", "2026-01-01T00:00:00Z", "--until", "2026-01-03T00:00:00Z")
+    daemon.json("schedule", "backfill", "cli-nightly", *past, "--overlap", "allow")
+    listed_names = [each["schedule_id"] for each in listed(daemon.json("schedule", "list"), "schedules")]
+    assert listed_names == ["cli-nightly"]
+    assert "cli-nightly" in daemon.knhk("schedule", "list").stdout
+    daemon.json("schedule", "create", "cli-nightly", "cli-review", "--every", "R/PT1H", "--replace")
+    page = daemon.knhk("schedule", "show", "cli-nightly").stdout
+    assert "R/PT1H" in page
+    assert "cli-nightly-20260102T010000Z" in page
+    daemon.json("schedule", "delete", "cli-nightly", "--yes")
+    gone = daemon.knhk("schedule", "show", "cli-nightly")
+    assert (gone.returncode, "knhk schedule list" in gone.stderr) == (3, True)
+    wrong = daemon.knhk("schedule", "create", "x", "cli-review", "--every", "never")
+    assert (wrong.returncode, "cron" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.long
+def test_time_that_can_be_skipped(daemon: Daemon, tmp_path: Path) -> None:
+    refused = daemon.knhk("time", "advance", "1d")
+    assert (refused.returncode, "--virtual-time" in refused.stderr) == (1, True)
+    document = "{id: trial, tasks: {wait: {timer: 14d}}, flows: [{from: start, to: wait}, {from: wait, to: end}]}"
+    with running(tmp_path / "first", "--virtual-time", "--no-samples") as other:
+        other.knhk("workflow", "register", "-", "--format", "yaml", given=document)
+        other.json("case", "run", "trial", "--id", "k")
+        assert mapping(other.json("time", "show"))["stop_count"] in (0, "0")
+        assert mapping(other.json("time", "advance", "13d"))["stop_count"] in (0, "0")
+        assert mapping(other.json("case", "show", "k"))["state"] == "CASE_STATE_RUNNING"
+        assert mapping(other.json("time", "advance", "--next"))["stop_count"] in (1, "1")
+        assert mapping(other.json("case", "show", "k"))["state"] == "CASE_STATE_COMPLETED"
+        assert "nothing is due" in other.knhk("time", "show").stdout
+        assert other.knhk("time", "advance", "--until", "2020-01-01T00:00:00Z").returncode == 2
+
+
+@pytest.mark.long
 def test_ended_cases_are_purged_by_command(daemon: Daemon) -> None:
     for name in ("purge-1", "purge-2", "purge-3"):
         daemon.json("case", "run", "cli-review", "--id", name, "--business-key", "purges")

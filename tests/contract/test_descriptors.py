@@ -52,6 +52,7 @@ READING = {
         "ExplainPolicy",
         "ListLegalHolds",
     ],
+    "ScheduleService": ["GetSchedule", "ListSchedules"],
     "SubscriptionService": ["GetSubscription", "ListSubscriptions", "ListDeliveries"],
 }
 CHANGING = {
@@ -101,8 +102,18 @@ CHANGING = {
         "PutConnector",
         "DeleteConnector",
         "SetLogLevel",
+        "AdvanceTime",
         "CreateLegalHold",
         "ReleaseLegalHold",
+    ],
+    "ScheduleService": [
+        "CreateSchedule",
+        "UpdateSchedule",
+        "DeleteSchedule",
+        "PauseSchedule",
+        "ResumeSchedule",
+        "TriggerSchedule",
+        "BackfillSchedule",
     ],
     "SubscriptionService": ["CreateSubscription", "DeleteSubscription", "ReplayDeliveries"],
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from knhk_workflow import WrongState
+from knhk_workflow import InvalidDocument, WrongState
 from knhk_workflow.core import commands as c
 from knhk_workflow.core import events as e
 from knhk_workflow.core.case import encode_state
@@ -392,3 +392,18 @@ def test_a_timer_that_is_gone_is_no_error_in_an_ended_case() -> None:
     case = Played(CHOICE)
     case.do(c.CancelCase())
     assert decide(case.case, case.model, c.FireTimer(1), case.now).events == []
+
+
+def test_a_timer_waits_for_the_next_occurrence() -> None:
+    case = Played(
+        {
+            "tasks": {"T": {"timer": {"every": "0 9 * * *", "time_zone": "Europe/Berlin"}}},
+            "flows": flows("start>T", "T>end"),
+        }
+    )
+    assert [timer.due for timer in case.case.timers.values()] == [8 * 3_600 * S]
+    fire(case)
+    assert case.case.state == "completed"
+    for every in ("R3/PT1H", "soon", "0 0 30 2 *"):
+        with pytest.raises(InvalidDocument):
+            Played({"tasks": {"T": {"timer": {"every": every}}}, "flows": flows("start>T", "T>end")})

@@ -45,6 +45,10 @@ Read = Callable[[bytes, bytes], object]
 KEY: Final = b"key"
 DATA: Final = {"amount": 120, "name": "Ada", "tags": ["a", "b"], "order": {"lines": [1, 2.5, None]}}
 MESSAGE: Final = records.MessageRecord("m", "paid", "key", b"{}", 5, 9, "me", "trigger", b"f", True, ("case-0",))
+SCHEDULE: Final = records.ScheduleRecord(
+    records.ScheduleSpec("one", "0 9 * * MON-FRI", "Europe/Berlin"), 1, 5, "me", 6, 7, 8,
+    starting=(records.ScheduledStart(8, "s-1", "skip"),), recent=(records.ScheduleRun(3, "missed", 4),),
+)  # fmt: skip
 GUARDS: Final = (
     "data.amount > 100",
     "data.amount > 100.5 && data.name == 'Ada'",
@@ -78,7 +82,7 @@ def targets() -> list[Target]:
     payloads = {kind: [unseal(KEY, value) for value in some if value] for kind, some in _sealed(values).items()}
     case_keys = Keyspace(1).case("default", "case-0")
     more = [case_keys.timer(17, "t"), case_keys.effect("continue"), Keyspace(1).message(0, "default", b"scope")]
-    more += [Keyspace(1).audit(0, "default", 17, 1)]
+    more += [Keyspace(1).audit(0, "default", 17, 1), Keyspace(1).schedule("default", "nightly")]
     by_kind: dict[bytes, list[bytes]] = {}
     for key in (*more, *(key for key, _ in kept)):
         by_kind.setdefault(kind_of(key), []).append(key)
@@ -92,6 +96,7 @@ def targets() -> list[Target]:
         "incident": (records.INCIDENTS.read, payloads[keys.INCIDENT]),
         "request": (records.REQUESTS.read, payloads[keys.REQUEST]),
         "definition": (records.DEFINITIONS.read, payloads[keys.DEFINITION]),
+        "schedule": (records.SCHEDULES.read, [unseal(KEY, records.pack(SCHEDULE))]),
         "message": (records.MESSAGES.read, [unseal(KEY, records.pack(MESSAGE))]),
     }
     return [

@@ -146,7 +146,7 @@ def test_every_construct_is_either_executed_or_listed() -> None:
     listed = unsupported(parsed(VALID["every construct"]))
     assert all(problem.code == "unsupported_construct" and problem.severity == "error" for problem in listed)
     paths = {problem.path for problem in listed}
-    assert {"tasks.j.timer.every", "tasks.g.workflow", "tasks.g.allocation"} <= paths
+    assert {"tasks.g.workflow", "tasks.g.allocation"} <= paths
     assert (
         not {
             "sections",

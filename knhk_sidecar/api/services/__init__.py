@@ -26,6 +26,7 @@ from knhk_sidecar.api import pb
 from knhk_sidecar.api.services.admin import AdminService, Component, Daemon, Health, Setting
 from knhk_sidecar.api.services.cases import CaseService
 from knhk_sidecar.api.services.patterns import PatternService
+from knhk_sidecar.api.services.schedules import ScheduleService
 from knhk_sidecar.api.services.subscriptions import SubscriptionService
 from knhk_sidecar.api.services.work_items import WorkItemService
 from knhk_sidecar.api.services.workflows import WorkflowService
@@ -53,6 +54,7 @@ def services(engine: WorkflowEngine | None, daemon: Daemon) -> Mapping[str, obje
             "WorkflowService": WorkflowService(engine),
             "CaseService": CaseService(engine),
             "WorkItemService": WorkItemService(engine),
+            "ScheduleService": ScheduleService(engine),
             "SubscriptionService": SubscriptionService(),
         }
     for descriptor in pb.SERVICES:

@@ -15,6 +15,7 @@ Health = Literal["healthy", "degraded", "unhealthy"]
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 PROBLEMS_SHOWN: Final = 100
+ADVANCES_REMEMBERED: Final = 1_000  # request ids of skipped time; somebody trying things out has fewer
 _HEALTH: Final = {
     "healthy": pb.HEALTH_STATE_HEALTHY,
     "degraded": pb.HEALTH_STATE_DEGRADED,
@@ -74,11 +75,13 @@ class AdminService(ConnectorCalls):
         super().__init__(engine)
         self._daemon = daemon
         self._unavailable = unavailable
+        self._advanced: dict[tuple[str, str, str], pb.AdvanceTimeResponse] = {}
 
     async def get_status(self, request: pb.GetStatusRequest, meta: CallMeta) -> pb.GetStatusResponse:
         """The daemon at a glance. The health of the whole is that of its worst part."""
         daemon = self._daemon
         status = self._engine.status() if self._engine else None
+        timers = await self._engine.count_timers() if self._engine else 0
         components = daemon.components()
         patterns = self._engine.list_patterns() if self._engine else ()
         return pb.GetStatusResponse(
@@ -87,7 +90,7 @@ class AdminService(ConnectorCalls):
             engine_enabled=self._engine is not None,
             instance_id=daemon.instance_id,
             store_kind=status.store if status else "",
-            counts=pb.Counts(cached_cases=status.cached_cases) if status else None,
+            counts=pb.Counts(cached_cases=status.cached_cases, timers=timers) if status else None,
             features=sorted(daemon.features),
             unavailable_features=sorted(self._unavailable()),
             document_schema_json=b"" if request.omit_document_schema else daemon.document_schema,
@@ -108,6 +111,29 @@ class AdminService(ConnectorCalls):
             limits=wire.LIMITS,
             pattern_ids=[view.pattern_id for view in patterns if view.available],
         )
+
+    async def advance_time(self, request: pb.AdvanceTimeRequest, meta: CallMeta) -> pb.AdvanceTimeResponse:
+        """Skip time, in a daemon that was started for that. A repeated request id skips nothing more."""
+        engine = self._running()
+        name = (meta.tenant, meta.principal, request.request_id)
+        answered = self._advanced.get(name) if request.request_id else None
+        if answered is not None:
+            return answered
+        how_far = request.WhichOneof("how_far")
+        if how_far == "duration":
+            view = await engine.advance_time(wire.duration_ns(request.duration, "duration") / wire.NS_PER_S)
+        elif how_far == "until":
+            view = await engine.advance_time(until=wire.moment(request.until))
+        elif request.to_next:
+            view = await engine.advance_time()
+        else:
+            raise InvalidInput.field("duration", "is missing", "expected duration, until or to_next", code="required")
+        answer = pb.AdvanceTimeResponse(time=wire.time(view.now), stop_count=view.stops, next_time=wire.time(view.next))
+        if request.request_id:
+            self._advanced[name] = answer
+            if len(self._advanced) > ADVANCES_REMEMBERED:
+                self._advanced.pop(next(iter(self._advanced)))
+        return answer
 
     async def backup(self, request: pb.BackupRequest, meta: CallMeta) -> AsyncIterator[pb.BackupResponse]:
         """The store as one file, in pieces; other calls go on meanwhile."""

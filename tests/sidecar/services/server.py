@@ -83,6 +83,7 @@ class Sidecar:
     items: pb.WorkItemServiceAsyncStub
     patterns: pb.PatternServiceAsyncStub
     admin: pb.AdminServiceAsyncStub
+    schedules: pb.ScheduleServiceAsyncStub
 
 
 @asynccontextmanager
@@ -122,6 +123,7 @@ async def _served(engine: WorkflowEngine | None) -> AsyncIterator[Sidecar]:
                 pb.WorkItemServiceStub(channel),
                 pb.PatternServiceStub(channel),
                 pb.AdminServiceStub(channel),
+                pb.ScheduleServiceStub(channel),
             )
     finally:
         await server.stop(0)

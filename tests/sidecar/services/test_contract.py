@@ -29,6 +29,7 @@ LATER = {
 }
 NOW_OF_ADMIN = {
     "GetStatus",
+    "AdvanceTime",
     "GetConfig",
     "SetLogLevel",
     "Backup",

@@ -154,7 +154,7 @@ class Counts(_message.Message):
     dead_letters: _builtins.int
     """Effects that were given up."""
     timers: _builtins.int
-    """Timers armed."""
+    """Timers armed, as of at most five seconds ago."""
     cached_cases: _builtins.int
     """Live cases held in memory."""
     def __init__(
@@ -378,6 +378,80 @@ class GetStatusResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class AdvanceTimeRequest(_message.Message):
+    """Request of AdvanceTime."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    TO_NEXT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Idempotency key; remembered as long as the daemon runs."""
+    to_next: _builtins.bool
+    """To the next timer or occurrence of a schedule; nowhere when there is none."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """By this much."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """To this time. INVALID_ARGUMENT when it has passed."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        to_next: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "how_far", b"how_far", "to_next", b"to_next", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "how_far", b"how_far", "request_id", b"request_id", "to_next", b"to_next", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_how_far: _TypeAlias = _typing.Literal["duration", "until", "to_next"]  # noqa: Y015
+    _WhichOneofArgType_how_far: _TypeAlias = _typing.Literal["how_far", b"how_far"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_how_far) -> _WhichOneofReturnType_how_far | None: ...
+
+Global___AdvanceTimeRequest: _TypeAlias = AdvanceTimeRequest  # noqa: Y015
+
+@_typing.final
+class AdvanceTimeResponse(_message.Message):
+    """Response of AdvanceTime."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    STOP_COUNT_FIELD_NUMBER: _builtins.int
+    NEXT_TIME_FIELD_NUMBER: _builtins.int
+    stop_count: _builtins.int
+    """Moments at which something was due on the way."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """What time it is now."""
+
+    @_builtins.property
+    def next_time(self) -> _timestamp_pb2.Timestamp:
+        """When the next timer or occurrence is due; absent when there is none."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        stop_count: _builtins.int = ...,
+        next_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next_time", b"next_time", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_time", b"next_time", "stop_count", b"stop_count", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdvanceTimeResponse: _TypeAlias = AdvanceTimeResponse  # noqa: Y015
 
 @_typing.final
 class GetSloRequest(_message.Message):

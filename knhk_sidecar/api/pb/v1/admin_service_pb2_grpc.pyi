@@ -67,6 +67,10 @@ class AdminServiceStub:
     """Returns every setting with its value and origin; secrets are masked."""
     ExplainPolicy: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ExplainPolicyRequest, _admin_service_pb2.ExplainPolicyResponse]
     """Says whether a principal may do something and which rule decides; nothing is done."""
+    AdvanceTime: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AdvanceTimeRequest, _admin_service_pb2.AdvanceTimeResponse]
+    """Lets time pass, from one moment at which something is due to the next, in a daemon with virtual time
+    (`knhk dev --virtual-time`); elsewhere UNIMPLEMENTED.
+    """
     CreateLegalHold: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateLegalHoldRequest, _admin_service_pb2.CreateLegalHoldResponse]
     """Forbids purging of cases. ALREADY_EXISTS for a taken hold id."""
     ListLegalHolds: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListLegalHoldsRequest, _admin_service_pb2.ListLegalHoldsResponse]
@@ -113,6 +117,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Returns every setting with its value and origin; secrets are masked."""
     ExplainPolicy: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ExplainPolicyRequest, _admin_service_pb2.ExplainPolicyResponse]  # type: ignore[assignment]
     """Says whether a principal may do something and which rule decides; nothing is done."""
+    AdvanceTime: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AdvanceTimeRequest, _admin_service_pb2.AdvanceTimeResponse]  # type: ignore[assignment]
+    """Lets time pass, from one moment at which something is due to the next, in a daemon with virtual time
+    (`knhk dev --virtual-time`); elsewhere UNIMPLEMENTED.
+    """
     CreateLegalHold: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateLegalHoldRequest, _admin_service_pb2.CreateLegalHoldResponse]  # type: ignore[assignment]
     """Forbids purging of cases. ALREADY_EXISTS for a taken hold id."""
     ListLegalHolds: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListLegalHoldsRequest, _admin_service_pb2.ListLegalHoldsResponse]  # type: ignore[assignment]
@@ -258,6 +266,16 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ExplainPolicyResponse, _abc.Awaitable[_admin_service_pb2.ExplainPolicyResponse]]:
         """Says whether a principal may do something and which rule decides; nothing is done."""
+
+    @_abc_1.abstractmethod
+    def AdvanceTime(
+        self,
+        request: _admin_service_pb2.AdvanceTimeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.AdvanceTimeResponse, _abc.Awaitable[_admin_service_pb2.AdvanceTimeResponse]]:
+        """Lets time pass, from one moment at which something is due to the next, in a daemon with virtual time
+        (`knhk dev --virtual-time`); elsewhere UNIMPLEMENTED.
+        """
 
     @_abc_1.abstractmethod
     def CreateLegalHold(

@@ -1,0 +1,442 @@
+"""Schedules: once for each occurrence, never early, in due order, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from knhk_workflow import (
+    OVERLAPS,
+    AlreadyExists,
+    CallMeta,
+    InvalidInput,
+    LimitExceeded,
+    NotFound,
+    RequestMismatch,
+    ScheduleSpec,
+    ScheduleView,
+    Stale,
+    StateStore,
+    VirtualClock,
+    WorkflowEngine,
+    restore_store,
+    verify_store,
+)
+from knhk_workflow.runtime.schedules import BACKFILL_MAX
+from knhk_workflow.store import Expectation, Write
+from tests.runtime.place import CLERK, ONE, KeptStore, Place, body, registered
+
+HOURLY: Final = ScheduleSpec("one", "0 * * * *")
+HOUR: Final = 3_600
+NS: Final = 1_000_000_000
+DONE: Final[Mapping[str, object]] = {
+    "id": "done",
+    "tasks": {"note": {"out": {"noted": "true"}}},
+    "flows": [{"from": "start", "to": "note"}, {"from": "note", "to": "end"}],
+}
+
+
+def spec(every: str = "0 * * * *", workflow: str = "one", **more: object) -> ScheduleSpec:
+    """A schedule of every hour, or so."""
+    return ScheduleSpec(workflow, every, **more)  # type: ignore[arg-type]  # fields of a test
+
+
+def at(text: str) -> int:
+    """Nanoseconds since the epoch."""
+    return round(dt.datetime.fromisoformat(text).timestamp()) * NS
+
+
+def told(view: ScheduleView) -> list[tuple[str, str]]:
+    """The outcomes, oldest first, with the hour and minute of their occurrence."""
+    return [(run.outcome, f"{dt.datetime.fromtimestamp(run.at / NS, dt.UTC):%H:%M}") for run in reversed(view.recent)]
+
+
+async def cases(engine: WorkflowEngine) -> dict[str, str]:
+    """The state of every case, by id."""
+    return {case.case_id: case.state for case in (await engine.list_cases(page_size=1_000)).items}
+
+
+async def ahead(engine: WorkflowEngine, clock: VirtualClock, *steps: float) -> None:
+    """Let time pass, in steps of seconds, and see what comes of each."""
+    for seconds in steps:
+        clock.advance(seconds)
+        await engine.fire_due_timers()
+
+
+async def becomes(true: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until something is so that happens by itself."""
+    async with asyncio.timeout(10):
+        for _ in range(10_000):
+            if await true():
+                return
+            await asyncio.sleep(0.005)
+
+
+async def started(engine: WorkflowEngine, schedule_id: str, count: int) -> None:
+    """Wait until a schedule has started that many cases."""
+
+    async def true() -> bool:
+        return (await engine.get_schedule(schedule_id)).started >= count
+
+    await becomes(true)
+
+
+async def finished(engine: WorkflowEngine, case_id: str) -> None:
+    """A clerk has done the work of a case."""
+    [item] = (await engine.get_case(case_id)).work
+    await engine.complete_work_item(item.item_id)
+    await engine.fire_due_timers()
+
+
+async def test_each_occurrence_starts_one_case_and_never_early(place: Place) -> None:
+    async with place.engine() as engine:
+        await registered(engine, ONE)
+        made = await engine.create_schedule("hourly", spec(overlap="allow", time_key="slot", data=b'{"a":1}'))
+        assert [t // NS % (24 * HOUR) // HOUR for t in made.next_times] == [1, 2, 3, 4, 5]
+        await ahead(engine, place.clock, HOUR - 1e-9)
+        assert await cases(engine) == {}
+        await ahead(engine, place.clock, 1e-9, 0, HOUR)
+        assert await cases(engine) == {
+            "hourly-20260101T010000Z": "running",
+            "hourly-20260101T020000Z": "running",
+        }
+        case = await engine.get_case("hourly-20260101T020000Z")
+        assert body(case.data) == {"a": 1, "slot": "2026-01-01T02:00:00Z"}
+        assert case.created_by == "system:schedule/hourly"
+        view = await engine.get_schedule("hourly")
+        assert told(view) == [("started", "01:00"), ("started", "02:00")]
+        assert (view.started, view.running) == (2, tuple(await cases(engine)))
+
+
+async def test_it_starts_by_itself(place: Place) -> None:
+    async with place.engine() as engine:
+        await registered(engine, DONE)
+        await engine.create_schedule("s", spec(workflow="done"))
+        place.clock.advance(HOUR)
+        await started(engine, "s", 1)
+        assert list((await cases(engine)).values()) == ["completed"]
+
+
+@pytest.mark.parametrize(
+    ("overlap", "outcomes", "left"),
+    [
+        ("skip", ["started", "skipped", "skipped"], ["running"]),
+        ("buffer_one", ["started", "skipped"], ["running"]),
+        ("buffer_all", ["started"], ["running"]),
+        ("allow", ["started", "started", "started"], ["running"] * 3),
+        ("cancel_other", ["started", "started", "started"], ["cancelled", "cancelled", "running"]),
+        ("terminate_other", ["started", "started", "started"], ["cancelled", "cancelled", "running"]),
+    ],
+)
+async def test_overlap(overlap: str, outcomes: Sequence[str], left: Sequence[str]) -> None:
+    assert overlap in OVERLAPS
+    clock = VirtualClock()
+    async with WorkflowEngine(StateStore(":memory:"), clock=clock) as engine:
+        await registered(engine, ONE)
+        await engine.create_schedule("s", spec(overlap=overlap))
+        await ahead(engine, clock, HOUR, HOUR, HOUR)
+        view = await engine.get_schedule("s")
+        assert [outcome for outcome, _ in told(view)] == outcomes
+        assert list((await cases(engine)).values()) == left
+        if not overlap.startswith("buffer"):
+            return
+        assert view.waiting == (1 if overlap == "buffer_one" else 2)
+        await finished(engine, "s-20260101T010000Z")
+        await started(engine, "s", 2)
+        assert list((await cases(engine)).values()) == ["completed", "running"]
+
+
+async def test_cancelled_with_what_is_to_be_undone_first() -> None:
+    """cancel_other waits until the compensation is done, terminate_other does not."""
+    clock = VirtualClock()
+    document = {
+        "id": "booked",
+        "tasks": {
+            "book": {"required_roles": CLERK, "compensate": "unbook"},
+            "unbook": {"required_roles": CLERK},
+            "use": {"required_roles": CLERK},
+        },
+        "flows": [
+            {"from": "start", "to": "book"},
+            {"from": "book", "to": "use"},
+            {"from": "use", "to": "end"},
+        ],
+    }
+    async with WorkflowEngine(StateStore(":memory:"), clock=clock) as engine:
+        await registered(engine, document)
+        for overlap, states in (("cancel_other", ["running"]), ("terminate_other", ["running", "running"])):
+            await engine.create_schedule(overlap, spec(workflow="booked", overlap=overlap))
+            await ahead(engine, clock, HOUR)
+            [first] = (await engine.get_schedule(overlap)).running
+            await finished(engine, first)  # the booking
+            await ahead(engine, clock, HOUR)
+            mine = {name: state for name, state in (await cases(engine)).items() if name.startswith(overlap)}
+            assert list(mine.values()) == states
+            await finished(engine, first)  # the booking undone
+            await started(engine, overlap, 2)
+            assert (await engine.get_case(first)).state == "cancelled"
+            await engine.delete_schedule(overlap)
+
+
+@pytest.mark.parametrize(
+    ("catch_up", "window", "down", "outcomes"),
+    [
+        ("latest", 24 * HOUR, 5.5 * HOUR, [("missed", "01:00"), ("started", "05:00")]),
+        ("latest", 600, 5.5 * HOUR, [("missed", "01:00")]),
+        ("latest", 0, 5 * HOUR + 59, [("missed", "01:00"), ("started", "05:00")]),
+        ("all", 24 * HOUR, 3.5 * HOUR, [("started", "01:00"), ("started", "02:00"), ("started", "03:00")]),
+        ("all", 1.5 * HOUR, 3.5 * HOUR, [("missed", "01:00"), ("started", "02:00"), ("started", "03:00")]),
+        ("none", 24 * HOUR, 3.5 * HOUR, [("missed", "01:00")]),
+        ("none", 24 * HOUR, 3 * HOUR + 30, [("missed", "01:00"), ("started", "03:00")]),
+        ("none", 24 * HOUR, HOUR + 30, [("started", "01:00")]),
+    ],
+)
+async def test_after_down_time(
+    place: Place, catch_up: str, window: float, down: float, outcomes: Sequence[tuple[str, str]]
+) -> None:
+    async with place.engine() as engine:
+        await registered(engine, DONE)
+        made = spec(workflow="done", catch_up=catch_up, catch_up_window=round(window * NS))
+        await engine.create_schedule("s", made)
+    place.clock.advance(down)
+    async with place.engine() as engine:
+        await engine.fire_due_timers()
+        view = await engine.get_schedule("s")
+        assert told(view) == outcomes
+        assert view.started == len(await cases(engine))
+        assert view.next_times[0] == (place.clock.now() // (HOUR * NS) + 1) * HOUR * NS
+        assert view.missed + view.started == down // HOUR
+
+
+class Recorded(KeptStore):
+    """Keeps what was durable after each commit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moments: list[dict[bytes, bytes]] = []
+
+    async def commit(self, writes: Sequence[Write], expect: Sequence[Expectation], durable: bool) -> None:
+        """As the store below, remembered."""
+        await super().commit(writes, expect, durable)
+        self.moments.append(dict(await self.scan(b"", b"\xff\xff\xff", limit=1_000_000)))
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+async def test_a_kill_at_any_moment_doubles_and_loses_nothing(overlap: str) -> None:
+    store, clock = Recorded(), VirtualClock()
+    async with WorkflowEngine(StateStore.over(store), clock=clock) as engine:
+        await registered(engine, ONE)
+        await engine.create_schedule("s", spec(overlap=overlap, catch_up="all"))
+        since = len(store.moments)
+        await ahead(engine, clock, HOUR, HOUR, HOUR)
+        whole = await cases(engine)
+    for moment in store.moments[since - 1 :]:
+        again = KeptStore()
+        await again.commit(list(moment.items()), (), True)
+        later = VirtualClock()
+        later.advance(3 * HOUR)
+        async with WorkflowEngine(StateStore.over(again), clock=later) as engine:
+            await engine.fire_due_timers()
+            assert await cases(engine) == whole
+            view = await engine.get_schedule("s")
+            assert view.started == len(whole)
+            assert view.started + view.skipped + view.waiting == 3
+            assert (await engine.verify_store()).intact
+
+
+async def test_many_are_started_in_due_order() -> None:
+    clock = VirtualClock()
+    async with WorkflowEngine(StateStore(":memory:"), clock=clock) as engine:
+        await registered(engine, DONE)
+        for n in range(100):
+            await engine.create_schedule(f"s{n:03}", spec(f"R1/PT{200 - n}S", "done"))
+        token = await engine.watch_token()
+        await ahead(engine, clock, 1_000)
+        assert len(await cases(engine)) == 100
+        begun = []
+        async for event, _ in engine.watch_cases(resume_token=token):
+            if event.event_type == "case_created":
+                begun.append(event.case_id.partition("-")[0])
+            if len(begun) == 100:
+                break
+        turns = [begun[:64], begun[64:]]  # TOGETHER: what is due at once is started together
+        assert [set(turn) for turn in turns] == [
+            {f"s{n:03}" for n in range(36, 100)},
+            {f"s{n:03}" for n in range(36)},
+        ]
+
+
+async def test_pause_resume_trigger_and_backfill(place: Place) -> None:
+    async with place.engine() as engine:
+        await registered(engine, DONE)
+        await engine.create_schedule("s", spec(workflow="done"), paused=True)
+        await ahead(engine, place.clock, 2.5 * HOUR)
+        view = await engine.get_schedule("s")
+        assert (view.started, view.paused, view.next_times) == (0, True, ())
+        meta = CallMeta(request_id="now", method="trigger")
+        first = await engine.trigger_schedule("s", data={"by": "hand"}, meta=meta)
+        assert await engine.trigger_schedule("s", data={"by": "hand"}, meta=meta) == first
+        with pytest.raises(RequestMismatch):
+            await engine.trigger_schedule("s", meta=meta)
+        await engine.fire_due_timers()
+        [case_id] = await cases(engine)
+        assert case_id == "s-20260101T023000Z-000000000-1"
+        assert body((await engine.get_case(case_id)).data) == {"by": "hand", "noted": True}
+        view = await engine.resume_schedule("s")
+        assert view.next_times[0] == at("2026-01-01T03:00:00Z")
+        await ahead(engine, place.clock, HOUR)
+        past = at("2026-01-01T00:00:00Z"), at("2026-01-01T04:00:00Z")
+        await engine.backfill_schedule("s", *past, overlap="buffer_all")
+        await started(engine, "s", 6)
+        await engine.fire_due_timers()
+        assert sorted(await cases(engine)) == [f"s-20260101T0{hour}0000Z" for hour in range(3)] + [
+            case_id,
+            "s-20260101T030000Z",
+        ]
+        with pytest.raises(LimitExceeded):
+            await engine.backfill_schedule("s", 0, (BACKFILL_MAX + 2) * HOUR * NS)
+        await engine.pause_schedule("s", "holidays")
+    async with place.engine() as engine:
+        view = await engine.get_schedule("s")
+        assert (view.paused, view.pause_reason) == (True, "holidays")
+        await engine.delete_schedule("s")
+        with pytest.raises(NotFound):
+            await engine.get_schedule("s")
+    async with place.engine() as engine:
+        assert (await engine.list_schedules()).items == ()
+
+
+async def test_update_and_what_is_refused() -> None:
+    clock = VirtualClock()
+    async with WorkflowEngine(StateStore(":memory:"), clock=clock) as engine:
+        await registered(engine, ONE)
+        await engine.create_schedule("s", HOURLY)
+        with pytest.raises(AlreadyExists):
+            await engine.create_schedule("s", HOURLY)
+        daily = spec("0 9 * * *", time_zone="Europe/Berlin")
+        changed = await engine.update_schedule("s", daily, revision=1)
+        assert (changed.revision, changed.next_times[0]) == (2, at("2026-01-01T08:00:00Z"))
+        with pytest.raises(Stale):
+            await engine.update_schedule("s", HOURLY, revision=1)
+        with pytest.raises(NotFound):
+            await engine.create_schedule("t", spec(workflow="other"))
+        for wrong in (
+            spec("61 * * * *"),
+            spec("0 0 30 2 *"),
+            spec("R/P1M"),
+            spec(time_zone="Mars/Base"),
+            spec(overlap="never"),
+            spec(catch_up="some"),
+            spec(data=b"[]"),
+            spec(not_before=5, not_after=4),
+        ):
+            with pytest.raises(InvalidInput):
+                await engine.create_schedule("t", wrong)
+        with pytest.raises(InvalidInput):
+            await engine.create_schedule("t" * 201, HOURLY)
+        assert [view.schedule_id for view in (await engine.list_schedules()).items] == ["s"]
+        with pytest.raises(NotFound):
+            await engine.get_schedule("s", meta=CallMeta(tenant="other"))
+
+
+async def test_lists_are_paged() -> None:
+    async with WorkflowEngine(StateStore(":memory:"), clock=VirtualClock()) as engine:
+        await registered(engine, ONE)
+        for name in "dacb":
+            await engine.create_schedule(name, HOURLY)
+        first = await engine.list_schedules(page_size=3)
+        rest = await engine.list_schedules(page_size=3, page_token=first.next_token)
+        assert [view.schedule_id for view in (*first.items, *rest.items)] == ["a", "b", "c", "d"]
+        assert rest.next_token == ""
+
+
+async def test_a_case_that_cannot_be_started_is_told_of() -> None:
+    clock = VirtualClock()
+    async with WorkflowEngine(StateStore(":memory:"), clock=clock) as engine:
+        await registered(engine, DONE)
+        await engine.create_schedule("s", spec(workflow="done"))
+        await engine.run_case("done", case_id="s-20260101T010000Z")  # somebody else's
+        await ahead(engine, clock, HOUR)
+        await engine.delete_workflow("done")
+        await ahead(engine, clock, HOUR)
+        view = await engine.get_schedule("s")
+        assert told(view) == [("failed", "01:00"), ("failed", "02:00")]
+        assert view.failed == 2
+        assert "workflow 'done'" in view.recent[0].message
+
+
+async def test_bounds_and_a_number_of_times() -> None:
+    clock = VirtualClock()
+    async with WorkflowEngine(StateStore(":memory:"), clock=clock) as engine:
+        await registered(engine, DONE)
+        first, last = at("2026-01-01T02:00:00Z"), at("2026-01-01T03:00:00Z")
+        await engine.create_schedule("bound", spec(workflow="done", not_before=first, not_after=last))
+        await engine.create_schedule("thrice", spec("R3/PT20M", "done"))
+        await ahead(engine, clock, *[20 * 60] * 15)
+        assert sorted(await cases(engine)) == [
+            "bound-20260101T020000Z",
+            "bound-20260101T030000Z",
+            "thrice-20260101T002000Z",
+            "thrice-20260101T004000Z",
+            "thrice-20260101T010000Z",
+        ]
+        assert (await engine.get_schedule("thrice")).next_times == ()
+
+
+@pytest.mark.parametrize("seconds", [HOUR, -HOUR, 10 * 365 * 24 * HOUR, -10 * 365 * 24 * HOUR])
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_when_somebody_sets_the_clock(seconds: float, restarted: bool) -> None:
+    """None early, none doubled, and the schedule goes on by the new time, also when it is put right again."""
+    store, clock = KeptStore(), VirtualClock()
+    seen: list[int] = []
+    engine = WorkflowEngine(StateStore.over(store), clock=clock)
+    await registered(engine, DONE)
+    await engine.create_schedule("s", spec("*/30 * * * *", "done"))
+    for set_to in (0.0, seconds, 0.0):
+        if restarted:
+            await engine.close()
+            engine = WorkflowEngine(StateStore.over(store), clock=clock)
+        clock.set_wall(set_to)
+        await ahead(engine, clock, *[600.0] * 9)
+        view = await engine.get_schedule("s")
+        assert view.next_times[0] // (1800 * NS) == clock.wall() // (1800 * NS) + 1
+        assert all(run.at <= run.done_at + round(set_to) * NS for run in view.recent[:2])
+        seen.append(len(await cases(engine)))
+    found = await cases(engine)
+    assert set(found.values()) == {"completed"}
+    assert seen[0] == 3
+    assert 1 <= seen[1] - seen[0] <= 4
+    assert 1 <= seen[2] - seen[1] <= 9
+    await engine.close()
+
+
+async def test_a_day_without_an_hour_and_one_with_an_hour_twice() -> None:
+    for begin, hours in (("2026-03-28T12:00:00+00:00", 48), ("2026-10-24T12:00:00+00:00", 48)):
+        clock = VirtualClock(at(begin))
+        async with WorkflowEngine(StateStore(":memory:"), clock=clock) as engine:
+            await registered(engine, DONE)
+            await engine.create_schedule("night", spec("30 2 * * *", "done", time_zone="Europe/Berlin"))
+            await ahead(engine, clock, *[HOUR / 2] * hours * 2)
+            assert len(await cases(engine)) == 2, "once a day, whatever clocks do"
+
+
+async def test_carried_by_a_backup(tmp_path: Path) -> None:
+    base = str(tmp_path)
+    clock = VirtualClock()
+    async with WorkflowEngine(StateStore(f"{base}/store"), clock=clock) as engine:
+        await registered(engine, DONE)
+        await engine.create_schedule("s", spec(workflow="done"))
+        await ahead(engine, clock, HOUR)
+        (tmp_path / "backup").write_bytes(b"".join([piece.chunk async for piece in engine.backup()]))
+    await restore_store([f"{base}/backup"], f"{base}/restored")
+    assert (await verify_store(f"{base}/restored")).intact
+    async with WorkflowEngine(StateStore(f"{base}/restored"), clock=clock) as engine:
+        await ahead(engine, clock, HOUR)
+        view = await engine.get_schedule("s")
+        assert told(view) == [("started", "01:00"), ("started", "02:00")]
+        assert len(await cases(engine)) == 2
