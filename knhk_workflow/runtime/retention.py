@@ -361,7 +361,10 @@ class Retention:
             writes += [(keys.head, None), (keys.snapshot, None)]
             if head.business_key:
                 writes.append((keys.business_key(head.business_key), None))
-            for start, end in (keys.items(), keys.incidents(), keys.effects()):
+            rows = [keys.effects()]
+            rows += [keys.items()] if head.open_items else []
+            rows += [keys.incidents()] if head.open_incidents else []
+            for start, end in rows:
                 writes += [(key, None) for key, _ in await self._reads.scan(start, end, limit=ROWS_MAX)]
             note = pack(
                 PurgeRecord(
