@@ -995,8 +995,6 @@ class WorkflowEngine:
         return await self._steps.on_case(case_id, command, meta, rest=rest)
 
     async def _on_items(self, asked: Sequence[tuple[str, OnItem, CallMeta]]) -> list[WorkItemView | WorkflowError]:
-        if self._store is None:
-            await self.open()
         return await self._steps.on_items(asked)
 
     async def _on_item(self, case_id: str, command: OnItem, meta: CallMeta) -> WorkItemView:

@@ -138,7 +138,8 @@ def work_item_after(step: Step, ref: c.ItemRef, whole: bool = False) -> WorkItem
     the `whole` is wanted, of an item that is still open."""
     case = step.case
     about = step.items[ref.activation, ref.instance]
-    data = (about[3].data or case.nets[about[2].net].data) if whole else b""
+    net = case.nets.get(about[2].net) if whole else None  # beginning work may end the net around it
+    data = about[3].data or net.data if net is not None else b""
     opened = [_item_id(case, item) for item in step.items.values() if item is not about and item[3].state == "offered"]
     return _shown(case, about, data, case.state, case.sequence, tuple(opened))
 
