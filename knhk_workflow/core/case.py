@@ -100,15 +100,16 @@ class NetInstance(msgspec.Struct, array_like=True, gc=False):
 
     def put(self, conditions: tuple[str, ...]) -> None:
         """Add one token to each condition (repetition = several tokens)."""
-        marking = self.marking
-        for condition in conditions:
-            marking[condition] = marking.get(condition, 0) + 1
-        self.tokens += len(conditions)
+        self.move((), conditions)
 
     def take(self, conditions: tuple[str, ...]) -> None:
         """Remove one token from each condition; a missing one is a broken invariant and stops the step."""
+        self.move(conditions, ())
+
+    def move(self, taken: tuple[str, ...], put: tuple[str, ...]) -> None:
+        """`take`, then `put`."""
         marking = self.marking
-        for condition in conditions:
+        for condition in taken:
             left = marking.get(condition, 0)
             if left == 1:
                 del marking[condition]
@@ -116,7 +117,10 @@ class NetInstance(msgspec.Struct, array_like=True, gc=False):
                 marking[condition] = left - 1
             else:
                 raise AssertionError(f"no token in {condition!r} of net instance {self.number}")
-        self.tokens -= len(conditions)
+        for condition in put:
+            marking[condition] = marking.get(condition, 0) + 1
+        if len(put) != len(taken):
+            self.tokens += len(put) - len(taken)
 
 
 class Kept(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -18,6 +18,7 @@ from knhk_workflow.core.case import (
     LIVE_STATES,
     OPEN_ITEM_STATES,
     RETRYING,
+    TOKENS_MAX,
     Activation,
     Case,
     Instance,
@@ -227,7 +228,13 @@ def _complete_item(step: Step, command: c.CompleteItem) -> None:
     if case.state != "running":
         _need(step, "running", "suspended")
     found = net, node, activation, run = _item(step, command.item, "complete", UNDONE)
-    if node.plain_work and case.state == "running" and plain_work.fits(net, node, activation, output):
+    if (
+        node.plain_work
+        and case.state == "running"
+        and not activation.incidents
+        and len(net.data) + len(output) <= DATA_BYTES_MAX
+        and net.tokens + len(node.outputs) <= TOKENS_MAX
+    ):
         if command.owner:
             _own(step, activation, run, command.owner)
         plain_work.complete(step, net, node, activation, run, command.owner, output)

@@ -10,8 +10,8 @@ tests hold it against the general rules and against a replay, over random nets a
 from __future__ import annotations
 
 from knhk_workflow.core import events as e
-from knhk_workflow.core.case import TOKENS_MAX, Activation, Instance, NetInstance
-from knhk_workflow.core.data import DATA_BYTES_MAX, EMPTY, merge
+from knhk_workflow.core.case import Activation, Instance, NetInstance
+from knhk_workflow.core.data import EMPTY, merge
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.net import TaskNode
 
@@ -38,29 +38,23 @@ def offer(step: Step, net: NetInstance, node: TaskNode, inputs: tuple[str, ...])
     step.items[serial, 1] = net.name, node, activation, run
 
 
-def fits(net: NetInstance, node: TaskNode, activation: Activation, output: bytes) -> bool:
-    """Whether no limit can stand in the way of a completion, and no incident."""
-    return (
-        len(net.data) + len(output) <= DATA_BYTES_MAX
-        and net.tokens + len(node.outputs) <= TOKENS_MAX
-        and not activation.incidents
-    )
-
-
 def complete(
     step: Step, net: NetInstance, node: TaskNode, activation: Activation, run: Instance, owner: str, output: bytes
 ) -> None:
-    """Work is done: ItemStarted unless it was before, ItemCompleted, DataUpdated unless it gave none, TaskCompleted.
+    """Work of a running case is done: ItemStarted unless it was before, ItemCompleted, DataUpdated unless it gave
+    nothing, TaskCompleted. The activation has no incident, and the net room for the output and the tokens.
 
     These are the first events of a step. What the tokens set in motion is left to `settle_after`.
     """
-    case, now, events, number, task, serial = step.case, step.now, step.events, net.number, node.id, activation.number
-    instance, attempt, produced = run.number, run.attempt, node.outputs
+    case, now, events = step.case, step.now, step.events
+    number, task, produced = net.number, node.id, node.outputs
+    serial, instance, attempt = activation.number, run.number, run.attempt
+    inputs: tuple[str, ...] = ()
     if run.state != "started":
-        inputs = () if activation.started else activation.inputs
+        if not activation.started:
+            inputs = activation.inputs
+            activation.started = True
         events.append(e.ItemStarted(number, task, serial, instance, attempt, owner or run.owner, inputs))
-        net.take(inputs)
-        activation.started = True
         if owner:
             run.owner = owner
     events.append(e.ItemCompleted(number, task, serial, instance, attempt, output))
@@ -82,5 +76,5 @@ def complete(
         del active[task]
     else:
         active[task].remove(serial)
-    net.put(produced)
+    net.move(inputs, produced)
     step.items[serial, instance] = net.name, node, activation, run

@@ -14,13 +14,14 @@ taken for a livelock.
 from __future__ import annotations
 
 from knhk_workflow.core import events as e
-from knhk_workflow.core import locks, rollback
+from knhk_workflow.core import locks, plain_work, rollback
 from knhk_workflow.core.cancel import end_case, withdraw
 from knhk_workflow.core.case import NetInstance
 from knhk_workflow.core.completion import complete_net
 from knhk_workflow.core.enabling import enable
 from knhk_workflow.core.incidents import raise_incident
 from knhk_workflow.core.joins import JOINS, absorb, give_up, offers, skip
+from knhk_workflow.core.starting import OPEN_ITEMS_MAX
 from knhk_workflow.core.step import Step
 from knhk_workflow.core.triggers import go_on
 from knhk_workflow.model.net import CompiledNet, TaskNode
@@ -139,13 +140,18 @@ def _match(step: Step, net: NetInstance, node: TaskNode) -> int:
     if node.many is not None and possible and _occupied(step, net, node):
         possible = ()
     live = net.active.get(node.id)
+    if live is None and not possible:
+        return 0
     made = 0
-    if live is None and (node.single_item or not possible):  # there is nothing to compare with
+    if live is None and node.single_item:  # there is nothing to compare with
         for inputs, times in possible:
             while times > 0 and case.state == "running":
                 times -= 1
                 made += 1
-                enable(step, net, node, inputs)
+                if case.open_items < OPEN_ITEMS_MAX:
+                    plain_work.offer(step, net, node, inputs)
+                else:
+                    enable(step, net, node, inputs)
         return made
     waiting: dict[tuple[str, ...], list[int]] = {}
     for number in live or ():

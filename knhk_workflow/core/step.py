@@ -134,7 +134,7 @@ def begin(case: Case, model: Model, now: int) -> Step:
     return Step(
         case,
         model,
-        max(case.now, now),
+        max(now, case.now),
         bool(case.ready),
         -1 if case.incidents else case.last_incident,
         -1 if case.timers else case.last_timer,

@@ -1,8 +1,8 @@
 """The short lines that a plain task takes through the core are the general rules, said shorter.
 
 What a task is not concerned with is found when it is compiled (`plain_look`, `plain_join`, `single_item`,
-`plain_work`, `busy_start`, `forks`). A model in which every task is
-treated as if anything concerned it must decide the same.
+`plain_work`, `busy_start`, `forks`). A model in which every task is treated as if anything concerned it must decide the
+same.
 """
 
 from __future__ import annotations
