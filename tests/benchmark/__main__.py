@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import grpc
 
-from tests.benchmark import analysis, client, empty, hops, inside
+from tests.benchmark import analysis, client, empty, hops, inside, simulated
 from tests.benchmark.processes import (
     Certificates,
     Child,
@@ -37,6 +37,8 @@ QUICK_SLICE_SECONDS: Final = 0.2
 FIRST_CALLS: Final = 20  # of a warm-up, per call in flight: enough to know how many calls fill a slice
 STARTS: Final = 5
 SYNCS: Final = 200
+ROUNDS: Final = 5  # portions of the simulation
+SIMULATED_RATE: Final = 5_000
 WEIGHED_CASES: Final = 5_000
 HOP_CALLS: Final = 2_000
 AT_ONCE: Final = (1, 32, 128)
@@ -58,10 +60,18 @@ class Plan(NamedTuple):
     verified_tasks: int = 1_000
     verdicts: int = 3_000
     sizes: tuple[int, ...] = analysis.SIZES
+    simulated_steps: int = 20_000
 
 
 QUICK: Final = Plan(
-    QUICK_PAIRS, QUICK_SLICE_SECONDS, starts=3, weighed_cases=2_000, hop_calls=1_000, verifications=3, verdicts=600
+    QUICK_PAIRS,
+    QUICK_SLICE_SECONDS,
+    starts=3,
+    weighed_cases=2_000,
+    hop_calls=1_000,
+    verifications=3,
+    verdicts=600,
+    simulated_steps=5_000,
 )
 
 
@@ -135,6 +145,10 @@ def measure(plan: Plan, work: Path, tell: Told) -> Report:
         asked = analysis.Analyse(plan.verified_tasks, plan.verifications, plan.verdicts, plan.sizes)
         figures += _analysed(child.ask(asked, analysis.Analysed))
         own.append(cpu_seconds(child.pid))
+    tell("simulation")
+    with Child("simulated") as child:
+        figures.append(_simulated(child.ask(simulated.Simulate(plan.simulated_steps, ROUNDS), simulated.Simulated)))
+        own.append(cpu_seconds(child.pid))
     with ExitStack() as stack:
         servers = stack.enter_context(Child("empty", files.server, files.server_key, files.ca))
         real = stack.enter_context(daemon(work / "daemon", files))
@@ -157,7 +171,7 @@ def measure(plan: Plan, work: Path, tell: Told) -> Report:
         tell("timers")
         timed = engine.ask(inside.Time(str(work / "timed"), plan.weighed_cases), inside.Ran)
         for what, took in (("armed, one durable command each", timed.seconds), ("fired", timed.firing_seconds)):
-            figures.append(Figure(f"timers {what}, {timed.cases:,} of them", _one(timed.cases / took), "per s"))
+            figures.append(Figure(f"timers {what}, {timed.cases:,} of them", _one(timed.cases / took), "/s"))
         figures.append(Figure("daemon after the run, resident", _one(resident_bytes(real.pid) / 2**20), "MiB"))
         own += [cpu_seconds(pid) for pid in (servers.pid, real.pid, callers.pid, engine.pid, apart.pid)]
     seconds = time.perf_counter() - began
@@ -454,6 +468,12 @@ def _analysed(found: analysis.Analysed) -> list[Figure]:
         wanted = () if most is None else (_at_most(f"{most / 1e3:g} ms", p99.median / 1e3, most / 1e3),)
         figures += [Figure(f"{what}: p50", each.p50_us, "us"), Figure(f"{what}: p99", p99, "us", wanted)]
     return figures
+
+
+def _simulated(found: simulated.Simulated) -> Figure:
+    goals = (_at_least(f"{SIMULATED_RATE:,} steps per second of one processor", found.rate.median, SIMULATED_RATE),)
+    name = f"simulation, {found.steps:,} steps, {found.violations} violations"
+    return Figure(name, found.rate, "/s", goals)
 
 
 def _at_most(wanted: str, value: float, most: float) -> Goal:

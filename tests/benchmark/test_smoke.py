@@ -24,6 +24,7 @@ SMALLEST = Plan(
     verified_tasks=30,
     verdicts=3,
     sizes=(20, 50),
+    simulated_steps=50,
 )
 
 
@@ -46,7 +47,7 @@ def test_every_row_is_measured_and_printed(tmp_path: Path) -> None:
         )
     ]
     assert all(row.rate.median > 0 and row.limit for row in report.rows)
-    assert {figure.unit for figure in report.figures} == {"us", "s", "MiB", "KB", "per s"}
+    assert {figure.unit for figure in report.figures} == {"us", "s", "MiB", "KB", "/s"}
     text = report.text()
     names = [row.name for row in report.rows] + [hop.name for hop in report.hops]
     for name in names + [figure.name for figure in report.figures]:

@@ -103,8 +103,9 @@ def _kind(key: bytes) -> bytes:
 class Ledger:
     """Everything known of one disk. `violations` says what is wrong, in the order it was found."""
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, stop: Callable[[], None]) -> None:
         self.disk = disk
+        self._stop = stop
         self.keys = Keyspace(disk.shards)
         self.violations: list[str] = []
         self.cases: dict[Name, Seen] = {}
@@ -123,12 +124,14 @@ class Ledger:
         self._acknowledged: list[tuple[str, Name]] = []
         self._links: dict[int, tuple[int, bytes]] = {}
         self._followed = 0
+        self._resolving = False
         self._unchecked: dict[Name, Seen] = {}
 
     def report(self, what: str) -> None:
-        """Note a violation."""
+        """Note a violation, and let the episode end."""
         if len(self.violations) < VIOLATIONS_MAX:
             self.violations.append(what)
+        self._stop()
 
     # -- faults -------------------------------------------------------------------------------------------------------
 
@@ -239,6 +242,7 @@ class Ledger:
             if request in self._requests:
                 self.report(f"twice: request {request} was carried out again, in {where}")
             self._requests[request] = record.trace_id
+        self._resolving = record.method == "resolve_incident"
         for event in record.events:
             judge = _JUDGES.get(type(event))
             if judge is not None:
@@ -246,7 +250,10 @@ class Ledger:
         return seen
 
     def _completed(self, seen: Seen, event: e.ItemCompleted, now: int, where: str) -> None:
-        self._once(seen.completed, event, "completed", where)
+        if self._resolving:  # somebody may replace what an item gave when nothing could follow from it
+            seen.completed.add((event.activation, event.instance, event.attempt))
+        else:
+            self._once(seen.completed, event, "completed", where)
 
     def _offered(self, seen: Seen, event: e.ItemOffered, now: int, where: str) -> None:
         self._once(seen.offered, event, "offered", where)

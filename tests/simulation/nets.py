@@ -97,7 +97,7 @@ FIXED: Final[tuple[Document, ...]] = (
             )
         },
     },
-    {"id": "locked", **_net("s a! b! c j&", "start>s s>a s>b s>c a>j b>j c>j j>end")},
+    {"id": "locked", **_net("s a! b! c d! j&", "start>s s>a s>b s>c s>d a>j b>j c>j d>end j>end")},
     {"id": "many", **_net("list! grow! most! b!", "start>list list>grow grow>most most>b b>end")},
 )
 
@@ -133,6 +133,7 @@ _MORE: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
         "a": {"mutex": "m"},
         "b": {"mutex": "m", "timeout": 4, "retry": {"max_attempts": 2, "backoff": 1}},
         "c": {"mutex": "m"},
+        "d": {"cancels": ["a", "b"]},
     },
     "many": {
         "list": {"for_each": "data.list", "collect": "done"},

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import AbstractContextManager
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -130,7 +131,7 @@ def _beside(asked: Iterator[Plan], jobs: int) -> Iterator[tuple[Outcome, float]]
 
 
 def _some(asked: Iterator[Plan]) -> list[Plan]:
-    return [plan for plan, _ in zip(asked, range(TOGETHER), strict=False)]
+    return list(islice(asked, TOGETHER))
 
 
 def _errand(some: Sequence[Plan]) -> tuple[list[Outcome], float]:

@@ -172,7 +172,7 @@ class Episode:
         self.fates = Fates(random.getrandbits(64), plan.faults, plan.strikes, self.outcome.faults)
         self.clock = SimulatedClock()
         self.disk = Disk(random.choice((1, 1, 3)))
-        self.ledger = Ledger(self.disk)
+        self.ledger = Ledger(self.disk, self._crash)
         self.dying = False
         self._ids = SeededIds(random.getrandbits(32))
         self._limits = EngineLimits(
@@ -444,7 +444,7 @@ class Episode:
             self.clock.wrong += steps * NS_PER_S
             self._note(f"clock@{place}, it differs by {self.clock.wrong / NS_PER_S:.0f} s now")
 
-    def _crash(self, torn: Random | None) -> None:
+    def _crash(self, torn: Random | None = None) -> None:
         self._torn = torn
         if self._crashed is not None and not self._crashed.done():
             self._crashed.set_result(None)
@@ -602,7 +602,6 @@ class Episode:
             for client in self._clients:
                 if client.asking and self.clock.seconds() - client.since > WAIT_MAX_S:
                     self.ledger.report(f"wedged: no answer for {WAIT_MAX_S} s: {client.asking}")
-                    self._crash(None)
 
     def _note(self, what: str) -> None:
         if self._tell is not None:
