@@ -7,6 +7,7 @@ one back afterwards.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,6 +137,7 @@ def _turn_lost(right: Any) -> Any:
             case.busy = True
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        case.turns = case.turns or deque()
         case.turns.append(turn)
         await turn
 
