@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -64,6 +64,9 @@ CACHED_CASES: Final = 10_000  # live cases in memory, about 4 KB each
 CONTINUE: Final = "continue"
 ROW_BYTES: Final = 200  # a key with its row, for the journal's account of what waits
 
+Items = Mapping[tuple[int, int], ItemInNet]
+"""Work items of a case, by activation and instance."""
+
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -82,6 +85,7 @@ class LiveCase:
         "created_by",
         "due",
         "head",
+        "items",
         "keys",
         "model",
         "name",
@@ -101,6 +105,7 @@ class LiveCase:
         self.head: bytes | None = None
         self.created_by = ""
         self.due = 0  # of the nearest timer that the step on its way to the disk made; 0 = none
+        self.items: Items | None = None  # work that the step on its way to the disk has changed
         self.records = 0
         self.bytes = 0
         self.busy = False
@@ -170,6 +175,7 @@ class LiveCases:
         keyspace: Keyspace,
         unsettled: Callable[[LiveCase], None],
         armed: Callable[[int], None],
+        worked: Callable[[LiveCase], None],
         limit: int = CACHED_CASES,
     ) -> None:
         self._reads = reads
@@ -179,7 +185,10 @@ class LiveCases:
         self._keyspace = keyspace
         self._unsettled = unsettled
         self._armed = armed
+        self._worked = worked
         self._limit = limit
+        self.purges = False
+        """There are purged cases: a new one must not take the id of one of them."""
         self._cases: dict[tuple[str, str], LiveCase] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -233,6 +242,7 @@ class LiveCases:
         live.model = None
         live.head = None
         live.due = 0
+        live.items = None
         if not live.turns and not live.changed and live.continuing is None:
             self._cases.pop(live.name, None)
 
@@ -252,14 +262,18 @@ class LiveCases:
         for (number, instance), item in step.items.items():
             row = item_row(case, item) if item[3].state in OPEN_ITEM_STATES else None
             writes.append((keys.item(number, instance), row))
+        live.items = step.items
         if case.last_incident and step.incidents:
             _incident_rows(keys, step, writes)
         if case.ready or step.paused:
             writes.append((keys.effect(CONTINUE), b"" if case.ready else None))
         if case.last_timer and (case.timers or step.timed):
             live.due = timers.rows(keys, step, writes)
-        if live.head is None and case.business_key:
-            writes.append((keys.business_key(case.business_key), b""))
+        if live.head is None:
+            if case.business_key:
+                writes.append((keys.business_key(case.business_key), b""))
+            if self.purges:
+                expect = (*expect, (keys.purged(), None))
         named = None
         if request is not None:
             named = request[0]
@@ -325,6 +339,7 @@ class LiveCases:
         if live.due:
             self._armed(live.due)
             live.due = 0
+        self._worked(live)
         state = live.state
         if state is not None and state.ready and state.state == "running":
             self._unsettled(live)
@@ -484,6 +499,8 @@ def item_row(case: Case, item: ItemInNet) -> bytes:
                 run.changed_at,
                 case.spec_id,
                 case.due(activation, run) if case.timers else 0,
+                run.worker,
+                run.lease,
             )
         )
     )
