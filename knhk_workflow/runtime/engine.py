@@ -828,7 +828,9 @@ class WorkflowEngine:
         """The work is done. An item that was not started yet is started in the same step."""
         body = json_object(output, "output") if output is not None else b""
         ref, case_id = parse_item_id(item_id)
-        return await self._on_item(case_id, c.CompleteItem(ref, body, user), meta)
+        if self._store is None:
+            await self.open()
+        return await self._steps.on_item(case_id, c.CompleteItem(ref, body, user), meta)
 
     async def complete_work_items(
         self, requests: Sequence[CompleteRequest], *, meta: CallMeta = LOCAL

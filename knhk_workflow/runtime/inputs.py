@@ -22,6 +22,7 @@ BATCH_MAX: Final = 1_000  # cases or items in one call; one group commit holds a
 JsonObject = Mapping[str, object] | bytes | None
 """A JSON object as a mapping or as encoded bytes; None is the empty one."""
 
+_encode = msgspec.json.Encoder().encode
 _ITEM = re.compile(r"(\d{1,18})\.(\d{1,18})\.(\d{1,18})", re.ASCII)
 _INCIDENT = re.compile(r"(\d{1,18})@(.+)", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -52,11 +53,11 @@ def checked_batch(what: str, count: int) -> None:
 
 def json_object(value: JsonObject, path: str) -> bytes:
     """The compact bytes of a JSON object. Raises InvalidInput naming `path` and where inside it."""
-    if value is None or value == b"" or value == EMPTY:
+    if value is None:
         return EMPTY
     if not isinstance(value, bytes):
         try:
-            value = msgspec.json.encode(value)
+            value = _encode(value)
         except (TypeError, ValueError, RecursionError, UnicodeEncodeError) as error:
             raise InvalidInput.field(path, f"is not a JSON object: {error}", 'for example {"amount": 120}') from error
     return parsed_object(value, path=path)[1]

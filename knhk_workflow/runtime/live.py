@@ -14,7 +14,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
-from itertools import islice
 from typing import Final
 
 import msgspec
@@ -40,7 +39,20 @@ from knhk_workflow.runtime.records import (
     SnapshotRecord,
     pack,
 )
-from knhk_workflow.store import CaseKeys, Expectation, Journal, Keyspace, Outcome, Reads, Unit, Write, digest, seal
+from knhk_workflow.store import (
+    Batch,
+    CaseKeys,
+    Expectation,
+    Journal,
+    Keyspace,
+    Outcome,
+    Reads,
+    Unit,
+    Waiter,
+    Write,
+    digest,
+    seal,
+)
 from knhk_workflow.store.codec import UNREADABLE
 from knhk_workflow.store.keys import parse_case_record
 
@@ -59,12 +71,16 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class LiveCase:
-    """One case in memory. `state` is None until it is loaded, and again after a failed commit."""
+    """One case in memory. `state` is None until it is loaded, and again after a failed commit.
+
+    It is what the journal tells how its unit fared (`settle`).
+    """
 
     __slots__ = (
         "busy",
         "bytes",
         "calls",
+        "cases",
         "changed",
         "continuing",
         "created_by",
@@ -73,13 +89,18 @@ class LiveCase:
         "items",
         "keys",
         "model",
+        "name",
         "records",
         "state",
+        "told",
         "turns",
+        "used",
     )
 
-    def __init__(self, keys: CaseKeys) -> None:
+    def __init__(self, keys: CaseKeys, cases: LiveCases) -> None:
         self.keys = keys
+        self.cases = cases
+        self.name = (keys.tenant, keys.case_id)
         self.state: Case | None = None
         self.model: Model | None = None
         self.head: bytes | None = None
@@ -90,7 +111,9 @@ class LiveCase:
         self.records = 0
         self.bytes = 0
         self.busy = False
-        self.turns: deque[asyncio.Future[None]] = deque()
+        self.used = False  # since the cache was last short of room
+        self.told: asyncio.Future[Outcome] | None = None  # of who waits for the step on its way to the disk
+        self.turns: deque[asyncio.Future[None]] | None = None  # made for the first who has to wait
         self.changed: set[asyncio.Event] = set()
         self.continuing: asyncio.Task[None] | None = None
 
@@ -106,14 +129,17 @@ class LiveCase:
             self.busy = True
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.turns.append(turn)
+        turns = self.turns
+        if turns is None:
+            turns = self.turns = deque()
+        turns.append(turn)
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self.release()  # it was given to us in the same moment: pass it on
-            elif turn in self.turns:  # a release in this very moment may have passed it over already
-                self.turns.remove(turn)
+            elif turn in turns:  # a release in this very moment may have passed it over already
+                turns.remove(turn)
             raise
 
     def release(self) -> None:
@@ -124,6 +150,19 @@ class LiveCase:
                 turn.set_result(None)
                 return
         self.busy = False
+
+    def settle(self, outcome: Outcome) -> None:
+        """The unit of this held case has its outcome: tell who watches, let the next command in, tell the caller."""
+        if isinstance(outcome, int):
+            if self.changed:
+                for event in self.changed:
+                    event.set()
+            self.cases.committed(self)
+        else:
+            self.cases.abandon((self,))
+        told = self.told
+        if told is not None and not told.done():
+            told.set_result(outcome)
 
 
 class LiveCases:
@@ -167,22 +206,20 @@ class LiveCases:
     def entry(self, tenant: str, case_id: str) -> LiveCase:
         """The place of a case in the cache, made when absent; it counts as used now."""
         name = (tenant, case_id)
-        live = self._cases.pop(name, None)
+        live = self._cases.get(name)
         if live is None:
-            live = LiveCase(self._keyspace.case(tenant, case_id))
             if len(self._cases) >= self._limit:
                 self._evict()
-        self._cases[name] = live
+            live = self._cases[name] = LiveCase(self._keyspace.case(tenant, case_id), self)
+        live.used = True
         return live
 
     def at_hand(self, tenant: str, case_id: str) -> LiveCase | None:
         """The case, locked, if it is in memory and free; otherwise `hold` it."""
-        name = (tenant, case_id)
-        live = self._cases.get(name)
+        live = self._cases.get((tenant, case_id))
         if live is None or live.busy or live.state is None:
             return None
-        live.busy = True
-        self._cases[name] = self._cases.pop(name)  # used now
+        live.busy = live.used = True
         return live
 
     async def hold(self, tenant: str, case_id: str) -> LiveCase:
@@ -212,7 +249,7 @@ class LiveCases:
         live.calls = []
         live.items = None
         if not live.turns and not live.changed and live.continuing is None:
-            self._cases.pop((live.keys.tenant, live.keys.case_id), None)
+            self._cases.pop(live.name, None)
 
     def unit(self, live: LiveCase, step: Step, meta: CallMeta, request: tuple[bytes, bytes] | None) -> Unit:
         """What a step writes. `request` is the key and value of its idempotency record."""
@@ -226,30 +263,32 @@ class LiveCases:
         )
         head = seal(_encode(head_of(case, live.created_by)))
         writes: list[Write] = [(keys.record(first), seal(payload)), (keys.head, head)]
-        expect: list[Expectation] = [(keys.head, live.head)]
+        expect: tuple[Expectation, ...] = ((keys.head, live.head),)
         for (number, instance), item in step.items.items():
             row = item_row(case, item) if item[3].state in OPEN_ITEM_STATES else None
             writes.append((keys.item(number, instance), row))
             if item[3].connector:
                 live.calls.append(outbox.rows(keys, case, item, writes))
         live.items = step.items
-        if step.incidents:
+        if case.last_incident and step.incidents:
             _incident_rows(keys, step, writes)
         if case.ready or step.paused:
             writes.append((keys.effect(CONTINUE), b"" if case.ready else None))
-        if case.timers or step.timed:
+        if case.last_timer and (case.timers or step.timed):
             live.due = timers.rows(keys, step, writes)
         if live.head is None:
             if case.business_key:
                 writes.append((keys.business_key(case.business_key), b""))
             if self.purges:
-                expect.append((keys.purged(), None))
+                expect = (*expect, (keys.purged(), None))
+        named = None
         if request is not None:
+            named = request[0]
             writes.append(request)
-            expect.append((request[0], None))
+            expect = (*expect, (named, None))
+        size = len(payload) + ROW_BYTES * len(writes)
         live.records += 1
         live.bytes += len(payload)
-        size = len(payload) + ROW_BYTES * len(writes)
         if live.records >= SNAPSHOT_RECORDS or live.bytes >= SNAPSHOT_BYTES:
             live.records = live.bytes = 0
             state = encode_state(case)
@@ -265,7 +304,7 @@ class LiveCases:
             digest(payload, case.salt),
             writes,
             expect,
-            request[0] if request is not None else None,
+            named,
             (),
             size,
         )
@@ -276,9 +315,9 @@ class LiveCases:
         The case is released once its outcome is known, whoever still listens. Raises Busy or StoreUnavailable when
         nothing was queued; then the case is dropped and released.
         """
-        told: asyncio.Future[Outcome] = self._loop.create_future()
+        live.told = told = self._loop.create_future()
         try:
-            self._journal.append_for((unit,), _Commit(self, live, told))
+            self._journal.put(unit, live)
         except BaseException:
             self.abandon((live,))
             raise
@@ -286,14 +325,15 @@ class LiveCases:
 
     def commit_all(self, units: Sequence[tuple[LiveCase, Unit]]) -> asyncio.Future[list[Outcome]]:
         """As `commit`, all or none of them; the future has one outcome per unit."""
-        told: asyncio.Future[list[Outcome]] = self._loop.create_future()
-        lives = [live for live, _ in units]
+        batch = Batch(self._loop, len(units))
         try:
-            self._journal.append_for([unit for _, unit in units], _Commits(self, lives, told))
+            self._journal.put_all(
+                [(unit, _Both(live, batch.element(index))) for index, (live, unit) in enumerate(units)]
+            )
         except BaseException:
-            self.abandon(lives)
+            self.abandon([live for live, _ in units])
             raise
-        return told
+        return batch.told
 
     def abandon(self, lives: Sequence[LiveCase]) -> None:
         """Give up held cases whose step will not be written: the cached states are ahead of the store and go."""
@@ -301,13 +341,8 @@ class LiveCases:
             self.drop(live)
             live.release()
 
-    def settle(self, live: LiveCase, outcome: Outcome) -> None:
-        """A held case's commit has its outcome: tell who watches, let the next command in."""
-        if not isinstance(outcome, int):
-            self.abandon((live,))
-            return
-        for event in live.changed:
-            event.set()
+    def committed(self, live: LiveCase) -> None:
+        """The unit of a held case is durable: let the next command in."""
         if live.due:
             self._armed(live.due)
             live.due = 0
@@ -384,53 +419,43 @@ class LiveCases:
         if live.busy or live.turns or live.changed or live.state is None or live.continuing is not None:
             return
         if live.state.state in ENDED:
-            self._cases.pop((live.keys.tenant, live.keys.case_id), None)
+            self._cases.pop(live.name, None)
 
     def _evict(self) -> None:
-        """Make room for one more, and give back what a large batch took beyond the limit."""
-        idle = (
-            name for name, live in self._cases.items() if not live.busy and not live.changed and live.continuing is None
-        )
-        for name in list(islice(idle, len(self._cases) - self._limit + 1)):
-            del self._cases[name]
+        """Make room for one more, and give back what a large batch took beyond the limit. Whoever was used since the
+        last time stays this time."""
+        for _ in range(2):
+            wanted = len(self._cases) - self._limit + 1
+            staying: list[LiveCase] = []
+            going: list[LiveCase] = []
+            for live in self._cases.values():
+                if len(going) == wanted:
+                    break
+                if live.used or live.busy or live.changed or live.continuing is not None:
+                    staying.append(live)
+                else:
+                    going.append(live)
+            for live in (*staying, *going):
+                del self._cases[live.name]
+            for live in staying:
+                live.used = False
+                self._cases[live.name] = live
+            if len(going) == wanted:
+                return
 
 
-class _Commit:
-    """A unit on its way to the disk: passes its outcome on, then tells the caller."""
+class _Both:
+    """Tells the case, then who waits for the batch that it is part of."""
 
-    __slots__ = ("_cases", "_live", "_told")
+    __slots__ = ("_live", "_waiter")
 
-    def __init__(self, cases: LiveCases, live: LiveCase, told: asyncio.Future[Outcome]) -> None:
-        self._cases = cases
+    def __init__(self, live: LiveCase, waiter: Waiter) -> None:
         self._live = live
-        self._told = told
+        self._waiter = waiter
 
-    def settle(self, index: int, outcome: Outcome) -> None:
-        self._cases.settle(self._live, outcome)
-        if not self._told.done():
-            self._told.set_result(outcome)
-
-
-class _Commits:
-    """Several units on their way: passes each outcome on, and tells the caller when all are known."""
-
-    __slots__ = ("_cases", "_lives", "_missing", "_outcomes", "_told")
-
-    def __init__(self, cases: LiveCases, lives: Sequence[LiveCase], told: asyncio.Future[list[Outcome]]) -> None:
-        self._cases = cases
-        self._lives = lives
-        self._told = told
-        self._missing = len(lives)
-        self._outcomes: list[Outcome] = [0] * self._missing
-        if not lives:
-            told.set_result([])
-
-    def settle(self, index: int, outcome: Outcome) -> None:
-        self._outcomes[index] = outcome
-        self._cases.settle(self._lives[index], outcome)
-        self._missing -= 1
-        if not self._missing and not self._told.done():
-            self._told.set_result(self._outcomes)
+    def settle(self, outcome: Outcome) -> None:
+        self._live.settle(outcome)
+        self._waiter.settle(outcome)
 
 
 def replayed(case: Case | None, record: CommitRecord, keys: CaseKeys) -> Case:
@@ -469,22 +494,24 @@ def item_row(case: Case, item: ItemInNet) -> bytes:
     """What the work list shows of an open item."""
     net, node, activation, run = item
     task = node.task
-    return pack(
-        ItemRow(
-            task.id,
-            task.name,
-            net,
-            run.state,
-            task.required_roles,
-            run.owner,
-            run.attempt,
-            task.priority,
-            run.offered_at,
-            run.changed_at,
-            case.spec_id,
-            case.due(activation, run) if case.timers else 0,
-            run.worker,
-            run.lease,
+    return seal(
+        _encode(
+            ItemRow(
+                task.id,
+                task.name,
+                net,
+                run.state,
+                task.required_roles,
+                run.owner,
+                run.attempt,
+                task.priority,
+                run.offered_at,
+                run.changed_at,
+                case.spec_id,
+                case.due(activation, run) if case.timers else 0,
+                run.worker,
+                run.lease,
+            )
         )
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final, TypeVar
 
 import msgspec
@@ -140,8 +141,16 @@ def work_item_after(step: Step, ref: c.ItemRef, whole: bool = False) -> WorkItem
     about = step.items[ref.activation, ref.instance]
     net = case.nets.get(about[2].net) if whole else None  # beginning work may end the net around it
     data = about[3].data or net.data if net is not None else b""
-    opened = [_item_id(case, item) for item in step.items.values() if item is not about and item[3].state == "offered"]
-    return _shown(case, about, data, case.state, case.sequence, tuple(opened))
+    opened: tuple[str, ...] = ()
+    if len(step.items) > 1:
+        opened = tuple(
+            [
+                _item_id(case, item[2].number, item[3])
+                for item in step.items.values()
+                if item[3].state == "offered" and item is not about
+            ]
+        )
+    return _shown(case, about, data, case.state, case.sequence, opened)
 
 
 def instances_after(step: Step) -> InstancesView:
@@ -162,7 +171,7 @@ def instances_after(step: Step) -> InstancesView:
         case.state,
         case.sequence,
         added,
-        _item_id(case, item) if item is not None else "",
+        _item_id(case, item[2].number, item[3]) if item is not None else "",
     )
 
 
@@ -178,8 +187,13 @@ def _item_view(case: Case, model: Model, activation: Activation, run: Instance, 
     return _shown(case, (net.name, node, activation, run), data)
 
 
-def _item_id(case: Case, item: ItemInNet) -> str:
-    return f"{item[2].number}.{item[3].number}.{item[3].attempt}@{case.case_id}"
+def _item_id(case: Case, activation: int, run: Instance) -> str:
+    return _item_name(activation, run.number, run.attempt) + case.case_id
+
+
+@lru_cache(4_096)  # the same few in every case
+def _item_name(activation: int, instance: int, attempt: int) -> str:
+    return f"{activation}.{instance}.{attempt}@"
 
 
 def _shown(
@@ -188,7 +202,7 @@ def _shown(
     net, node, activation, run = item
     task = node.task
     return WorkItemView(
-        _item_id(case, item),
+        _item_id(case, activation.number, run),
         case.case_id,
         case.spec_id,
         task.id,
@@ -205,7 +219,7 @@ def _shown(
         state,
         sequence,
         opened,
-        case.due(activation, run),
+        case.due(activation, run) if case.timers else 0,
         case.timers[run.timer].due if run.state == RETRYING else 0,
     )
 

@@ -31,7 +31,7 @@ from knhk_workflow.store.codec import (
     unseal,
     unseal_log,
 )
-from knhk_workflow.store.journal import Journal, JournalLimits, Outcome, Subscriber, Unit
+from knhk_workflow.store.journal import Batch, Journal, JournalLimits, Outcome, Subscriber, Unit, Waiter
 from knhk_workflow.store.keys import META_SHARD, CaseKeys, Keyspace
 from knhk_workflow.store.memory import MemoryStore
 from knhk_workflow.store.store import (
@@ -49,6 +49,8 @@ MEMORY_PATH = ":memory:"
 """The path that means a store in memory."""
 
 __all__ = [
+    "Batch",
+    "Waiter",
     "CODEC_LOG",
     "CODEC_MSGPACK",
     "CODEC_RAW",

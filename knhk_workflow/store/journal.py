@@ -23,7 +23,6 @@ the batch record at our position decides. There: acknowledged. Not there: failed
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, Protocol
@@ -99,10 +98,10 @@ Outcome = int | StoreError
 
 
 class Waiter(Protocol):
-    """Who is told the outcome of queued units, on the event loop, before anybody whom a future wakes."""
+    """Who is told the outcome of a queued unit, on the event loop, before anybody whom a future wakes."""
 
-    def settle(self, index: int, outcome: Outcome) -> None:
-        """The unit queued under `index` has this outcome. Must not block or raise."""
+    def settle(self, outcome: Outcome) -> None:
+        """The unit has this outcome. Must not block or raise."""
         ...
 
 
@@ -166,36 +165,39 @@ class Journal:
     def append(self, unit: Unit) -> asyncio.Future[int]:
         """Queue a unit; never blocks. Raises as `append_for`."""
         future: asyncio.Future[int] = self._loop.create_future()
-        self.append_for((unit,), _Single(future))
+        self.put(unit, _Single(future))
         return future
 
     def append_many(self, units: Sequence[Unit]) -> asyncio.Future[list[Outcome]]:
         """Queue units of a batch command. They share commits as far as the limits permit; each succeeds or fails alone.
-        The result has one outcome per unit, in order. Raises as `append_for`."""
-        future: asyncio.Future[list[Outcome]] = self._loop.create_future()
-        self.append_for(units, _Batch(future, len(units)))
-        return future
+        The result has one outcome per unit, in order. Raises as `put`."""
+        batch = Batch(self._loop, len(units))
+        self.put_all([(unit, batch.element(index)) for index, unit in enumerate(units)])
+        return batch.told
 
-    def append_for(self, units: Sequence[Unit], waiter: Waiter) -> None:
-        """Queue units, all of them or none, and tell `waiter` each one's outcome under its index.
+    def put(self, unit: Unit, waiter: Waiter) -> None:
+        """Queue a unit and tell `waiter` its outcome; never blocks.
 
-        Raises Busy when the queue is full, StoreUnavailable (or StoreFull, Fenced) when a shard cannot write now: in
+        Raises Busy when the queue is full, StoreUnavailable (or StoreFull, Fenced) when the shard cannot write now: in
         both cases nothing was queued.
         """
-        total = 0
-        sized: list[tuple[Unit, int, _Shard]] = []
-        for unit in units:
-            size = unit.size or _size(unit)
-            total += size
-            sized.append((unit, size, self._admitting(unit.shard)))
-        self._room.take(len(sized), total)
-        for index, (unit, size, shard) in enumerate(sized):
-            shard.queue.append((unit, size, waiter, index))
-            shard.appended += 1
-            if shard.sleeping is not None:
-                shard.wake()
-            elif shard.gathering is not None and len(shard.queue) >= shard.company:
-                shard.gathered()
+        shard = self._shards.get(unit.shard)
+        if shard is None or shard.refusal is not None or self._closed:
+            raise self._refused(unit.shard)
+        size = unit.size or _size(unit)
+        self._room.take(1, size)
+        shard.put((unit, size, waiter))
+
+    def put_all(self, units: Sequence[tuple[Unit, Waiter]]) -> None:
+        """As `put`, all of them or none."""
+        sized = [(unit, unit.size or _size(unit), waiter) for unit, waiter in units]
+        for unit, _, _ in sized:
+            shard = self._shards.get(unit.shard)
+            if shard is None or shard.refusal is not None or self._closed:
+                raise self._refused(unit.shard)
+        self._room.take(len(sized), sum(size for _, size, _ in sized))
+        for queued in sized:
+            self._shards[queued[0].shard].put(queued)
 
     def on_commit(self, subscriber: Subscriber) -> None:
         """Call `subscriber` after every commit, in the order of positions of a shard. What it raises goes to the event
@@ -217,7 +219,7 @@ class Journal:
 
     async def flush(self) -> None:
         """Return once everything queued before this call has its outcome."""
-        await asyncio.gather(*(shard.settled_up_to(shard.appended) for shard in self._shards.values()))
+        await asyncio.gather(*(shard.settled() for shard in self._shards.values()))
 
     async def close(self) -> None:
         """Write what is queued, then end. During an outage what waits fails with OutcomeUnknown or StoreUnavailable.
@@ -238,15 +240,14 @@ class Journal:
         await self.append(Unit(shard, "", "", 0, 0, b"", writes))
         return len(writes) - len(expired)
 
-    def _admitting(self, number: int) -> _Shard:
+    def _refused(self, number: int) -> StoreError:
+        """Why a shard takes no units."""
         shard = self._shards.get(number)
         if shard is None:
-            raise Fenced(f"shard {number} is not held by this instance")
+            return Fenced(f"shard {number} is not held by this instance")
         if shard.refusal is not None:
-            raise _again(shard.refusal)
-        if self._closed:
-            raise StoreUnavailable("the journal is closed")
-        return shard
+            return _again(shard.refusal)
+        return StoreUnavailable("the journal is closed")
 
 
 class _Single:
@@ -257,7 +258,7 @@ class _Single:
     def __init__(self, future: asyncio.Future[int]) -> None:
         self._future = future
 
-    def settle(self, index: int, outcome: Outcome) -> None:
+    def settle(self, outcome: Outcome) -> None:
         if self._future.done():
             return
         if isinstance(outcome, int):
@@ -266,27 +267,43 @@ class _Single:
             self._future.set_exception(outcome)
 
 
-class _Batch:
-    """Collects the outcomes of one `append_many`."""
+class Batch:
+    """Collects the outcomes of `count` units; `told` has them all, in order, once the last one is known."""
 
-    __slots__ = ("_future", "_missing", "_outcomes")
+    __slots__ = ("_missing", "_outcomes", "told")
 
-    def __init__(self, future: asyncio.Future[list[Outcome]], count: int) -> None:
-        self._future = future
+    def __init__(self, loop: asyncio.AbstractEventLoop, count: int) -> None:
+        self.told: asyncio.Future[list[Outcome]] = loop.create_future()
         self._missing = count
         self._outcomes: list[Outcome] = [0] * count
         if not count:
-            future.set_result([])
+            self.told.set_result([])
+
+    def element(self, index: int) -> Waiter:
+        """Who waits for one of them."""
+        return _Element(self, index)
 
     def settle(self, index: int, outcome: Outcome) -> None:
+        """One of them has this outcome."""
         self._outcomes[index] = outcome
         self._missing -= 1
-        if not self._missing and not self._future.done():
-            self._future.set_result(self._outcomes)
+        if not self._missing and not self.told.done():
+            self.told.set_result(self._outcomes)
 
 
-_Queued = tuple[Unit, int, Waiter, int]
-"""(unit, its size in bytes, who waits, under which index)"""
+class _Element:
+    __slots__ = ("_batch", "_index")
+
+    def __init__(self, batch: Batch, index: int) -> None:
+        self._batch = batch
+        self._index = index
+
+    def settle(self, outcome: Outcome) -> None:
+        self._batch.settle(self._index, outcome)
+
+
+_Queued = tuple[Unit, int, Waiter]
+"""(unit, its size in bytes, who waits)"""
 
 
 class _Room:
@@ -322,9 +339,6 @@ class _Attempt(msgspec.Struct, eq=False):
     hashed: bytes
 
 
-_ABSENT: Final = object()
-
-
 class _Shard:
     """One shard's queue, task and place in its log."""
 
@@ -341,8 +355,11 @@ class _Shard:
         self._lease = lease
         self.position = position
         self._previous = previous
-        self.queue: deque[_Queued] = deque()
-        self.appended = 0
+        self.queue: list[_Queued] = []
+        self._waits = 0
+        """How many bytes are in the queue."""
+        self._taken = 0
+        """How many units ever left the queue."""
         self._settled = 0
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self.sleeping: asyncio.Future[None] | None = None
@@ -356,15 +373,28 @@ class _Shard:
         self.closing = False
         self._task = journal._loop.create_task(self._run(), name=f"journal-{number}")
 
+    def put(self, queued: _Queued) -> None:
+        """Queue a unit, and let the task know if it waits for one."""
+        queue = self.queue
+        queue.append(queued)
+        self._waits += queued[1]
+        if self.sleeping is not None:
+            self.wake()
+        elif self.gathering is not None and len(queue) >= self.company:
+            self.gathered()
+
     def wake(self) -> None:
         if self.sleeping is not None and not self.sleeping.done():
             self.sleeping.set_result(None)
+        self.sleeping = None
 
     def gathered(self) -> None:
         if self.gathering is not None and not self.gathering.done():
             self.gathering.set_result(None)
 
-    async def settled_up_to(self, count: int) -> None:
+    async def settled(self) -> None:
+        """Return once everything queued so far has its outcome."""
+        count = self._taken + len(self.queue)
         if self._settled < count:
             future: asyncio.Future[None] = self._journal._loop.create_future()
             self._waiting.append((count, future))
@@ -444,14 +474,24 @@ class _Shard:
             self.gathering = None
 
     def _take(self) -> list[_Queued]:
-        queue = self.queue
-        units, room = self._limits.batch_units, self._limits.batch_bytes
-        group: list[_Queued] = []
-        while queue and len(group) < units:
-            room -= queue[0][1]
-            if room < 0 and group:
+        """As much of the queue as one commit may hold, at least one unit."""
+        queue, limits = self.queue, self._limits
+        if len(queue) <= limits.batch_units and self._waits <= limits.batch_bytes:
+            return self._take_all()
+        room, count = limits.batch_bytes, 0
+        for _, size, _ in queue[: limits.batch_units]:
+            room -= size
+            if room < 0 and count:
                 break
-            group.append(queue.popleft())
+            count += 1
+            self._waits -= size
+        group, self.queue = queue[:count], queue[count:]
+        self._taken += count
+        return group
+
+    def _take_all(self) -> list[_Queued]:
+        group, self.queue, self._waits = self.queue, [], 0
+        self._taken += len(group)
         return group
 
     def _attempt(self, group: list[_Queued]) -> tuple[_Attempt | None, list[_Queued]]:
@@ -462,7 +502,7 @@ class _Shard:
         """
         lease_key, lease_value = self._lease
         while True:
-            known: dict[bytes, object] = {lease_key: lease_value}
+            known: dict[bytes, bytes | None] = {lease_key: lease_value}
             expect: list[Expectation] = [self._lease]
             writes: list[Write] = []
             entries: list[LogEntry] = []
@@ -472,12 +512,12 @@ class _Shard:
                 unit = queued[0]
                 wrong: list[bytes] = []
                 for pair in unit.expect:
-                    held = known.get(pair[0], _ABSENT)
-                    if held is _ABSENT:
-                        known[pair[0]] = pair[1]
+                    key, value = pair
+                    if key not in known:
+                        known[key] = value
                         expect.append(pair)
-                    elif held != pair[1]:
-                        wrong.append(pair[0])
+                    elif known[key] != value:
+                        wrong.append(key)
                 if wrong:
                     self._fail([queued], partial(ExpectationFailed, wrong))
                     group = [other for other in group if other is not queued]
@@ -546,9 +586,9 @@ class _Shard:
                         {"message": f"a subscriber of the journal failed at position {pos}", "exception": error}
                     )
         size = 0
-        for _, unit_size, waiter, index in group:
+        for _, unit_size, waiter in group:
             size += unit_size
-            waiter.settle(index, pos)
+            waiter.settle(pos)
         self._done(len(group), size)
 
     def _without_refused(self, group: list[_Queued], error: ExpectationFailed) -> list[_Queued]:
@@ -616,16 +656,14 @@ class _Shard:
         """Fail everything that waits, with the shard's refusal."""
         refusal = self.refusal
         if refusal is not None and self.queue:
-            group = list(self.queue)
-            self.queue.clear()
-            self._fail(group, lambda: _again(refusal))
+            self._fail(self._take_all(), lambda: _again(refusal))
 
     def _fail(self, group: Sequence[_Queued], make: Callable[[], StoreError]) -> None:
         """Each waiter gets an error of its own: one that several raise collects all their tracebacks."""
         size = 0
-        for _, unit_size, waiter, index in group:
+        for _, unit_size, waiter in group:
             size += unit_size
-            waiter.settle(index, make())
+            waiter.settle(make())
         self._done(len(group), size)
 
     def _done(self, units: int, size: int) -> None:

@@ -74,40 +74,26 @@ def _under(prefix: bytes) -> Range:
 
 
 class CaseKeys:
-    """The keys of one case, computed once and kept beside the live case. Each method is one concatenation."""
+    """The keys of one case, kept beside the live case: those of every command are ready, the others are put together
+    when they are asked for."""
 
-    __slots__ = (
-        "_business",
-        "_effect",
-        "_incident",
-        "_item",
-        "_record",
-        "_request",
-        "_timer",
-        "_who",
-        "case_id",
-        "head",
-        "shard",
-        "snapshot",
-        "tenant",
-    )
+    __slots__ = ("_area", "_case", "_item", "_record", "_tenant", "case_id", "head", "shard", "tenant")
 
     def __init__(self, shard: int, tenant: str, case_id: str) -> None:
         self.shard = shard
         self.tenant = tenant
         self.case_id = case_id
-        area, system = _u16(shard) + _text(tenant), _u16(shard) + _SYSTEM
-        case = _text(case_id)
+        self._tenant = _text(tenant)
+        self._case = case = _text(case_id)
+        self._area = area = _u16(shard) + self._tenant
         self.head = area + HEAD + case
-        self.snapshot = area + SNAPSHOT + case
         self._record = area + RECORD + case
         self._item = area + ITEM + case
-        self._incident = area + INCIDENT + case
-        self._business = area + BUSINESS
-        self._request = area + REQUEST
-        self._who = _text(tenant) + case
-        self._effect = system + EFFECT + self._who
-        self._timer = system + TIMER
+
+    @property
+    def snapshot(self) -> bytes:
+        """The case's newest snapshot."""
+        return self._area + SNAPSHOT + self._case
 
     def record(self, first_sequence: int) -> bytes:
         """The commit record whose first event has this sequence."""
@@ -130,39 +116,42 @@ class CaseKeys:
 
     def incident(self, number: int) -> bytes:
         """The case's n-th incident."""
-        return self._incident + _u64(number)
+        return self._area + INCIDENT + self._case + _u64(number)
 
     def incidents(self) -> Range:
         """All incidents of the case, in order."""
-        return _under(self._incident)
+        return _under(self._area + INCIDENT + self._case)
 
     def effect(self, effect_id: str) -> bytes:
         """A pending effect; scanned per shard."""
-        return self._effect + _text(effect_id)
+        return self._effects() + _text(effect_id)
 
     def effects(self) -> Range:
         """All pending effects of the case."""
-        return _under(self._effect)
+        return _under(self._effects())
 
     def timer(self, due_ns: int, timer_id: str) -> bytes:
         """A pending timer; scanned per shard in the order of due time."""
-        return self._timer + _u64(due_ns) + self._who + _text(timer_id)
+        return _u16(self.shard) + _SYSTEM + TIMER + _u64(due_ns) + self._tenant + self._case + _text(timer_id)
 
     def request(self, scope: bytes) -> bytes:
         """The idempotency record of a request on this case; `scope` is the hash of principal, method and request id."""
-        return self._request + scope
+        return self._area + REQUEST + scope
 
     def business_key(self, key: str) -> bytes:
         """The index entry that leads from a business key to this case."""
-        return self._business + _text(key) + _text(self.case_id)
+        return self._area + BUSINESS + _text(key) + self._case
+
+    def _effects(self) -> bytes:
+        return _u16(self.shard) + _SYSTEM + EFFECT + self._tenant + self._case
 
     def purged(self) -> bytes:
         """The note that the case was purged; there for ever, so that its id is not given again."""
-        return _u16(self.shard) + _SYSTEM + PURGED + self._who
+        return _u16(self.shard) + _SYSTEM + PURGED + self._tenant + self._case
 
     def purging(self) -> bytes:
         """There while records of a purged case are still to be deleted."""
-        return _u16(self.shard) + _SYSTEM + PURGING + self._who
+        return _u16(self.shard) + _SYSTEM + PURGING + self._tenant + self._case
 
 
 @dataclass(frozen=True, slots=True)

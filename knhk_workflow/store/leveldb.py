@@ -69,6 +69,7 @@ LOG_CHECK_RECORDS: Final = 32_768  # most that an open walks, unless twice the w
 _CHUNK_INDEX: Final = b"\xff\xfe"
 _CHUNK: Final = b"\xff\xff"
 _CHUNKED: Final = b"\xffchunks\xff"  # a value that begins so describes chunks; values that happen to are chunked too
+_MARKED: Final = _CHUNKED[:1]  # what sorts before it cannot begin with the marker: all that the engine writes
 _chunks = struct.Struct(">8sIQI")  # marker, count, length, crc32
 _u32 = struct.Struct(">I").pack
 
@@ -326,18 +327,18 @@ class LevelDBStore:
 
     def _batch(self, db: Database, prepared: _Prepared) -> Batch:
         batch = db.write_batch(sync=prepared.durable)
-        put, chunk_bytes, chunked = batch.put, self._limits.chunk_bytes, self._chunked
+        put, delete, chunk_bytes, chunked = batch.put, batch.delete, self._limits.chunk_bytes, self._chunked
         changed = prepared.changed
         changed.clear()
         for key, value in prepared.writes:
             if chunked or changed:
                 self._drop_chunks(batch, key, changed)
             if value is None:
-                batch.delete(key)
-            elif len(value) > chunk_bytes or value.startswith(_CHUNKED):
-                self._put_chunks(batch, key, value, changed)
-            else:
+                delete(key)
+            elif len(value) <= chunk_bytes and (value < _MARKED or not value.startswith(_CHUNKED)):
                 put(key, value)
+            else:
+                self._put_chunks(batch, key, value, changed)
         return batch
 
     def _committed(self, prepared: _Prepared) -> None:
@@ -349,9 +350,9 @@ class LevelDBStore:
                 self._chunked.pop(key, None)
         known = self._known
         known.update(prepared.expect)
-        for key, value in prepared.writes:
-            if key in known:  # the next commit on the same thing expects just this
-                known[key] = value
+        written = dict(prepared.writes)
+        for key in known.keys() & written.keys():
+            known[key] = written[key]  # the next commit on the same thing expects just this
         if len(known) > KNOWN_MAX:
             known.clear()
 

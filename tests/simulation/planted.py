@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -149,6 +150,7 @@ def _turn_lost(right: Any) -> Any:
             case.busy = True
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        case.turns = case.turns or deque()
         case.turns.append(turn)
         await turn
 
