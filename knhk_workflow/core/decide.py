@@ -32,7 +32,7 @@ from knhk_workflow.core.enabling import INSTANCES_MAX, begin
 from knhk_workflow.core.incidents import undoing
 from knhk_workflow.core.joins import amount, binding, consumed
 from knhk_workflow.core.settle import settle, settle_after
-from knhk_workflow.core.starting import run_instance, start_item, start_without_work
+from knhk_workflow.core.starting import outrun, run_instance, start_item, start_without_work
 from knhk_workflow.core.step import Step
 from knhk_workflow.core.step import begin as begin_step
 from knhk_workflow.core.triggers import deliver, receive
@@ -175,6 +175,27 @@ def _start_item(step: Step, command: c.StartItem) -> None:
     settle(step)
 
 
+def _lease_item(step: Step, command: c.LeaseItem) -> None:
+    _need(step, "running")
+    net, node, activation, run = _item(step, command.item, "start", ("offered",))
+    step.items[activation.number, run.number] = net.name, node, activation, run
+    start_item(step, net, node, activation, run, command.owner, command.worker, command.period)
+    settle(step)
+
+
+def _return_item(step: Step, command: c.ReturnItem) -> None:
+    """Tokens and locks stay with the work: whoever takes it next goes on with the same instance."""
+    _need(step, "running", "suspended")
+    net, node, activation, run = _item(step, command.item, "return", ("started",))
+    if not run.lease:
+        raise WrongState("work item", _name(step.case, command.item), "leased", "started without a lease")
+    step.items[activation.number, run.number] = net.name, node, activation, run
+    if run.timer:
+        step.disarm(run.timer)
+    step.emit(e.ItemReturned(*place_of(activation, run), command.reason))
+    timers.begun(step, node, activation, run.number)
+
+
 Found = tuple[NetInstance, TaskNode, Activation, Instance]
 """A work item in its place."""
 
@@ -249,7 +270,16 @@ def _fail_item(step: Step, command: c.FailItem) -> None:
     step.emit(e.ItemFailed(*place_of(activation, run), command.code, command.message, command.data))
     if run.timer:
         step.disarm(run.timer)
-    due.failed(step, node, activation, run, command.code, command.message, permanent=command.permanent)
+    due.failed(
+        step,
+        node,
+        activation,
+        run,
+        command.code,
+        command.message,
+        permanent=command.permanent,
+        pause=command.retry_after,
+    )
     settle(step)
 
 
@@ -289,6 +319,9 @@ def _resolve(step: Step, command: c.ResolveIncident) -> None:
             "a failed choice, which cannot be skipped",
             "correct the case data and retry",
         )
+    if outrun(step, activation):
+        name = f"{incident.number}@{case.case_id}"
+        raise WrongState("incident", name, "about a task that can go on", "about one whose tokens others have taken")
     if command.action != "retry" and not locks.begun(activation, step.node(activation)):
         _unlocked(step, activation, "incident", f"{incident.number}@{case.case_id}")
     step.emit(e.IncidentResolved(incident.number, command.action, command.reason))
@@ -403,6 +436,8 @@ def _add_instance(step: Step, command: c.AddInstance) -> None:
     name = f"{command.task}@{step.case.case_id}"
     if many is None or not many.dynamic:
         raise WrongState("task", name, "a task with dynamic instances", "not one")
+    if compensation.stopped(step, activation, compensation.OVER):
+        raise WrongState("task", name, "collecting instances", "stopped, and what it did is being undone")
     if activation.closed:
         raise WrongState("task", name, "open to new instances", "closed to them")
     if activation.released and many.sync:
@@ -542,4 +577,6 @@ DECIDE: Mapping[type[c.Command], Callable[..., None]] = {  # each takes (step, i
     c.CompleteInstances: _complete_instances,
     c.CancelInstances: _cancel_instances,
     c.FireTimer: due.fire_timer,
+    c.LeaseItem: _lease_item,
+    c.ReturnItem: _return_item,
 }

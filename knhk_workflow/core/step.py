@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from knhk_workflow.core.apply import APPLY
-from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Instance
+from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Instance, NetInstance
 from knhk_workflow.core.events import Event, IncidentRaised, IncidentResolved, TimerArmed, TimerDisarmed, TimerFired
 from knhk_workflow.model.net import CompiledNet, Model, TaskNode
 
@@ -36,6 +36,7 @@ class Step(msgspec.Struct, eq=False, gc=False):
     nets: set[int] = set()  # net instances that may have ended, or have joins that are asked at rest
     items: dict[tuple[int, int], ItemInNet] = {}  # work items that changed, by activation and instance
     failing: str | None = None  # an incident ends the case, and what was completed is to be undone first
+    closing: list[NetInstance] = []  # nets whose end was reached and is carried out, one after the other
     about: Activation | None = None  # the one activation that an instance command is about
     _scopes: dict[int, tuple[bytes, object]] = {}  # net instance: its data, encoded and decoded
 

@@ -25,8 +25,8 @@ import yaml
 from knhk_workflow.errors import InvalidInput, Problem
 
 DEPTH_MAX: Final = 64  # nesting; what expressions may yield as well
-DATA_MAX: Final = 2_000_000  # bytes of case data, of one output, one trigger
-DOCUMENT_MAX: Final = 5_000_000  # bytes of a workflow document: 10,000 tasks with descriptions are about 2 MB
+DATA_MAX: Final = 2 * 1024 * 1024  # bytes of case data, of one output, one trigger
+DOCUMENT_MAX: Final = 5 * 1024 * 1024  # bytes of a workflow document: 10,000 tasks with descriptions are about 2 MB
 NODES_MAX: Final = 500_000  # values in a YAML document after aliases; 10,000 tasks and 50,000 flows have 400,000
 
 _INT64_MAX: Final = 2**63 - 1

@@ -11,13 +11,13 @@ import msgspec
 
 from knhk_workflow.core.commands import ItemRef
 from knhk_workflow.core.data import EMPTY
-from knhk_workflow.errors import InvalidInput, Problem
+from knhk_workflow.errors import InvalidInput, LimitExceeded, Problem
 from knhk_workflow.model.document import json_object as parsed_object
 from knhk_workflow.model.schema import compiled_schema
 from knhk_workflow.model.spec import Spec
 
 ID_BYTES_MAX: Final = 256  # fits a key, a label and a log line
-NUMBER_DIGITS_MAX: Final = 18
+BATCH_MAX: Final = 1_000  # cases or items in one call; one group commit holds about as many
 
 JsonObject = Mapping[str, object] | bytes | None
 """A JSON object as a mapping or as encoded bytes; None is the empty one."""
@@ -42,6 +42,12 @@ def checked_id(value: str, path: str, *, empty: bool = False) -> str:
     if _CONTROL.search(value):
         raise InvalidInput.field(path, "must not contain control characters")
     return value
+
+
+def checked_batch(what: str, count: int) -> None:
+    """The size of a list that comes in one call. Raises LimitExceeded."""
+    if count > BATCH_MAX:
+        raise LimitExceeded(f"{what} in one call", BATCH_MAX, count, "split the list")
 
 
 def json_object(value: JsonObject, path: str) -> bytes:

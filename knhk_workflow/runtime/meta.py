@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from knhk_workflow.errors import DeadlineExceeded
+
 DEFAULT_TENANT = "default"
 LIBRARY = "system:library"
 
@@ -24,5 +26,14 @@ class CallMeta(msgspec.Struct, frozen=True, gc=False):
     trace_id: str = ""
     deadline: int = 0
 
+    def element(self, index: int | str) -> CallMeta:
+        """The caller of one element of a batch: its request id is the batch's with the element's index or name."""
+        return msgspec.structs.replace(self, request_id=f"{self.request_id}#{index}") if self.request_id else self
+
 
 LOCAL = CallMeta()
+
+
+def too_late() -> DeadlineExceeded:
+    """The refusal of a command whose caller has stopped waiting."""
+    return DeadlineExceeded("the deadline passed before the command was carried out; nothing was changed")

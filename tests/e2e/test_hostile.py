@@ -16,7 +16,7 @@ from tests.e2e.sidecar import Sidecar, Stubs, code_of, reason_of, register, side
 
 DEPTH = 100_000
 HUGE = 5 * 1024 * 1024
-DATA_MAX = 2_000_000
+DATA_MAX = 2 * 1024 * 1024
 MEMORY_MAX = 400 * 1024 * 1024  # a fresh daemon has about 100 MB
 NEIGHBOUR_SECONDS = 2.0
 

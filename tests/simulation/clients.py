@@ -2,13 +2,17 @@
 
 A caller knows cases from what the ledger has seen and from its own memory, so it asks for the right thing most of the
 time and for something stale, wrong or repeated the rest. Every call carries a trace of its own; the records name it.
+
+What a caller does next follows from its own seed and the number of the command, so that a command is about the same
+when others are left out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,9 +24,13 @@ from knhk_workflow import (
     CaseView,
     CompleteRequest,
     DeadlineExceeded,
+    InstancesView,
+    MessageView,
+    Page,
     RequestMismatch,
     RunRequest,
     StoreCorrupt,
+    StoreFormat,
     StoreUnavailable,
     WorkflowEngine,
     WorkflowError,
@@ -31,8 +39,9 @@ from knhk_workflow import (
 from knhk_workflow.runtime.clock import NS_PER_S
 from knhk_workflow.store import OutcomeUnknown
 from tests.simulation.disk import TICK_S
+from tests.simulation.fates import PER_CLIENT, mixed
 from tests.simulation.ledger import Name, Request, Seen
-from tests.simulation.nets import VARIABLES
+from tests.simulation.nets import PATTERN_DATA, SIGNALS, VARIABLES
 
 if TYPE_CHECKING:
     from tests.simulation.simulation import Episode
@@ -41,8 +50,22 @@ REMEMBERED: Final = 200  # requests that a caller may repeat
 OPEN_CASES: Final = 24  # of a tenant; more only makes each of them move less often
 TRANSIENT: Final = (StoreUnavailable, Busy, DeadlineExceeded)
 _REFUSED: Final = frozenset({"StoreUnavailable", "StoreFull", "Fenced", "Busy"})
-NO_EVENT: Final = frozenset({"cancel_case", "execute_case", "update_case_data"})
+KEYS: Final = ("key-1", "key-2")
+READS: Final = frozenset({"get_case", "get_case_history", "explain_case"})
+NO_EVENT: Final = READS | {
+    "cancel_case",
+    "execute_case",
+    "update_case_data",
+    "cancel_task",
+    "close_instances",
+    "complete_instances",
+    "cancel_instances",
+}
 """Commands that may be right and change nothing."""
+
+
+Answer = CaseView | WorkItemView | InstancesView
+"""Of a command on one case."""
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -63,10 +86,15 @@ class Asked(msgspec.Struct, frozen=True):
 class Client:
     """One caller of one tenant."""
 
-    def __init__(self, episode: Episode, number: int, tenant: str, random: Random) -> None:
+    def __init__(self, episode: Episode, number: int, tenant: str, only: Sequence[int] | None) -> None:
+        """`only`: the numbers of the commands to execute, None = as many as the episode wants."""
         self._episode = episode
         self._ledger = episode.ledger
-        self._random = random
+        self._random = Random(0)
+        self._seed = mixed(episode.fates.seed, 4, number)
+        self._places = PER_CLIENT * number
+        self._left = deque(only) if only is not None else None
+        self._next_number = 0
         self._name = f"client-{number}"
         self._tenant = tenant
         self._mine: list[Seen] = []
@@ -80,6 +108,13 @@ class Client:
         """Ask one thing after another until the episode has had enough."""
         episode = self._episode
         while episode.goes_on():
+            if self._left is not None:
+                if not self._left:
+                    return
+                self._next_number = self._left.popleft()
+            else:
+                self._next_number += 1
+            self._random.seed(mixed(self._seed, self._next_number))
             asked, request_id = self._next()
             if await self._ask(asked, request_id) in _REFUSED:
                 await asyncio.sleep(self._random.randint(0, 50) * TICK_S)  # as a caller does: try again later
@@ -113,6 +148,8 @@ class Client:
     def _data(self) -> Mapping[str, object]:
         random = self._random
         data: dict[str, object] = {name: random.randint(0, 4) for name in VARIABLES if random.random() < 0.9}
+        if random.random() < 0.5:
+            data["list"] = [random.randint(0, 4) for _ in range(random.randint(0, 3))]
         if random.random() < 0.05:
             data["text"] = "x" * random.randint(1, 3_000)
         return data
@@ -141,8 +178,9 @@ class Client:
         method = "run_case" if self._random.random() < 0.75 else "create_case"
         case_id = self._new_id() if self._random.random() < 0.8 else ""
         spec_id = self._episode.some_spec(self._random)
-        named = (("case_id", case_id), ("business_key", self._random.choice(("", "key-1", "key-2"))))
-        return Asked(method, (spec_id, self._data()), case_id, named=named)
+        named = (("case_id", case_id), ("business_key", self._random.choice(("", *KEYS))))
+        data = {**PATTERN_DATA.get(spec_id, {}), **self._data()}
+        return Asked(method, (spec_id, data), case_id, named=named)
 
     def _run_many(self) -> Asked | None:
         if len(self._episode.open_cases(self._tenant)) > OPEN_CASES:
@@ -240,16 +278,58 @@ class Client:
         data = self._data() if action == "complete" else None
         return Asked("resolve_incident", (f"{number}@{case.case_id}", action, data), case.case_id)
 
+    def _signal(self) -> Asked | None:
+        """A signal to a case, to a key, or to all who wait for it."""
+        random = self._random
+        lives = random.choice((None, None, 0, NS_PER_S, 60 * NS_PER_S))
+        data = self._data() if random.random() < 0.5 else None
+        arguments = (random.choice(SIGNALS), data)
+        if random.random() < 0.7:
+            seen = self._case()
+            if seen is None:
+                return None
+            case_id = seen.case.case_id
+            return Asked("trigger_case", arguments, case_id, named=(("case_id", case_id), ("time_to_live", lives)))
+        key = random.choice(("", *KEYS))
+        return Asked("trigger_case", arguments, named=(("key", key), ("time_to_live", lives)))
+
+    def _instances(self) -> Asked | None:
+        """Something about a task with several instances, if the case has one at work."""
+        seen = self._case()
+        if seen is None:
+            return None
+        many = [each for each in seen.case.activations.values() if each.instances]
+        if not many:
+            return None
+        found = self._random.choice(many)
+        method = self._random.choice(
+            ("add_instance", "add_instance", "close_instances", "complete_instances", "cancel_instances", "cancel_task")
+        )
+        named = (("activation", found.number if self._random.random() < 0.7 else 0),)
+        return Asked(method, (seen.case.case_id, found.task), seen.case.case_id, named=named)
+
+    def _look(self) -> Asked | None:
+        seen = self._case()
+        if seen is None:
+            return None
+        method = self._random.choice(("get_case", "get_case", "get_case_history", "explain_case"))
+        case_id = seen.case.case_id
+        named: tuple[tuple[str, object], ...] = ()
+        if method == "get_case_history":
+            named = (("after_sequence", self._random.randint(0, seen.case.sequence)), ("page_size", 50))
+        return Asked(method, (case_id,), case_id, named=named)
+
     # -- what comes back ----------------------------------------------------------------------------------------------
 
     async def _ask(self, asked: Asked, request_id: str) -> str:
         """Ask, judge the answer, and say in a word what it was."""
         episode, ledger = self._episode, self._ledger
-        trace = episode.next_trace(asked)
         random = self._random
+        place = self._places + self._next_number
+        trace = episode.next_trace(asked, place)
         deadline = 0
-        if episode.deadline and random.random() < episode.deadline:
-            episode.faults["deadline"] += 1
+        if episode.fates.strikes_command("deadline", place, random):
+            ledger.struck("deadline", ())
             deadline = episode.clock.now() + random.randint(-1, 10) * int(TICK_S * NS_PER_S)
         meta = CallMeta(
             tenant=self._tenant,
@@ -264,7 +344,8 @@ class Client:
         self.since, self.asking = episode.clock.seconds(), f"{asked} as {trace}"
         outcome = "ok"
         try:
-            if episode.cancel and random.random() < episode.cancel:
+            if episode.fates.strikes_command("cancel", place, random):
+                ledger.struck("cancel", ())
                 answer = await self._go_away(asked, meta)
             else:
                 answer = await asked.call(episode.engine, meta)
@@ -272,9 +353,9 @@ class Client:
             if episode.dying:
                 raise
             outcome = "cancelled"
-        except (StoreCorrupt, OutcomeUnknown) as error:
+        except (StoreCorrupt, StoreFormat, OutcomeUnknown) as error:
             outcome = type(error).__name__
-            if isinstance(error, StoreCorrupt):
+            if not isinstance(error, OutcomeUnknown) and not ledger.may_be_damaged(self._tenant, asked):
                 ledger.report(f"differs: {asked} found the store corrupt: {error}")
         except WorkflowError as error:
             outcome = type(error).__name__
@@ -286,7 +367,7 @@ class Client:
         else:
             self._acknowledged(asked, trace, request, answer)
         self.asking = ""
-        episode.stepped(self._name, asked, request_id, outcome)
+        episode.stepped(self._name, place, asked, request_id, outcome)
         return outcome
 
     async def _go_away(self, asked: Asked, meta: CallMeta) -> object:
@@ -309,7 +390,6 @@ class Client:
         if random.random() < 0.3 and not task.done():
             await asyncio.sleep(random.randint(0, 6) * TICK_S)
         if not task.done():
-            self._episode.faults["cancel"] += 1
             task.cancel()
         for answer in await asyncio.gather(*rivals, return_exceptions=True):
             if isinstance(answer, Exception) and not isinstance(answer, WorkflowError):
@@ -330,7 +410,13 @@ class Client:
 
     def _acknowledged(self, asked: Asked, trace: str, request: Request, answer: object) -> None:
         """An answer that says: done. Its record must be written by now, once."""
-        if isinstance(answer, CaseView):
+        if asked.method in READS:
+            self._read(asked, answer)
+        elif isinstance(answer, MessageView):
+            self._delivered(asked, trace, request, answer)
+        elif isinstance(answer, InstancesView):
+            self._check(asked, trace, request, (self._tenant, answer.case_id), answer)
+        elif isinstance(answer, CaseView):
             self._ledger.shown(answer)
             self._check(asked, trace, request, (self._tenant, answer.case_id), answer)
         elif isinstance(answer, WorkItemView):
@@ -346,9 +432,31 @@ class Client:
                 elif not isinstance(element, OutcomeUnknown) and asked.case_ids.count(case_id) == 1:
                     self._ledger.refused(trace, (self._tenant, case_id))
 
-    def _check(self, asked: Asked, trace: str, request: Request, name: Name, answer: CaseView | WorkItemView) -> None:
+    def _read(self, asked: Asked, answer: object) -> None:
+        """What is shown is written."""
+        name = (self._tenant, asked.case_id)
+        if isinstance(answer, CaseView):
+            self._ledger.shown(answer)
+        elif isinstance(answer, Page):
+            self._ledger.told(name, [event.sequence for event in answer.items], int(str(asked.named[0][1])))
+        self._ledger.compare_live(self._episode.engine, name)
+
+    def _delivered(self, asked: Asked, trace: str, request: Request, answer: MessageView) -> None:
+        """Each case that is said to have a signal has it: once, as its request id makes sure."""
+        for delivery in answer.deliveries:
+            name = (self._tenant, delivery.case_id)
+            one = (*request[:3], f"{answer.message_id}#{delivery.case_id}")
+            if delivery.outcome == "lost":
+                continue  # it may have been refused there, or nobody waited
+            if self._ledger.request(one) is None and not (asked.case_id and self._ledger.wrote(trace, name)):
+                self._ledger.report(
+                    f"lost: {asked} is said to be {delivery.outcome} in {name}, nothing is written there"
+                )
+            self._ledger.compare_live(self._episode.engine, name)
+
+    def _check(self, asked: Asked, trace: str, request: Request, name: Name, answer: Answer) -> None:
         ledger, episode = self._ledger, self._episode
-        if ledger.wrote(trace, name):
+        if ledger.acknowledged(trace, name):
             if request[3]:
                 episode.remember(trace, request, answer)
         else:
@@ -383,6 +491,9 @@ _MENU: Final[tuple[tuple[Callable[[Client], Asked | None], int], ...]] = (
     (Client._update, 5),
     (Client._resolve, 8),
     (Client._resume, 8),
+    (Client._signal, 6),
+    (Client._instances, 3),
+    (Client._look, 14),
     (lambda client: client._on_case("suspend_case", "paused by the caller"), 2),
     (lambda client: client._on_case("cancel_case", "no longer wanted"), 1),
 )

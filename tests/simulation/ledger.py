@@ -1,8 +1,9 @@
 """What is true of the bytes, kept by a second reader that shares nothing with the engine but the format.
 
 Every commit that reaches the disk is read here at once: its records are folded into a case of the ledger's own, and
-the rows, the head, the effects and the chain beside them are compared with it. Every answer that a caller gets is
-compared with what is written by then. From time to time everything is read again from the first byte.
+the rows, the head, the effects and the chain beside them are compared with it, of the cases that it touched. Every
+answer that a caller gets is compared with what is written by then. After crashes, and at the end of an episode,
+everything is read again from the first byte. What a damaged disk shows to the engine is not read here.
 
     lost      an acknowledged command whose record is not there
     twice     a command, a request id or a work item that has more than one record of the same
@@ -10,13 +11,19 @@ compared with what is written by then. From time to time everything is read agai
     ahead     an answer that shows what is not written
     differs   live state, snapshot, head, row or effect that is not what the records say
     early     a timer that fired before it was due
+    late      a timer that is due for a long time while nothing is in its way
     chain     a batch record that does not follow the one before, or does not cover its records
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from random import Random
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from knhk_workflow import CaseView, WorkflowEngine
 from knhk_workflow.core import events as e
@@ -45,10 +52,15 @@ from knhk_workflow.store.keys import (
 )
 from tests.simulation.disk import Disk
 
+if TYPE_CHECKING:
+    from tests.simulation.clients import Asked
+
+ROWS_EVERY: Final = 8  # commits; the rows beside the records of a case are compared then, and what is wrong stays wrong
 VIOLATIONS_MAX: Final = 20  # more of the same says nothing new
 _SYSTEM: Final = b"\x00\x02"
 _END: Final = b"\x00\x01"
 
+_decode: Final = msgspec.msgpack.Decoder(CommitRecord).decode
 _SYSTEM_KINDS: Final = frozenset({LOG, EFFECT, TIMER})
 
 Name = tuple[str, str]
@@ -61,7 +73,7 @@ Request = tuple[str, str, str, str]
 class Seen:
     """A case as its records tell it."""
 
-    __slots__ = ("case", "completed", "encoded", "fired", "keys", "offered")
+    __slots__ = ("case", "completed", "encoded", "fired", "keys", "offered", "undoable")
 
     def __init__(self, keys: CaseKeys, case: Case) -> None:
         self.keys = keys
@@ -69,6 +81,7 @@ class Seen:
         self.completed: set[tuple[int, int, int]] = set()
         self.offered: set[tuple[int, int, int]] = set()
         self.fired: set[int] = set()
+        self.undoable: dict[int, set[tuple[int, int]]] = {}  # by net: what was completed and can be undone
         self.encoded: bytes | None = None
 
     def state(self) -> bytes:
@@ -98,15 +111,39 @@ class Ledger:
         self.events = 0
         self.fired = 0
         self.reads_from_start = 0
+        self.hashed = 0
+        self.met: Counter[tuple[str, str]] = Counter()
+        """How often events of a type met a kind of fault: in the commit that it struck, or the next one after it."""
+        self._meeting: set[str] = set()
+        self.damaged: set[Name] = set()
+        """Cases that were damaged at some time in this episode."""
         self._traces: dict[str, dict[Name, int]] = {}
         self._requests: dict[Request, str] = {}
         self._refused: set[tuple[str, Name | None]] = set()
+        self._acknowledged: list[tuple[str, Name]] = []
         self._links: dict[int, tuple[int, bytes]] = {}
+        self._followed = 0
+        self._unchecked: dict[Name, Seen] = {}
 
     def report(self, what: str) -> None:
         """Note a violation."""
         if len(self.violations) < VIOLATIONS_MAX:
             self.violations.append(what)
+
+    # -- faults -------------------------------------------------------------------------------------------------------
+
+    def struck(self, fault: str, writes: Sequence[Write]) -> None:
+        """A fault meets a commit, or, without writes, whatever is written next."""
+        if not writes:
+            self._meeting.add(fault)
+            return
+        for key, value in writes:
+            if value is not None and _kind(key) == RECORD:
+                self._meet((fault,), COMMITS.read(key, value).events)
+
+    def _meet(self, faults: Iterable[str], events: Sequence[e.Event]) -> None:
+        names = {type(event).__name__ for event in events}
+        self.met.update((fault, name) for fault in faults for name in names)
 
     # -- what is written ----------------------------------------------------------------------------------------------
 
@@ -118,12 +155,29 @@ class Ledger:
             self.report(f"differs: what was written cannot be read: {error!r}")
 
     def reread(self) -> None:
-        """Start over from the bytes, after a crash that took some of them."""
+        """Start over from the bytes, after a crash that took some of them. What was acknowledged must be there."""
         self.cases.clear()
         self._traces.clear()
         self._requests.clear()
         self._links.clear()
-        self.written([(key, value) for key, value in self.disk.bytes.items() if _kind(key) in (RECORD, LOG)])
+        self._unchecked.clear()
+        try:
+            self._follow_log()
+        except Exception as error:  # noqa: BLE001  # as in `written`
+            self.report(f"differs: what survived cannot be read: {error!r}")
+        for trace, name in self._acknowledged:
+            if not self.wrote(trace, name):
+                self.report(f"lost: {trace} was acknowledged, and its record in {'/'.join(name)} is gone")
+
+    def _follow_log(self) -> None:
+        """Every batch of every log, in order, with its records."""
+        for shard in self.keys.all_shards():
+            for key, value in self.disk.scan(*self.keys.log_range(shard)):
+                batch: list[Write] = []
+                for entry in unseal_log(key, value)[0].entries:
+                    record_key = self.keys.case_record(entry.tenant, entry.case_id, entry.first_sequence)
+                    batch.append((record_key, self.disk.bytes.get(record_key)))
+                self._follow([*batch, (key, value)])
 
     def _follow(self, writes: Sequence[Write]) -> None:
         touched: dict[Name, Seen] = {}
@@ -135,16 +189,20 @@ class Ledger:
                     self.report(f"lost: record {key.hex()} was deleted")
                     continue
                 tenant, case_id, first = parse_case_record(key)
-                record = COMMITS.read(key, value)
+                payload = unseal(key, value)
+                record = _decode(payload)
                 seen = self._record(tenant, case_id, first, record)
                 touched[tenant, case_id] = seen
-                salt = seen.case.salt
-                digests.append((tenant, case_id, first, len(record.events), digest(unseal(key, value), salt)))
+                digests.append((tenant, case_id, first, len(record.events), digest(payload, seen.case.salt)))
             elif kind == LOG and value is not None:
                 self._link(key, value, digests)
                 digests = []
         for name, seen in touched.items():
-            self._compare_rows(name, seen)
+            self._compare_marking(seen.case, "/".join(name))
+        self._followed += 1
+        self._unchecked.update(touched)
+        if self._followed % ROWS_EVERY == 0:
+            self._compare_all_rows()
         if digests:
             self.report(f"chain: records of {digests[0][1]!r} were written without a batch record")
 
@@ -166,6 +224,8 @@ class Ledger:
             seen.case = replay(seen.case, record.time, record.events)
             seen.encoded = None
         self.events += len(record.events)
+        self._meet(self._meeting, record.events)
+        self._meeting.clear()
         if record.trace_id:
             trace = record.trace_id
             places = self._traces.setdefault(trace, {})
@@ -179,25 +239,42 @@ class Ledger:
             if request in self._requests:
                 self.report(f"twice: request {request} was carried out again, in {where}")
             self._requests[request] = record.trace_id
-        self._items(seen, record.events, where)
         for event in record.events:
-            if isinstance(event, e.TimerFired):
-                self.fired += 1
-                if event.due > record.time:
-                    self.report(
-                        f"early: timer {event.timer} of {where} fired {event.due - record.time} ns before it was due"
-                    )
-                if event.timer in seen.fired:
-                    self.report(f"twice: timer {event.timer} of {where} fired again")
-                seen.fired.add(event.timer)
+            judge = _JUDGES.get(type(event))
+            if judge is not None:
+                judge(self, seen, event, record.time, where)
         return seen
 
-    def _items(self, seen: Seen, events: Sequence[e.Event], where: str) -> None:
-        for event in events:
-            if isinstance(event, e.ItemCompleted):
-                self._once(seen.completed, event, "completed", where)
-            elif isinstance(event, e.ItemOffered):
-                self._once(seen.offered, event, "offered", where)
+    def _completed(self, seen: Seen, event: e.ItemCompleted, now: int, where: str) -> None:
+        self._once(seen.completed, event, "completed", where)
+
+    def _offered(self, seen: Seen, event: e.ItemOffered, now: int, where: str) -> None:
+        self._once(seen.offered, event, "offered", where)
+
+    def _fired(self, seen: Seen, event: e.TimerFired, now: int, where: str) -> None:
+        self.fired += 1
+        if event.due > now:
+            self.report(f"early: timer {event.timer} of {where} fired {event.due - now} ns before it was due")
+        if event.timer in seen.fired:
+            self.report(f"twice: timer {event.timer} of {where} fired again")
+        seen.fired.add(event.timer)
+
+    def _remembered(self, seen: Seen, event: e.CompletionRemembered, now: int, where: str) -> None:
+        seen.undoable.setdefault(event.net, set()).add((event.activation, event.instance))
+
+    def _undoing(self, seen: Seen, event: e.CompensationBegun, now: int, where: str) -> None:
+        work = (event.of_activation, event.of_instance)
+        if work not in seen.undoable.get(event.net, ()):
+            self.report(f"twice: what {event.of} of {where} did is undone again, or was never done")
+        else:
+            seen.undoable[event.net].remove(work)
+
+    def _final(self, seen: Seen, event: e.CompletionsForgotten | e.NetCompleted, now: int, where: str) -> None:
+        seen.undoable.pop(event.net, None)
+
+    def _net_gone(self, seen: Seen, event: e.NetCancelled, now: int, where: str) -> None:
+        if left := seen.undoable.pop(event.net, None):
+            self.report(f"lost: net {event.net} of {where} is gone, and {sorted(left)} of it were not undone")
 
     def _once(
         self, known: set[tuple[int, int, int]], event: e.ItemCompleted | e.ItemOffered, what: str, where: str
@@ -209,6 +286,7 @@ class Ledger:
 
     def _link(self, key: bytes, value: bytes, digests: list[tuple[str, str, int, int, bytes]]) -> None:
         """A batch record must follow the one before and cover the records written with it."""
+        self.hashed = zlib.crc32(value, self.hashed)  # it has the digests of all records that were written with it
         shard, position = parse_log(key)
         record, hashed = unseal_log(key, value)
         before, previous = self._links.get(shard, (0, GENESIS))
@@ -220,6 +298,12 @@ class Ledger:
         if entries != digests and shard != META_SHARD:
             self.report(f"chain: position {position} of shard {shard} does not cover what was written with it")
         self._links[shard] = (position, hashed)
+
+    def _compare_all_rows(self) -> None:
+        """Of the cases that were touched since the last time."""
+        for name, seen in self._unchecked.items():
+            self._compare_rows(name, seen)
+        self._unchecked.clear()
 
     def _compare_rows(self, name: Name, seen: Seen) -> None:
         """Head, item rows, incident rows and effect of a case against its records."""
@@ -261,7 +345,6 @@ class Ledger:
         for number, timer in case.timers.items():
             if held.get(keys.timer(timer.due, str(number))) is None:
                 self.report(f"lost: timer {number} of {where} has no row")
-        self._compare_marking(case, where)
 
     def _compare_marking(self, case: Case, where: str) -> None:
         for net in case.nets.values():
@@ -283,12 +366,70 @@ class Ledger:
             case.activations or case.incidents or case.timers or case.ready or len(case.nets) > 1
         ):
             self.report(f"differs: {where} is {case.state} with something open in it")
+        for timer in case.timers.values():
+            owner = case.activations.get(timer.activation)
+            if owner is None or (
+                timer.number not in owner.timers
+                and timer.number not in {instance.timer for instance in owner.instances.values()}
+            ):
+                self.report(f"differs: timer {timer.number} of {where} is about something that is over")
+        if case.state == "running" and not case.ready:
+            for name, lock in case.locks.items():
+                if (lock.activation and lock.activation not in case.activations) or (
+                    lock.net and lock.net not in case.nets
+                ):
+                    self.report(f"differs: lock {name!r} of {where} is held by what is gone")
+            for activation in case.activations.values():
+                marking = case.nets[activation.net].marking if activation.net in case.nets else {}
+                if not activation.started and any(place not in marking for place in activation.inputs):
+                    self.report(f"differs: {activation.task} of {where} is offered without the token that it needs")
+
+    def damage(self, random: Random) -> str:
+        """Spoil what the engine reads of a case: some of its records, or its snapshot. Which case that was."""
+        names = [name for name, seen in self.cases.items() if name not in self.damaged]
+        if not names:
+            return ""
+        name = random.choice(names)
+        keys = self.cases[name].keys
+        found = [key for key, _ in self.disk.scan(*keys.records())]
+        if keys.snapshot in self.disk.bytes:
+            found.append(keys.snapshot)
+        key = random.choice(found)
+        value = bytearray(self.disk.bytes[key])
+        if random.random() < 0.3:
+            del value[random.randrange(len(value)) :]
+        else:
+            value[random.randrange(len(value))] ^= 1 << random.randrange(8)
+        self.disk.damaged[key] = bytes(value)
+        self.damaged.add(name)
+        return "/".join(name)
+
+    def restore(self) -> None:
+        """What was damaged is as it was."""
+        self.disk.damaged.clear()
+
+    def may_be_damaged(self, tenant: str, asked: Asked) -> bool:
+        """Whether a command may rightly find something damaged."""
+        if not self.damaged:
+            return False
+        if asked.case_id:
+            return (tenant, asked.case_id) in self.damaged
+        if asked.method in ("run_case", "run_cases", "create_case", "trigger_case"):
+            return True  # the id follows from the request
+        return any((tenant, case_id) in self.damaged for case_id in asked.case_ids)
 
     # -- what callers are told ----------------------------------------------------------------------------------------
 
     def wrote(self, trace: str, name: Name) -> bool:
         """Whether this command has its record in this case."""
         return self._traces.get(trace, {}).get(name, 0) == 1
+
+    def acknowledged(self, trace: str, name: Name) -> bool:
+        """A command was acknowledged: whether it has its record. If so, the record stays."""
+        wrote = self.wrote(trace, name)
+        if wrote:
+            self._acknowledged.append((trace, name))
+        return wrote
 
     def request(self, request: Request) -> str | None:
         """The trace of the command that carried this request out, if it was."""
@@ -318,6 +459,14 @@ class Ledger:
         ):
             self.report(f"differs: {where} was shown as {view.state}, it is {case.state} at the same sequence")
 
+    def told(self, name: Name, sequences: Sequence[int], after: int) -> None:
+        """A caller reads a history: what is written, without a gap."""
+        seen = self.cases.get(name)
+        if seen is None or list(sequences) != list(range(after + 1, after + 1 + len(sequences))):
+            self.report(f"lost: the history of {'/'.join(name)} after {after} was shown as {sequences}")
+        elif sequences and sequences[-1] > seen.case.sequence:
+            self.report(f"ahead: the history of {'/'.join(name)} was shown up to {sequences[-1]}")
+
     def compare_live(self, engine: WorkflowEngine, name: Name) -> None:
         """The state that the engine holds in memory, when nobody is at work on it."""
         live = engine._cases.peek(*name)
@@ -330,14 +479,22 @@ class Ledger:
             self.report(
                 f"differs: {'/'.join(name)} is at {live.state.sequence} in memory, {seen.case.sequence} on disk"
             )
-        elif encode_state(live.state) != seen.state():
+        elif live.state != seen.case and encode_state(live.state) != seen.state():
             self.report(f"differs: {'/'.join(name)} in memory is not what its records say")
 
     # -- everything ---------------------------------------------------------------------------------------------------
 
+    def check_rows(self) -> None:
+        """What was not compared yet."""
+        try:
+            self._compare_all_rows()
+        except Exception as error:  # noqa: BLE001  # as in `written`
+            self.report(f"differs: rows cannot be read: {error!r}")
+
     def read_everything(self) -> None:
         """Replay every case and every log from the first byte, with and without snapshots; nothing may be left over."""
         self.reads_from_start += 1
+        self._unchecked.clear()
         try:
             self._read_cases()
             self._read_leftovers()
@@ -358,7 +515,7 @@ class Ledger:
                 if short.sequence != snapshot.sequence or snapshot.sequence > seen.case.sequence:
                     self.report(f"differs: the snapshot of {'/'.join(name)} is of {short.sequence}")
             for key, record in records:
-                first = parse_case_record(key)[2]
+                first = int.from_bytes(key[-8:], "big")
                 if first != (whole.sequence + 1 if whole is not None else 1):
                     self.report(f"lost: {'/'.join(name)} has no record before event {first}")
                 whole = replay(whole, record.time, record.events)
@@ -408,3 +565,17 @@ class Ledger:
                 position, previous = found, hashed
             if self._links.get(shard, (0, GENESIS))[0] != position:
                 self.report(f"lost: the log of shard {shard} ends at {position}")
+
+
+_Judge = Callable[[Ledger, Seen, Any, int, str], None]
+_JUDGES: Final[Mapping[type[e.Event], _Judge]] = {
+    e.ItemCompleted: Ledger._completed,
+    e.ItemOffered: Ledger._offered,
+    e.TimerFired: Ledger._fired,
+    e.CompletionRemembered: Ledger._remembered,
+    e.CompensationBegun: Ledger._undoing,
+    e.CompletionsForgotten: Ledger._final,
+    e.NetCompleted: Ledger._final,
+    e.NetCancelled: Ledger._net_gone,
+}
+"""Events that say by themselves whether something happens twice, early, or not at all."""

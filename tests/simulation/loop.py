@@ -28,25 +28,30 @@ class Stalled(Exception):
 
 
 class SimulatedClock(VirtualClock):
-    """Virtual time that notices when a coroutine asks for it again and again without letting the loop turn."""
+    """Virtual time that notices when a coroutine asks for it again and again without letting the loop turn.
 
-    __slots__ = ("asked", "start")
+    `wrong` is by how many nanoseconds the wall clock differs from the time that passes: a new process starts with
+    another one, while one runs it stays.
+    """
+
+    __slots__ = ("asked", "start", "wrong")
 
     def __init__(self) -> None:
         super().__init__()
         self.start = self._now
         self.asked = 0
+        self.wrong = 0
 
     def now(self) -> int:
         """Nanoseconds since the epoch."""
         self.asked += 1
         if self.asked > ASKED_MAX:
             raise Stalled("a coroutine goes round and round without waiting for anything")
-        return self._now
+        return self._now + self.wrong
 
     def call_at(self, due: int, wake: Callable[[], None]) -> Alarm:
         """By the loop, which runs on this clock."""
-        return asyncio.get_running_loop().call_later(max(0, due - self._now) / NS_PER_S, wake)
+        return asyncio.get_running_loop().call_later(max(0, due - self._now - self.wrong) / NS_PER_S, wake)
 
     def seconds(self) -> float:
         """Since the start."""
@@ -95,7 +100,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
     def _run_once(self) -> None:
         """One turn: due timers join what is ready; all of that runs."""
         scheduled, ready = self._scheduled, self._ready
-        while scheduled and scheduled[0].cancelled():
+        while scheduled and scheduled[0]._cancelled:
             heapq.heappop(scheduled)
         now = 0.0
         if ready:
@@ -113,15 +118,16 @@ class SimulationLoop(asyncio.BaseEventLoop):
             due: list[asyncio.Handle] = []
             while scheduled and scheduled[0].when() <= now:
                 timer = heapq.heappop(scheduled)
-                if not timer.cancelled():
+                if not timer._cancelled:
                     due.append(timer)
             if len(due) > 1:
                 self._random.shuffle(due)
             ready.extend(due)
+        clock = self._clock
         for _ in range(len(ready)):
             handle = ready.popleft()
-            if not handle.cancelled():
-                self._clock.asked = 0
+            if not handle._cancelled:
+                clock.asked = 0
                 handle._run()
 
     def run_in_executor(self, executor: object, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]  # the loop's own stub asks for unpacked types

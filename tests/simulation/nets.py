@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from random import Random
 from typing import Final
 
+from knhk_workflow.patterns.catalogue import PATTERNS
+
 Document = Mapping[str, object]
 
 VARIABLES: Final = ("n0", "n1", "n2", "n3")
+SIGNALS: Final = ("go", "t", "stop")
 DEPTH_MAX: Final = 3
 ROLE: Final = ["clerk"]
 
@@ -81,13 +84,29 @@ FIXED: Final[tuple[Document, ...]] = (
         **_net("a again", "start>a a>again again>end"),
         "nets": {"deep": _net("x! down up", "start>x x>down[data.n3~>~0] x>up[] down>end up>end")},
     },
+    {"id": "signalled", **_net("a! late now b!", "start>a a>late a>now late>b now>end b>end")},
+    {"id": "called", **_net("told! b!", "start>told told>told[data.n0~>~3] told>b[] b>end")},
+    {"id": "undone", **_net("hotel! car! pay! no_hotel! no_car", "start>hotel hotel>car car>pay pay>end")},
+    {
+        "id": "trip",
+        **_net("travel done! sorry!", "start>travel travel>sorry[false] travel>done[] done>end sorry>end"),
+        "nets": {
+            "journey": _net(
+                "h! c! p! no_h! no_c!",
+                "start>h h>c c>p p>end",
+            )
+        },
+    },
+    {"id": "locked", **_net("s a! b! c j&", "start>s s>a s>b s>c a>j b>j c>j j>end")},
+    {"id": "many", **_net("list! grow! most! b!", "start>list list>grow grow>most most>b b>end")},
 )
 
-for _document, _task, _net_name, _mapping in (
-    (FIXED[-2], "inner", "part", {"n0": "data.n0", "n1": "1"}),
-    (FIXED[-1], "again", "deep", None),
+_BY_ID: Final = {str(document["id"]): document for document in FIXED}
+for _name, _task, _net_name, _mapping in (
+    ("nested", "inner", "part", {"n0": "data.n0", "n1": "1"}),
+    ("recursive", "again", "deep", None),
 ):
-    _tasks = _document["tasks"]
+    _tasks = _BY_ID[_name]["tasks"]
     assert isinstance(_tasks, dict)
     _tasks[_task] = {"net": _net_name} | ({"in": _mapping} if _mapping else {})
 _TIMES: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
@@ -98,14 +117,48 @@ _TIMES: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
         "c": {"deadline": "2026-01-01T00:00:20Z"},
     },
 }
+_MORE: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
+    "signalled": {
+        "late": {"trigger": {"name": "go"}, "timeout": 20, "on_timeout": "b"},
+        "now": {"trigger": {"name": "stop", "mode": "transient"}},
+    },
+    "called": {"told": {"trigger": {"name": "t"}, "out": {"n1": "1"}}},
+    "undone": {
+        "hotel": {"compensate": "no_hotel"},
+        "car": {"compensate": "no_car", "retry": {"max_attempts": 2, "backoff": 1}},
+        "no_car": {"retry": {"max_attempts": 2, "backoff": 1}},
+    },
+    "trip": {"travel": {"net": "journey", "on_error": "sorry", "timeout": 30, "split": "xor"}},
+    "locked": {
+        "a": {"mutex": "m"},
+        "b": {"mutex": "m", "timeout": 4, "retry": {"max_attempts": 2, "backoff": 1}},
+        "c": {"mutex": "m"},
+    },
+    "many": {
+        "list": {"for_each": "data.list", "collect": "done"},
+        "grow": {"instances": {"min": 1, "max": 4, "create": "dynamic"}, "timeout": 10},
+        "most": {"instances": {"min": 3, "max": 3, "threshold": 2, "rest": "cancel"}},
+    },
+}
 for _document in FIXED:
-    for _task, _body in _TIMES.get(str(_document["id"]), {}).items():
+    for _task, _body in {**_TIMES, **_MORE}.get(str(_document["id"]), {}).items():
         _tasks = _document["tasks"]
         assert isinstance(_tasks, dict)
         _tasks[_task] |= _body
-_nets = FIXED[-1]["nets"]
+_nets = next(document for document in FIXED if document["id"] == "recursive")["nets"]
 assert isinstance(_nets, dict)
 _nets["deep"]["tasks"]["down"] = {"net": "deep", "in": {"n3": "data.n3 - 1"}}
+_nets = _BY_ID["trip"]["nets"]
+assert isinstance(_nets, dict)
+_nets["journey"]["tasks"]["h"]["compensate"] = "no_h"
+_nets["journey"]["tasks"]["c"]["compensate"] = "no_c"
+
+PATTERN_DOCUMENTS: Final[tuple[Document, ...]] = tuple(pattern.document for pattern in PATTERNS if pattern.available)
+"""The nets of the pattern catalogue: every construct at least once."""
+PATTERN_DATA: Final[Mapping[str, Mapping[str, object]]] = {
+    pattern.spec_id: pattern.data for pattern in PATTERNS if pattern.data
+}
+"""What their guards read."""
 
 
 class _Builder:

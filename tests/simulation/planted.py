@@ -1,29 +1,41 @@
 """Bugs planted into the engine while the simulation runs: each must be found, or the simulation is not worth its time.
 
 A bug is a mistake that somebody could make: it replaces one function of the product by a wrong one and puts the right
-one back afterwards.
+one back afterwards. `scripts/simulate --planted` finds them all and says after how many steps.
 """
 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
-from knhk_workflow import StoreUnavailable, WorkflowEngine
+from knhk_workflow import StoreUnavailable, TriggerDelivery, WorkflowEngine, WorkflowError
 from knhk_workflow.core import apply as core_apply
+from knhk_workflow.core import cancel, compensation, due, locks
+from knhk_workflow.core import commands as c
 from knhk_workflow.core import decide as core_decide
 from knhk_workflow.core import events as e
+from knhk_workflow.core import timers as core_timers
 from knhk_workflow.core.case import Case
+from knhk_workflow.core.settle import settle
 from knhk_workflow.core.step import Step
-from knhk_workflow.runtime import live
+from knhk_workflow.runtime import live, query
+from knhk_workflow.runtime import timers as runtime_timers
+from knhk_workflow.runtime.definitions import Definitions
 from knhk_workflow.runtime.live import LiveCase, LiveCases
-from knhk_workflow.store import Unit
+from knhk_workflow.runtime.messages import Messages
+from knhk_workflow.runtime.requests import Requests
+from knhk_workflow.runtime.timers import NEVER
+from knhk_workflow.store import Unit, journal
 from knhk_workflow.store.journal import _Shard
+from tests.simulation.runs import Report, plans, run
 
 
 @dataclass(frozen=True)
@@ -215,6 +227,164 @@ def _completed_twice(right: Any) -> Any:
     return ended
 
 
+class _Unsynced:
+    """A store that answers before anything is synced."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    async def commit(self, writes: Any, expect: Any, durable: bool) -> None:
+        await self._store.commit(writes, expect, False)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def _ack_before_sync(right: Any) -> Any:
+    """The journal does not ask for the write to be durable."""
+
+    async def commit(shard: Any, *attempt: Any) -> Any:
+        if not isinstance(shard._store, _Unsynced):
+            shard._store = _Unsynced(shard._store)
+        return await right(shard, *attempt)
+
+    return commit
+
+
+def _link_left_out(right: Any) -> Any:
+    """The batch record of a commit of several commands does not name the last one."""
+
+    def seal_log(record: Any) -> Any:
+        return right(msgspec.structs.replace(record, entries=record.entries[:1]))
+
+    return seal_log
+
+
+def _timer_row_lost(right: Any) -> Any:
+    """A timer that is armed while another one fires gets no row."""
+
+    def rows(keys: Any, step: Step, writes: list[Any]) -> int:
+        before = len(writes)
+        nearest: int = right(keys, step, writes)
+        if any(isinstance(event, e.TimerFired) for event in step.events):
+            writes[before:] = [write for write in writes[before:] if write[1] is None]
+        return nearest
+
+    return rows
+
+
+def _timer_given_up(right: Any) -> Any:
+    """A timer that could not be fired because the store was out is not tried again."""
+
+    async def fire_row(timers: Any, key: bytes) -> int:
+        await right(timers, key)
+        return NEVER
+
+    return fire_row
+
+
+def _fires_early(right: Any) -> Any:
+    """When a timer fires, the next one of the same case fires with it."""
+
+    def fire_timer(step: Step, command: c.FireTimer) -> None:
+        right(step, command)
+        if any(isinstance(event, e.TimerFired) for event in step.events) and step.case.state == "running":
+            for timer in list(step.case.timers.values())[:1]:
+                due.fire(step, timer)
+                settle(step)
+
+    return lambda table: {**table, c.FireTimer: fire_timer}
+
+
+def _armed_twice(right: Any) -> Any:
+    """The time-out of work that is offered again is armed although the one before still runs."""
+
+    def arm(step: Step, activation: Any, instance: int, kind: str, due_at: int) -> None:
+        right(step, activation, instance, kind, due_at)
+        if kind == "timeout" and instance and activation.instances[instance].attempt > 1:
+            right(step, activation, instance, kind, due_at)
+
+    return arm
+
+
+def _message_forgotten(right: Any) -> Any:
+    """After a restart nobody goes on delivering what was under way."""
+
+    async def recover(messages: Any) -> None:
+        return None
+
+    return recover
+
+
+def _said_before_delivered(right: Any) -> Any:
+    """A message whose delivery the store refuses is said to be kept."""
+
+    async def one(messages: Any, case_id: str, signal: Any, meta: Any) -> Any:
+        try:
+            return await messages._deliver(case_id, signal, meta)
+        except StoreUnavailable:
+            return TriggerDelivery(case_id, "kept")
+        except WorkflowError:
+            return None
+
+    return one
+
+
+def _token_of_whole_batch(right: Any) -> Any:
+    """The token of an event in the middle of a batch stands for the whole batch."""
+    return lambda places: right({shard: (place[0] + bool(place[1]), 0) for shard, place in places.items()})
+
+
+def _version_again(right: Any) -> Any:
+    """Registering does not look whether this content is there already."""
+
+    async def same(definitions: Any, parsed: Any, tenant: str) -> None:
+        return None
+
+    return same
+
+
+def _not_undone(right: Any) -> Any:
+    """What was completed is not undone when a net is removed."""
+    return lambda *_, **__: False
+
+
+def _lock_kept(right: Any) -> Any:
+    """A lock is not released in the step in which something was cancelled."""
+
+    def release(step: Step) -> bool:
+        if any(isinstance(event, e.TaskCancelled) for event in step.events):
+            return False
+        released: bool = right(step)
+        return released
+
+    return release
+
+
+def _instance_left(right: Any) -> Any:
+    """Of several instances the last one is not stopped."""
+
+    def stop(step: Step, activation: Any, *more: Any, **named: Any) -> None:
+        held = dict(activation.instances)
+        if len(held) > 1:
+            del activation.instances[max(held)]
+        right(step, activation, *more, **named)
+        activation.instances = held
+
+    return stop
+
+
+def _timers_not_in_snapshots(right: Any) -> Any:
+    """What a snapshot gives has no timers."""
+
+    def decode(data: bytes) -> Case:
+        case: Case = right(data)
+        case.timers = {}
+        return case
+
+    return decode
+
+
 def _applier(kind: type[e.Event], wrong: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A copy of the applier table with one wrong entry."""
     return lambda table: {**table, kind: wrong(table[kind])}
@@ -224,8 +394,22 @@ BUGS: Final[tuple[Bug, ...]] = (
     Bug("ack before commit", "runtime/live.py", LiveCases, "commit", _ack_before_commit),
     Bug("failed though written", "store/journal.py", _Shard, "_resolve", _failed_though_written),
     Bug("written on without recovery", "store/journal.py", _Shard, "_resolve", _written_without_recovery),
+    Bug("ack before sync", "store/journal.py", _Shard, "_commit", _ack_before_sync),
+    Bug("link left out", "store/codec.py", journal, "seal_log", _link_left_out),
+    Bug("lost timer", "runtime/timers.py", runtime_timers, "rows", _timer_row_lost),
+    Bug("timer given up", "runtime/timers.py", runtime_timers.Timers, "_fire_row", _timer_given_up),
+    Bug("early timer", "core/due.py", core_decide, "DECIDE", lambda table: _fires_early(table[c.FireTimer])(table)),
+    Bug("timer armed twice", "core/timers.py", core_timers, "_arm", _armed_twice),
+    Bug("message forgotten at restart", "runtime/messages.py", Messages, "recover", _message_forgotten),
+    Bug("message said to be delivered", "runtime/messages.py", Messages, "_one", _said_before_delivered),
+    Bug("watch token of a whole batch", "runtime/query.py", query, "resume_token", _token_of_whole_batch),
+    Bug("workflow registered again", "runtime/definitions.py", Definitions, "_same", _version_again),
+    Bug("not undone", "core/compensation.py", compensation, "roll_back", _not_undone),
+    Bug("lock kept", "core/locks.py", locks, "release", _lock_kept),
+    Bug("instance left behind", "core/cancel.py", cancel, "stop_instances", _instance_left),
+    Bug("snapshot without timers", "core/case.py", live, "decode_state", _timers_not_in_snapshots),
     Bug("chain follows what was never written", "store/journal.py", _Shard, "_fail", _chain_forgets),
-    Bug("dropped idempotency record", "runtime/engine.py", WorkflowEngine, "_record", _no_request_record),
+    Bug("dropped idempotency record", "runtime/requests.py", Requests, "record", _no_request_record),
     Bug("cascade forgotten at restart", "runtime/engine.py", WorkflowEngine, "_recover", _cascade_forgotten),
     Bug("lost head expectation", "runtime/live.py", LiveCases, "unit", _no_head_expectation),
     Bug("memory ahead of disk", "runtime/live.py", LiveCases, "abandon", _memory_ahead),
@@ -238,3 +422,24 @@ BUGS: Final[tuple[Bug, ...]] = (
     Bug("item completed twice", "core/decide.py", core_decide, "ended", _completed_twice),
     Bug("token counted twice", "core/apply.py", core_apply, "APPLY", _applier(e.TaskCompleted, _token_twice)),
 )
+
+
+def hunt(bug: Bug, seed: int, steps: int) -> Report:
+    """Simulate with a bug until it is found."""
+    return run(plans(seed, steps), planted=bug.planted)
+
+
+def hunt_all(seed: int, steps: int, jobs: int, bugs: Sequence[Bug] = BUGS) -> Iterator[tuple[Bug, Report]]:
+    """Every bug in its turn, several at once."""
+    if jobs == 1:
+        for bug in bugs:
+            yield bug, hunt(bug, seed, steps)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        found = [pool.submit(_errand, bug.name, seed, steps) for bug in bugs]
+        for bug, future in zip(bugs, found, strict=True):
+            yield bug, future.result()
+
+
+def _errand(name: str, seed: int, steps: int) -> Report:
+    return hunt(next(bug for bug in BUGS if bug.name == name), seed, steps)

@@ -21,71 +21,121 @@ from knhk_workflow import (
     CallMeta,
     CaseView,
     EngineLimits,
+    InstancesView,
     JournalLimits,
     SeededIds,
     StateStore,
+    StoreCorrupt,
     StoreError,
+    StoreFormat,
     StoreUnavailable,
     WorkflowEngine,
     WorkflowError,
     WorkItemFilter,
-    WorkItemView,
 )
 from knhk_workflow.core import settle
 from knhk_workflow.core.commands import ENDED
-from knhk_workflow.runtime import live, query
-from tests.simulation.clients import Asked, Client
-from tests.simulation.disk import COMMIT_FAULTS, FAULTS, Disk, SimulatedStore
+from knhk_workflow.model.net import Model
+from knhk_workflow.model.verify import VerifyBudget
+from knhk_workflow.runtime import definitions, live, query
+from knhk_workflow.runtime.clock import NS_PER_S
+from knhk_workflow.runtime.records import MESSAGES, Definition, MessageRecord
+from tests.simulation.clients import NO_EVENT, Answer, Asked, Client
+from tests.simulation.disk import Disk, SimulatedStore
+from tests.simulation.fates import FAULTS, PER_CLIENT, Fates, Strike
 from tests.simulation.ledger import Ledger, Request, Seen
 from tests.simulation.loop import SimulatedClock, SimulationLoop, Stalled
-from tests.simulation.nets import FIXED, Document, random_document
+from tests.simulation.nets import FIXED, PATTERN_DOCUMENTS, Document, random_document
 
 EPISODE_STEPS: Final = 1_000  # small enough that reading everything from the start stays cheap
 WAIT_MAX_S: Final = 300.0  # virtual seconds that a call may take; the longest outage of the simulation is some seconds
+REMEMBERED_MAX: Final = 1_000  # documents; most are random ones that come once
 CALM_S: Final = 120.0  # virtual seconds in which everything must come to rest
-READ_EVERYTHING: Final = 0.25  # after a crash; always at the end of an episode, which sees the same bytes
+LATE_S: Final = 2.0  # virtual seconds after which a due timer of a calm engine is late
+READ_EVERYTHING: Final = 0.25  # after a crash, and at the end of an episode, which sees the same bytes
 PATROL_S: Final = 20.0
 TENANTS: Final = ("default", "other")
+CLOCK_STEPS_S: Final = (-3_600, -30, -1, 1, 30, 3_600)  # by how much the wall clock is another after a restart
+VERIFICATION: Final = VerifyBudget(200, 2_000, 100)  # verdicts are of no interest here, and take long
 
 
-class Report(msgspec.Struct):
-    """What a run found. `episode` is the last one; a violation was found there, after `at_step` steps of it."""
+class Plan(msgspec.Struct, frozen=True):
+    """One episode: `number` of a seed, `steps` commands long.
 
+    `commands`: the numbers of the commands that each caller executes, None = as the seed has it. `strikes`: the faults
+    that happen, as (kind, place), None likewise. Both are how a failing episode is made smaller.
+    """
+
+    seed: int
+    number: int
+    steps: int = EPISODE_STEPS
+    faults: frozenset[str] = frozenset(FAULTS)
+    commands: tuple[tuple[int, tuple[int, ...]], ...] | None = None
+    strikes: frozenset[Strike] | None = None
+
+
+class Outcome(msgspec.Struct):
+    """What an episode was, and what was found."""
+
+    number: int
     steps: int = 0
     faults: Counter[str] = msgspec.field(default_factory=Counter)
     violations: list[str] = msgspec.field(default_factory=list)
-    at_step: int = 0
     commits: int = 0
     events: int = 0
     lives: int = 0
-    episode: int = 0
     trace: int = 0
+    hashed: int = 0
     outcomes: Counter[str] = msgspec.field(default_factory=Counter)
-
-    def line(self) -> str:
-        """The one line."""
-        return (
-            f"{self.steps} steps, {sum(self.faults.values())} faults, {len(self.violations)} violations, "
-            f"{self.commits} commits, {self.events} events, {self.lives} lives, trace {self.trace:08x}"
-        )
+    met: Counter[tuple[str, str]] = msgspec.field(default_factory=Counter)
+    commands: list[tuple[int, int]] = msgspec.field(default_factory=list)
+    """Every command that was begun, as (caller, number), when something was wrong."""
+    strikes: list[Strike] = msgspec.field(default_factory=list)
+    """Likewise every fault."""
 
 
-def simulate(
-    seed: int,
-    steps: int,
-    faults: frozenset[str] = frozenset(FAULTS),
-    tell: Callable[[str], None] | None = None,
-    episode: int = 0,
-) -> Report:
-    """Run episodes until `steps` commands were executed, or something is wrong. The same arguments, the same run; and
-    each episode is the same whether or not those before it were run."""
-    report = Report(episode=episode)
-    while report.steps < steps:
-        Episode(seed, report.episode, min(EPISODE_STEPS, steps - report.steps), faults, report, tell).run()
-        if report.violations:
-            break
-        report.episode += 1
-    return report
+def simulate(plan: Plan, tell: Callable[[str], None] | None = None) -> Outcome:
+    """Run an episode. The same plan is the same run."""
+    with remembered():
+        return Episode(plan, tell).run()
+
+
+_CHECKED: Final[dict[bytes, definitions.Parsed]] = {}
+_VERIFIED: Final[dict[bytes, definitions.Verified]] = {}
+_COMPILED: Final[dict[tuple[bytes, int], Model]] = {}
+
+
+@contextmanager
+def remembered() -> Iterator[None]:
+    """What depends on a document alone is worked out once per process: parsing, verifying, compiling it. Every life of
+    an engine would do it again, and it is not what is looked for here."""
+    check, verified, recompiled = definitions.check, definitions.verified, definitions.recompiled
+
+    def check_once(document: definitions.Document, form: str) -> definitions.Parsed:
+        key = msgspec.json.encode(document)
+        if key not in _CHECKED:
+            _CHECKED[key] = check(document, form)
+        return _CHECKED[key]
+
+    def verify_once(parsed: definitions.Parsed, budget: VerifyBudget) -> definitions.Verified:
+        if parsed.digest not in _VERIFIED:
+            _VERIFIED[parsed.digest] = verified(parsed, budget)
+        return _VERIFIED[parsed.digest]
+
+    def compile_once(definition: Definition) -> Model:
+        key = (definition.digest, definition.version)
+        if key not in _COMPILED:
+            _COMPILED[key] = recompiled(definition)
+        return _COMPILED[key]
+
+    definitions.check, definitions.verified, definitions.recompiled = check_once, verify_once, compile_once
+    try:
+        yield
+    finally:
+        definitions.check, definitions.verified, definitions.recompiled = check, verified, recompiled
+        for kept in (_CHECKED, _VERIFIED, _COMPILED):
+            if len(kept) > REMEMBERED_MAX:
+                kept.clear()
 
 
 @contextmanager
@@ -95,8 +145,8 @@ def knobs(random: Random) -> Iterator[None]:
         (settle, "SLICE_FIRINGS", (2, 5, 20, 200)),
         (settle, "SETTLE_FIRINGS_MAX", (30, 60, 120)),
         (live, "SNAPSHOT_RECORDS", (1, 3, 8, 64)),
-        (live, "REPLAY_PAGE", (1, 2, 512)),
-        (query, "LOG_PAGE", (1, 3, 64)),
+        (live, "REPLAY_PAGE", (1, 2, 512, 512, 512, 512)),
+        (query, "LOG_PAGE", (1, 3, 64, 64)),
     )
     before = [(module, name, getattr(module, name)) for module, name, _ in chosen]
     for module, name, values in chosen:
@@ -113,32 +163,20 @@ class Episode:
 
     engine: WorkflowEngine
 
-    def __init__(
-        self,
-        seed: int,
-        number: int,
-        steps: int,
-        faults: frozenset[str],
-        report: Report,
-        tell: Callable[[str], None] | None,
-    ) -> None:
-        self._random = random = Random(f"{seed}/{number}")
-        self._report = report
+    def __init__(self, plan: Plan, tell: Callable[[str], None] | None) -> None:
+        self._plan = plan
+        self._random = random = Random(f"{plan.seed}/{plan.number}")
+        self.outcome = Outcome(plan.number)
         self._tell = tell
-        self._steps_wanted = steps
-        self._steps = 0
-        self.faults = report.faults
+        self.fates = Fates(random.getrandbits(64), plan.faults, plan.strikes, self.outcome.faults)
         self.clock = SimulatedClock()
         self.disk = Disk(random.choice((1, 1, 3)))
         self.ledger = Ledger(self.disk)
         self.dying = False
-        self._draining = False
-        self._chances = _chances(random, faults)
-        self.cancel = self._chances.get("cancel", 0.0)
-        self.deadline = self._chances.get("deadline", 0.0)
         self._ids = SeededIds(random.getrandbits(32))
         self._limits = EngineLimits(
-            cached_cases=random.choice((3, 20, 1_000, 1_000)),
+            cached_cases=random.choice((3, *(20,) * 3, *(1_000,) * 8)),
+            verification=VERIFICATION,
             journal=JournalLimits(
                 batch_units=random.choice((1, 3, 1_024)),
                 queue_units=random.choice((2, 8_192, 8_192)),
@@ -146,53 +184,65 @@ class Episode:
             ),
         )
         self._names = 0
-        self._documents: list[Document] = list(random.sample(FIXED, random.randint(3, len(FIXED))))
-        self._documents += [random_document(random, index) for index in range(random.randint(0, 4))]
+        self._documents: list[Document] = list(random.sample(FIXED, random.randint(3, len(FIXED) // 2)))
+        self._documents += random.sample(PATTERN_DOCUMENTS, random.randint(0, len(PATTERN_DOCUMENTS) // 3))
+        self._documents += [random_document(random, index) for index in range(random.randint(0, 2))]
         self._specs = [str(document["id"]) for document in self._documents]
         self._registered: set[tuple[str, str]] = set()
         self._asked: dict[str, Asked] = {}
-        self._answers: dict[tuple[str, Request], CaseView | WorkItemView] = {}
+        self._answers: dict[tuple[str, Request], Answer] = {}
         self._open: dict[str, list[Seen]] = {}
         self._open_at = -1
+        callers = [random.choice(TENANTS[: random.randint(1, 2)]) for _ in range(random.choice((1, 2, 4, 8)))]
+        self._tenants = [tenant for tenant in TENANTS if tenant in callers]
+        chosen = dict(plan.commands) if plan.commands is not None else None
         self._clients = [
-            Client(self, index, random.choice(TENANTS[: random.randint(1, 2)]), Random(random.getrandbits(64)))
-            for index in range(random.choice((1, 2, 4, 8)))
+            Client(self, index, tenant, chosen[index] if chosen is not None else None)
+            for index, tenant in enumerate(callers)
+            if chosen is None or index in chosen
         ]
         self._watched: dict[tuple[str, str], int] = {}
         self._watching = random.random() < 0.3
         self._resume = query.resume_token(dict.fromkeys(range(self.disk.shards), (0, 0)))
         self._store: SimulatedStore | None = None
         self._crashed: asyncio.Future[None] | None = None
+        self._torn: Random | None = None
+        self._restarting: asyncio.Future[None] | None = None
         self._loop = SimulationLoop(self.clock, Random(random.getrandbits(64)))
         self._loop.set_exception_handler(self._unhandled)
 
-    def run(self) -> None:
-        """All of it; what is wrong is in the report."""
+    def run(self) -> Outcome:
+        """All of it."""
+        ledger, outcome = self.ledger, self.outcome
         with knobs(self._random):
             asyncio.set_event_loop(self._loop)
             try:
                 self._loop.run_until_complete(self._lives())
             except Stalled as stalled:
                 waiting = "; ".join(client.asking for client in self._clients if client.asking)
-                self.ledger.report(f"wedged: {stalled}; unanswered: {waiting or 'nothing'}")
+                ledger.report(f"wedged: {stalled}; unanswered: {waiting or 'nothing'}")
             finally:
                 self.dying = True
                 self._end_all()
                 self._loop.close()
                 asyncio.set_event_loop(None)
-        self._report.events += self.ledger.events
-        if self.ledger.violations and not self._report.violations:
-            self._report.at_step = self._steps
-            self._report.violations = list(self.ledger.violations)
+        outcome.events, outcome.met, outcome.hashed = ledger.events, ledger.met, ledger.hashed
+        outcome.violations = list(ledger.violations)
+        if outcome.violations:
+            outcome.strikes = list(self.fates.struck)
+        else:
+            outcome.commands = []
+        return outcome
 
     # -- for the callers ----------------------------------------------------------------------------------------------
 
     def goes_on(self) -> bool:
         """Whether callers shall ask another thing."""
-        return self._steps < self._steps_wanted and not self._draining and not self.ledger.violations
+        return self.outcome.steps < self._plan.steps and not self.ledger.violations
 
-    def next_trace(self, asked: Asked) -> str:
-        """A trace id for one call."""
+    def next_trace(self, asked: Asked, place: int) -> str:
+        """A trace id for one call, the command at this place."""
+        self.outcome.commands.append(divmod(place, PER_CLIENT))
         trace = f"t{len(self._asked)}"
         self._asked[trace] = asked
         return trace
@@ -216,46 +266,57 @@ class Episode:
 
     def open_cases(self, tenant: str) -> list[Seen]:
         """Cases of a tenant that have not ended, as of a few steps ago."""
-        if self._open_at != self._steps // 8:
-            self._open_at = self._steps // 8
+        if self._open_at != self.outcome.steps // 8:
+            self._open_at = self.outcome.steps // 8
             self._open = {name: [] for name in TENANTS}
             for (owner, _), seen in self.ledger.cases.items():
                 if seen.case.state not in ENDED:
                     self._open[owner].append(seen)
         return self._open[tenant]
 
-    def stepped(self, who: str, asked: Asked, request_id: str, outcome: str) -> None:
-        """One command was executed."""
-        report = self._report
+    def stepped(self, who: str, place: int, asked: Asked, request_id: str, outcome: str) -> None:
+        """One command was executed; between two of them the engine may be restarted, or the disk get damaged."""
+        report = self.outcome
         report.steps += 1
-        self._steps += 1
         report.outcomes[outcome if outcome != "ok" else f"ok {asked.method}"] += 1
         line = f"{who} {asked.method} {asked.case_id} {request_id} {outcome}"
         report.trace = zlib.crc32(line.encode(), report.trace)
         if self._tell is not None:
-            self._tell(f"{self._steps:7d} {self.clock.seconds():9.3f} {line} {asked.arguments} {asked.named}")
+            number = place % PER_CLIENT
+            self._tell(
+                f"{report.steps:7d} {self.clock.seconds():9.3f} {who}/{number} {asked.method} {asked.case_id} "
+                f"{request_id} {outcome} {asked.arguments} {asked.named}"
+            )
+        fates = self.fates
+        if self._restarting is not None and not self._restarting.done() and fates.strikes("restart"):
+            self.ledger.struck("restart", ())
+            self._restarting.set_result(None)
+        if place := fates.strikes("poison"):
+            self.ledger.struck("poison", ())
+            self._note(f"poison@{place}, {self.ledger.damage(fates.details(('poison', place)))} is damaged")
 
-    def remember(self, trace: str, request: Request, answer: CaseView | WorkItemView) -> None:
+    def remember(self, trace: str, request: Request, answer: Answer) -> None:
         """What a request id was answered with."""
         self._answers[trace, request] = answer
 
-    def compare(self, trace: str, request: Request, answer: CaseView | WorkItemView) -> None:
+    def compare(self, trace: str, request: Request, answer: Answer) -> None:
         """A repeated request must be answered as the first time: the same item, the same case (as it is by now)."""
         before = self._answers.get((trace, request))
         if before is None:
             return
-        if isinstance(before, WorkItemView):
-            if before != answer:
-                self.ledger.report(f"differs: {request} was answered with {answer}, the first time with {before}")
-        elif (
-            not isinstance(answer, CaseView)
-            or (before.case_id, before.created_at)
-            != (
-                answer.case_id,
-                answer.created_at,
-            )
-            or answer.sequence < before.sequence
-        ):
+        if isinstance(before, InstancesView) and isinstance(answer, InstancesView) and request[2] in NO_EVENT:
+            # Asked for again when it is so already, it is answered as things are now.
+            if (before.case_id, before.task_id) != (answer.case_id, answer.task_id):
+                self.ledger.report(f"differs: {request} was answered about another task than the first time")
+        elif not isinstance(before, CaseView) and before != answer:
+            self.ledger.report(f"differs: {request} was answered with {answer}, the first time with {before}")
+        if not isinstance(before, CaseView):
+            return
+        same = isinstance(answer, CaseView) and (before.case_id, before.created_at) == (
+            answer.case_id,
+            answer.created_at,
+        )
+        if not same or (isinstance(answer, CaseView) and answer.sequence < before.sequence):
             self.ledger.report(f"differs: {request} was answered with another case than the first time")
 
     # -- lives --------------------------------------------------------------------------------------------------------
@@ -272,7 +333,7 @@ class Episode:
 
     async def _life(self) -> bool:
         """From opening to a crash or a clean end; true when the episode is over."""
-        self._report.lives += 1
+        self.outcome.lives += 1
         crashed = self._crashed = self._loop.create_future()
         await self._or_crash(self._open_engine(), crashed)
         if crashed.done():
@@ -281,13 +342,13 @@ class Episode:
         working = [self._loop.create_task(client.run()) for client in self._clients]
         if self._watching:
             self._loop.create_task(self._watch(self.engine))
-        restarts = self._chances.get("restart", 0.0)
         while working and not crashed.done():
-            pause = self._random.expovariate(restarts) if restarts else None
-            done, _ = await asyncio.wait({crashed, *working}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+            restarting = self._restarting = self._loop.create_future()
+            await asyncio.wait({crashed, restarting, *working}, return_when=asyncio.FIRST_COMPLETED)
             working = [task for task in working if not task.done()]
-            if not done and not crashed.done() and working:
+            if restarting.done() and working and not crashed.done():
                 await self._or_crash(self._restart(), crashed)
+        self._restarting = None
         if not crashed.done():
             await self._or_crash(self._come_to_rest(), crashed)
         if crashed.done():
@@ -307,12 +368,12 @@ class Episode:
         while True:
             if self._crashed is not None and self._crashed.done():
                 return
+            self._step_clock()
             self._store = SimulatedStore(
                 self.disk,
-                self._random,
-                self._chances,
-                self.faults,
+                self.fates,
                 self._written,
+                self.ledger.struck,
                 self._crash,
                 self.ledger.report,
                 self._note if self._tell is not None else None,
@@ -334,7 +395,7 @@ class Episode:
             return
 
     async def _register(self, engine: WorkflowEngine) -> None:
-        for tenant in TENANTS:
+        for tenant in self._tenants:
             meta = CallMeta(tenant=tenant)
             for document in self._documents:
                 name = (tenant, str(document["id"]))
@@ -348,11 +409,19 @@ class Episode:
 
     async def _restart(self) -> None:
         """A clean end in the middle of everything, and a new engine; callers go on and are refused meanwhile."""
-        self.faults["restart"] += 1
         await self.engine.close()
         await self._open_engine()
 
-    def _crash(self) -> None:
+    def _step_clock(self) -> None:
+        """A process starts with the wall clock's time, whatever the one before it had."""
+        if place := self.fates.strikes("clock"):
+            self.ledger.struck("clock", ())
+            steps = self.fates.details(("clock", place)).choice(CLOCK_STEPS_S)
+            self.clock.wrong += steps * NS_PER_S
+            self._note(f"clock@{place}, it differs by {self.clock.wrong / NS_PER_S:.0f} s now")
+
+    def _crash(self, torn: Random | None) -> None:
+        self._torn = torn
         if self._crashed is not None and not self._crashed.done():
             self._crashed.set_result(None)
 
@@ -363,8 +432,9 @@ class Episode:
             self._store.die()
         await self._cancel_all()
         self.dying = False
-        if self.disk.lose_power():
+        if self.disk.lose_power(self._torn):
             self.ledger.reread()
+        self.ledger.check_rows()
         if self._random.random() < READ_EVERYTHING:
             self.ledger.read_everything()
         self._note(f"crashed, {len(self.disk.bytes)} keys survive")
@@ -388,16 +458,22 @@ class Episode:
 
     async def _come_to_rest(self) -> None:
         """No more faults: cascades end, every case answers, work lists are complete, and the bytes are whole."""
-        store = self._store
-        assert store is not None
-        store.calm = True
+        self.fates.calm = True
+        if self.ledger.damaged:
+            self.ledger.restore()
+            await self._restart()
         engine = self.engine
         until = self.clock.seconds() + CALM_S
+        ripe = self.clock.now() + int(CALM_S * NS_PER_S)
         # Virtual seconds cost nothing, and no event tells when the ledger is content.
-        while (self._going() or self._unwatched() or self._waiting()) and self.clock.seconds() < until:  # noqa: ASYNC110
+        while (  # noqa: ASYNC110
+            self._going() or self._unwatched() or self._due(ripe) or self._sending()
+        ) and self.clock.seconds() < until:
             await asyncio.sleep(1.0)
-        for tenant, case_id in self._waiting()[:3]:
-            self.ledger.report(f"lost: a timer of {tenant}/{case_id} does not fire")
+        for tenant, case_id in self._due(self.clock.now() - int(LATE_S * NS_PER_S))[:3]:
+            self.ledger.report(f"late: a timer of {tenant}/{case_id} does not fire")
+        for message in self._sending()[:3]:
+            self.ledger.report(f"lost: message {message.message_id!r} does not reach {message.targets[:3]}")
         for tenant, case_id in self._going()[:3]:
             self.ledger.report(f"wedged: the cascade of {tenant}/{case_id} does not go on")
         for tenant in TENANTS:
@@ -435,15 +511,33 @@ class Episode:
         for name in self._unwatched()[:3]:
             self.ledger.report(f"lost: watching showed {name} up to {self._watched.get(name, 0)} only")
         await engine.close()
-        self.ledger.read_everything()
+        self.ledger.check_rows()
+        if self._plan.commands is not None or self._random.random() < READ_EVERYTHING:
+            self.ledger.read_everything()
 
     def _going(self) -> list[tuple[str, str]]:
         """Cases whose cascade is paused and should not be."""
         return [name for name, seen in self.ledger.cases.items() if seen.case.ready and seen.case.state == "running"]
 
-    def _waiting(self) -> list[tuple[str, str]]:
-        """Running cases with timers; those of the simulation are all due before long."""
-        return [name for name, seen in self.ledger.cases.items() if seen.case.timers and seen.case.state == "running"]
+    def _due(self, when: int) -> list[tuple[str, str]]:
+        """Running cases with timers that are due by then."""
+        return [
+            name
+            for name, seen in self.ledger.cases.items()
+            if seen.case.timers
+            and seen.case.state == "running"
+            and any(timer.due <= when for timer in seen.case.timers.values())
+        ]
+
+    def _sending(self) -> list[MessageRecord]:
+        """Messages that are still on their way."""
+        keys = self.ledger.keys
+        rows = [row for shard in range(keys.shards) for row in self.disk.scan(*keys.messages(shard))]
+        return [
+            message
+            for message in (MESSAGES.read(key, value) for key, value in rows)
+            if message.targets or not message.answered
+        ]
 
     def _unwatched(self) -> list[tuple[str, str]]:
         """Cases of the watched tenant whose end was not shown."""
@@ -469,6 +563,9 @@ class Episode:
                     self._resume = token
             except (StoreUnavailable, OSError):
                 pass  # an outage or a closed engine: once more, later
+            except (StoreCorrupt, StoreFormat) as error:
+                if not self.ledger.damaged:
+                    self.ledger.report(f"differs: watching found the store corrupt: {error}")
             await asyncio.sleep(0.05)
             engine = self.engine
 
@@ -479,38 +576,16 @@ class Episode:
             for client in self._clients:
                 if client.asking and self.clock.seconds() - client.since > WAIT_MAX_S:
                     self.ledger.report(f"wedged: no answer for {WAIT_MAX_S} s: {client.asking}")
-                    self._crash()
+                    self._crash(None)
 
     def _note(self, what: str) -> None:
         if self._tell is not None:
             self._tell(f"        {self.clock.seconds():9.3f} {what}")
 
     def _written(self, writes: object) -> None:
-        self._report.commits += 1
+        self.outcome.commits += 1
         self.ledger.written(writes)  # type: ignore[arg-type]  # the store's writes
 
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, object]) -> None:
         if not self.dying:
             self.ledger.report(f"fault: {context.get('message')}: {context.get('exception')!r}")
-
-
-def _chances(random: Random, faults: frozenset[str]) -> dict[str, float]:
-    """How often each kind of fault happens in an episode; most episodes have only some of them."""
-    chances: dict[str, float] = {}
-    for kind in FAULTS:
-        if kind not in faults or random.random() < 0.4:
-            random.random()
-            continue
-        if kind == "crash":
-            chances[kind] = random.choice((0.001, 0.004))
-        elif kind in COMMIT_FAULTS:
-            chances[kind] = random.choice((0.002, 0.01, 0.05))
-        elif kind == "slow":
-            chances[kind] = random.choice((0.02, 0.2, 0.6))
-        elif kind == "restart":
-            chances[kind] = random.choice((0.2, 1.0))  # per virtual second
-        elif kind == "outage":
-            chances[kind] = 1.0
-        else:
-            chances[kind] = random.choice((0.005, 0.03, 0.1))
-    return chances

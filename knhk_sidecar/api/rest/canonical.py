@@ -329,7 +329,9 @@ def _read_field(field: Field, value: Json, message: Message, path: str) -> None:
         key_kind = cast("Descriptor", field.descriptor.message_type).fields_by_name["key"]
         for key, each in value.items():
             where = f"{path}.{key}"
-            typed = _string(key, where) if key_kind.type == FieldDescriptor.TYPE_STRING else int(key)
+            typed = (
+                _string(key, where) if key_kind.type == FieldDescriptor.TYPE_STRING else _integer(key_kind, key, where)
+            )
             if field.kind is Kind.MESSAGE:
                 read(each, target[typed], where)
             else:

@@ -46,7 +46,8 @@ def fill(data: st.DataObject, message: Message, depth: int = DEPTH) -> None:
         if inner is not None and inner.full_name == "google.rpc.Status":
             continue  # only ever sent
         if inner is not None and inner.GetOptions().map_entry:
-            for key in data.draw(st.lists(TEXT, max_size=2)):
+            for _ in range(data.draw(st.integers(0, 2))):
+                key = value_of(data, inner.fields_by_name["key"])
                 getattr(message, field.name)[key] = value_of(data, inner.fields_by_name["value"])
         elif inner is not None and field.is_repeated:
             for _ in range(data.draw(st.integers(0, 2)) if depth else 0):
@@ -114,6 +115,13 @@ def test_durations_are_read_leniently(text: str, seconds: int, nanos: int) -> No
     message = pb.WaitCaseRequest()
     read(parse(f'{{"timeout": {text}}}'.encode()), message)
     assert (message.timeout.seconds, message.timeout.nanos) == (seconds, nanos)
+
+
+@pytest.mark.parametrize("key", ["abc", "-1", "1.5", "4294967296", ""])
+def test_a_numbered_map_has_numbers_for_keys(key: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        read({"head_positions": {key: 1}}, pb.VerifyHistoryResponse())
+    assert refused.value.problems[0].path == f"head_positions.{key}"
 
 
 @pytest.mark.parametrize("text", ['"soon"', '"1m"', "true", "{}"])

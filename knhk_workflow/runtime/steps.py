@@ -1,0 +1,254 @@
+"""Steps: the way of a command through a case, and cases looked at between two commands.
+
+    hold the case -> decide (pure, microseconds) -> journal (group commit) -> release -> answer
+
+One command at a time per case; different cases share commits. Cancelling a call before its unit is queued takes it
+back; afterwards it is written all the same and only the answer is lost. A cascade that was too long for one step goes
+on in the background, slice by slice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Final, TypeVar
+
+import msgspec
+
+from knhk_workflow.core import commands as c
+from knhk_workflow.core.decide import decide
+from knhk_workflow.core.step import Step
+from knhk_workflow.errors import Busy, Fenced, StoreError, StoreUnavailable, WorkflowError
+from knhk_workflow.fortune5.slo import ServiceLevels
+from knhk_workflow.runtime import query
+from knhk_workflow.runtime.clock import Clock
+from knhk_workflow.runtime.live import LiveCase, LiveCases
+from knhk_workflow.runtime.meta import CallMeta, too_late
+from knhk_workflow.runtime.requests import Request, Requests
+from knhk_workflow.runtime.timers import Outcome as TimerOutcome
+from knhk_workflow.runtime.timers import fired
+from knhk_workflow.runtime.views import CaseView, InstancesView, TriggerDelivery, WorkItemView
+from knhk_workflow.store import ExpectationFailed, Outcome, OutcomeUnknown
+
+CONTINUE_PAUSE_S: Final = 0.5  # between attempts to carry a cascade on while the store cannot write
+SYSTEM: Final = "system:engine"
+TIMER: Final = "system:timer"
+
+T = TypeVar("T")
+C = TypeVar("C", bound=c.Command)
+
+OnItem = (
+    c.ClaimItem | c.ReleaseItem | c.StartItem | c.CompleteItem | c.FailItem | c.SkipItem | c.LeaseItem | c.ReturnItem
+)
+OnInstances = c.AddInstance | c.CloseInstances | c.CompleteInstances | c.CancelInstances
+Spawn = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
+
+
+class Steps:
+    """The commands of one engine. `levels`: who is told how long steps and commits take."""
+
+    def __init__(
+        self, cases: LiveCases, requests: Requests, clock: Clock, levels: ServiceLevels | None, spawn: Spawn
+    ) -> None:
+        self._cases = cases
+        self._requests = requests
+        self._clock = clock
+        self._levels = levels
+        self._spawn = spawn
+
+    # -- commands -----------------------------------------------------------------------------------------------------
+
+    async def on_case(self, case_id: str, command: c.Command, meta: CallMeta, *, rest: bool = False) -> CaseView:
+        """Carry a command out; the answer is the case, with `rest` once no automatic firing is left."""
+        view = await self._carry_out(case_id, command, meta, _case_after, _no_receipt, _as_it_is)
+        if view is None:
+            return await self.rest(meta, case_id)
+        live = self._cases.peek(meta.tenant, case_id)
+        return await self.rest(meta, case_id, view) if rest and live is not None and live.continuing else view
+
+    def on_item(self, case_id: str, command: OnItem, meta: CallMeta) -> Awaitable[WorkItemView]:
+        """Carry a command on a work item out; the answer is the item as the command left it."""
+        return self._carry_out(case_id, command, meta, _item_after, _encode, _decode_item)
+
+    def on_instances(self, case_id: str, command: OnInstances, meta: CallMeta) -> Awaitable[InstancesView]:
+        """Carry a command on a multiple-instance task out."""
+        return self._carry_out(case_id, command, meta, _instances_after, _encode, _decode_instances)
+
+    def deliver(self, case_id: str, signal: c.Signal, meta: CallMeta) -> Awaitable[TriggerDelivery]:
+        """One case's delivery. A message is known to each case by itself, whichever way it was addressed."""
+        about = (case_id, msgspec.structs.replace(signal, expires=0))
+        return self._carry_out(case_id, signal, meta, _delivery_after, _encode, _decode_delivery, about)
+
+    def fire_timer(self, tenant: str, case_id: str, number: int) -> Awaitable[TimerOutcome]:
+        """A timer is due."""
+        meta = CallMeta(tenant=tenant, principal=TIMER, method="fire_timer")
+        return self._carry_out(case_id, c.FireTimer(number), meta, _fired, _no_receipt, lambda _: "done")
+
+    async def _carry_out(
+        self,
+        case_id: str,
+        command: C,
+        meta: CallMeta,
+        view: Callable[[LiveCase, Step, C], T],
+        receipt: Callable[[T], bytes],
+        replayed: Callable[[bytes], T],
+        about: object = None,
+    ) -> T:
+        """Carry a command out on a case, durably. The answer is a `view` of its step. With a request id `receipt` says
+        what is kept of it, and `replayed` makes the answer of that for whoever asks again `about` the same (None: this
+        command on this case)."""
+        request = self._requests.of(meta, about or (case_id, command)) if meta.request_id else None
+        try:
+            live = self._cases.at_hand(meta.tenant, case_id) or await self._cases.hold(meta.tenant, case_id)
+            result, told = self._step(live, command, meta, request, view, receipt)
+            if told is not None:
+                began = self._clock.now() if self._levels is not None else 0
+                outcome = await told
+                if not isinstance(outcome, int):
+                    if isinstance(outcome, ExpectationFailed):
+                        raise Fenced(f"case {case_id!r} was changed by somebody else; nothing was written, try again")
+                    raise outcome
+                if self._levels is not None:
+                    self._levels.committed(self._clock.now() - began)
+            elif request is not None:
+                # raises when the id stands for another command
+                await self._requests.find(request, meta.tenant, case_id)
+        except OutcomeUnknown:
+            raise  # a failing look at the request's record must not turn this into "nothing was written"
+        except WorkflowError:
+            record = await self._requests.find(request, meta.tenant, case_id) if request is not None else None
+            if record is None:
+                raise
+            return replayed(record.receipt)
+        return result
+
+    def _step(
+        self,
+        live: LiveCase,
+        command: C,
+        meta: CallMeta,
+        request: Request | None,
+        view: Callable[[LiveCase, Step, C], T],
+        receipt: Callable[[T], bytes],
+    ) -> tuple[T, asyncio.Future[Outcome] | None]:
+        """One step of a held case, in memory and into the journal's queue; it cannot be interrupted. The future is None
+        when nothing happened. Whoever holds the case need not release it any more."""
+        case, model = live.loaded()
+        sequence = case.sequence
+        try:
+            now = self._clock.now()
+            if meta.deadline and now > meta.deadline:
+                raise too_late()
+            step = decide(case, model, command, now)
+            if self._levels is not None:
+                self._levels.stepped(self._clock.now() - now)
+            result = view(live, step, command)
+            if not step.events:
+                self._cases.done(live)
+                return result, None
+            record = None
+            if request is not None:
+                record = self._requests.record(live.keys, request, case.sequence, receipt(result))
+            unit = self._cases.unit(live, step, meta, record)
+        except BaseException as error:
+            if not isinstance(error, WorkflowError) or case.sequence != sequence:
+                self._cases.drop(live)
+            live.release()
+            raise
+        return result, self._cases.commit(live, unit)
+
+    # -- between commands ---------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def held(self, meta: CallMeta, case_id: str) -> AsyncIterator[LiveCase]:
+        """The case, loaded, while no command is at work on it. Raises NotFound."""
+        live = await self._cases.hold(meta.tenant, case_id)
+        try:
+            yield live
+        finally:
+            self._cases.done(live)
+
+    async def look(self, meta: CallMeta, case_id: str) -> CaseView:
+        """The case as it was last committed. Raises NotFound."""
+        async with self.held(meta, case_id) as live:
+            return query.case_view(*live.loaded(), live.created_by)
+
+    async def rest(self, meta: CallMeta, case_id: str, done: CaseView | None = None) -> CaseView:
+        """The case once no automatic firing is left. `done` is what a command of this call left: it is the answer when
+        the case cannot be read again, because an error would say that nothing was written."""
+        while True:
+            live = self._cases.peek(meta.tenant, case_id)
+            if live is None or live.continuing is None:
+                try:
+                    return await self.look(meta, case_id)
+                except StoreError:
+                    if done is None:
+                        raise
+                    return done
+            await asyncio.wait([live.continuing])
+
+    def carry_on(self, live: LiveCase) -> None:
+        """A case has a paused cascade: carry it on in the background, slice by slice."""
+        if live.continuing is None:
+            live.continuing = self._spawn(self._carry_on(live))
+
+    async def _carry_on(self, live: LiveCase) -> None:
+        keys = live.keys
+        meta = CallMeta(tenant=keys.tenant, principal=SYSTEM, method="continue")
+        try:
+            while True:
+                try:
+                    going = await self._carry_out(
+                        keys.case_id, c.Continue(), meta, _going_on, _no_receipt, lambda _: True
+                    )
+                except (StoreUnavailable, Busy):
+                    await asyncio.sleep(CONTINUE_PAUSE_S)
+                    continue
+                if not going:
+                    return
+        except WorkflowError:
+            return  # the case is broken or gone; whoever touches it is told
+        finally:
+            live.continuing = None
+            for event in live.changed:
+                event.set()
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_item = msgspec.msgpack.Decoder(WorkItemView).decode
+_decode_instances = msgspec.msgpack.Decoder(InstancesView).decode
+_decode_delivery = msgspec.msgpack.Decoder(TriggerDelivery).decode
+
+
+def _no_receipt(_: object) -> bytes:
+    return b""
+
+
+def _as_it_is(_: bytes) -> CaseView | None:
+    """A repeated command on a case is answered with the case as it is now."""
+    return None
+
+
+def _going_on(_: LiveCase, step: Step, __: c.Command) -> bool:
+    return bool(step.case.ready) and step.case.state == "running"
+
+
+def _fired(_: LiveCase, step: Step, command: c.FireTimer) -> TimerOutcome:
+    return fired(step, command.timer)
+
+
+def _case_after(live: LiveCase, step: Step, _: c.Command) -> CaseView:
+    return query.case_view(step.case, step.model, live.created_by)
+
+
+def _item_after(_: LiveCase, step: Step, command: OnItem) -> WorkItemView:
+    return query.work_item_after(step, command.item, type(command) is c.LeaseItem)
+
+
+def _instances_after(_: LiveCase, step: Step, __: OnInstances) -> InstancesView:
+    return query.instances_after(step)
+
+
+def _delivery_after(_: LiveCase, step: Step, __: c.Signal) -> TriggerDelivery:
+    return query.delivery_after(step)
