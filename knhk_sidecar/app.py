@@ -34,8 +34,9 @@ from knhk_sidecar.api.services import Health as AdminHealth
 from knhk_sidecar.config import Loaded, SidecarConfig, is_loopback
 from knhk_sidecar.identity import principal as principals
 from knhk_sidecar.identity.principal import ANONYMOUS, Principal
-from knhk_sidecar.identity.spiffe_id import TrustDomain
-from knhk_sidecar.identity.tls import InvalidMaterial, TlsFiles, TlsSource
+from knhk_sidecar.identity.signing_key import KEY_NAME, InvalidKey, read_key, read_or_make_key
+from knhk_sidecar.identity.spiffe_id import InvalidSpiffeId, TrustDomain
+from knhk_sidecar.identity.tls import FileSource, InvalidMaterial, TlsFiles, TlsSource
 from knhk_sidecar.pipeline import Limits, Method, Pipeline
 from knhk_sidecar.pipeline.call import methods_of
 from knhk_sidecar.pipeline.health import Component, Status
@@ -66,6 +67,7 @@ EXPIRY_WARNING_SECONDS: Final = (
     3_600.0  # our own certificate ends within this: whoever rotates it has failed repeatedly
 )
 
+NEVER_RENEWED: Final = "nobody has renewed it"
 RENEW_SECONDS: Final = 86_400.0  # developer certificates live for seven days
 
 EXIT_FAILED: Final = 1
@@ -166,7 +168,7 @@ class Sidecar:
 
     async def _start(self) -> Addresses:
         await self._open_engine()
-        identities = self._identities()
+        identities = await self._identities()
         names = [service.full_name for service in pb.SERVICES]
         self._health = Health(names)
         implementations: dict[str, object] = {
@@ -213,13 +215,32 @@ class Sidecar:
             raise CannotStart(f"the store {path} is damaged: {error.message}", EXIT_STORE, mend) from error
         except (StoreError, WorkflowError, OSError) as error:
             raise CannotStart(f"the store {path} cannot be opened: {error}", EXIT_STORE) from error
+        self._sign()
 
-    def _identities(self) -> Addresses:
+    def _sign(self) -> None:
+        """Exports are signed with the configured key, or with one of the store's own."""
+        config = self.config
+        if self.engine is None or self.engine.status().store != "leveldb":
+            return
+        try:
+            if config.signing_key_file:
+                key = read_key(Path(config.signing_key_file))
+            else:
+                key = read_or_make_key(Path(config.store_path) / KEY_NAME)
+        except InvalidKey as error:
+            raise CannotStart(str(error), EXIT_SETTINGS, "name the right file in signing_key_file") from error
+        self.engine.sign_with(key)
+
+    async def _identities(self) -> Addresses:
         """Loads or makes certificates; the developer's part of the addresses."""
         config = self.config
-        domain = TrustDomain.parse(config.spiffe_trust_domain) if config.spiffe_trust_domain else None
-        if config.tls_enabled and config.tls_cert:
-            self._tls = self._tls_source(TlsFiles(config.tls_cert, config.tls_key, config.tls_ca), domain)
+        domain = _domain("spiffe_trust_domain", config.spiffe_trust_domain) if config.spiffe_trust_domain else None
+        files = TlsFiles(config.tls_cert, config.tls_key, config.tls_ca) if config.tls_cert else None
+        if config.spiffe_enabled:
+            self._tls = await self._agent_source(files, domain)
+            return Addresses()
+        if config.tls_enabled and files is not None:
+            self._tls = self._file_source(files, domain)
             return Addresses()
         if not config.dev:
             return Addresses()
@@ -230,15 +251,52 @@ class Sidecar:
             server, client = authority.issue_server(), authority.issue_client()
         except OSError as error:
             raise CannotStart(f"{config.dev_directory} cannot be written: {error.strerror}", EXIT_FAILED) from error
-        self._tls = self._tls_source(TlsFiles(str(server.cert), str(server.key), str(authority.ca)), domain)
+        self._tls = self._file_source(TlsFiles(str(server.cert), str(server.key), str(authority.ca)), domain)
         self._spawn(_renew(authority))
         return Addresses(
-            ca=str(authority.ca), cert=str(client.cert), key=str(client.key), spiffe_id=str(client.spiffe_id)
+            ca=str(authority.ca),
+            cert=str(client.cert),
+            key=str(client.key),
+            spiffe_id=str(client.spiffe_id),
+            workload_api=await self._dev_agent(authority),
         )
 
-    def _tls_source(self, files: TlsFiles, domain: TrustDomain | None) -> TlsSource:
+    async def _dev_agent(self, authority: DevAuthority) -> str:
+        """Starts the developer's Workload API; its endpoint, empty when the directory's path is too long for one."""
+        from knhk_sidecar.identity.dev_agent import DevAgent  # noqa: PLC0415 - production has a real one
+
+        agent = DevAgent(authority, authority.directory / "workload.sock")
         try:
-            source = TlsSource(files, domain)
+            await agent.start()
+        except OSError as error:
+            _log.warning(
+                "no_workload_api", problem=f"{error.filename}: {error.strerror}", mend="use a shorter --data-dir"
+            )
+            return ""
+        self._stops.append(agent.stop)
+        return agent.endpoint
+
+    async def _agent_source(self, files: TlsFiles | None, domain: TrustDomain | None) -> TlsSource:
+        from knhk_sidecar.identity.workload_source import Agent, WorkloadSource  # noqa: PLC0415 - 60 ms of imports
+
+        config = self.config
+        federated = frozenset(_domain("spiffe_federates_with", name) for name in config.federated_domains)
+        agent = Agent(config.spiffe_socket, config.spiffe_id, federated)
+        try:
+            source = await WorkloadSource.open(agent, self._file_source(files, domain) if files is not None else None)
+        except InvalidMaterial as error:
+            raise CannotStart(f"the SPIFFE Workload API gave no identity: {error}", EXIT_SETTINGS) from error
+        if domain is not None and domain != source.trust_domain:
+            raise CannotStart(
+                f"spiffe_trust_domain is {domain}, but the agent's is {source.trust_domain}",
+                EXIT_SETTINGS,
+                "callers of another trust domain are let in by spiffe_federates_with",
+            )
+        return source
+
+    def _file_source(self, files: TlsFiles, domain: TrustDomain | None) -> FileSource:
+        try:
+            source = FileSource(files, domain)
         except InvalidMaterial as error:
             raise CannotStart(f"TLS cannot be set up: {error}", EXIT_SETTINGS) from error
         wanted, own = self.config.spiffe_id, str(source.material.spiffe_id or "")
@@ -289,6 +347,7 @@ class Sidecar:
             cert=identities.cert,
             key=identities.key,
             spiffe_id=identities.spiffe_id,
+            workload_api=identities.workload_api,
             pid=os.getpid(),
         )
 
@@ -356,15 +415,7 @@ class Sidecar:
             )
             found.append(Component("store", "Healthy" if status.healthy else "Unhealthy", status.detail))
         if self._tls is not None:
-            left = self._tls.material.not_after - time.time()
-            if left < EXPIRY_WARNING_SECONDS:
-                found.append(
-                    Component(
-                        "identity", "Unhealthy" if left < 0 else "Degraded", f"the certificate ends in {int(left)} s"
-                    )
-                )
-            else:
-                found.append(Component("identity", "Healthy"))
+            found.append(_identity(self._tls))
         return found
 
     def ready(self) -> tuple[bool, str]:
@@ -492,6 +543,25 @@ async def run(loaded: Loaded | SidecarConfig, *, on_ready: Callable[[Addresses],
 def _tell_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.error("background_task_failed", exc_info=error)
+
+
+def _domain(setting: str, text: str) -> TrustDomain:
+    try:
+        return TrustDomain.parse(text)
+    except InvalidSpiffeId as error:
+        raise CannotStart(f"{setting}: {error}", EXIT_SETTINGS, "write names like example.org") from error
+
+
+def _identity(tls: TlsSource) -> Component:
+    """Serving until the certificate ends; before that it is told that nobody renews it."""
+    left = tls.material.not_after - time.time()
+    if left < 0:
+        return Component("identity", "Unhealthy", f"the certificate has ended; {tls.problem or NEVER_RENEWED}")
+    if tls.problem:
+        return Component("identity", "Degraded", f"{tls.problem}; the certificate ends in {int(left)} s")
+    if left < EXPIRY_WARNING_SECONDS and not tls.renewed_by_itself:
+        return Component("identity", "Degraded", f"the certificate ends in {int(left)} s")
+    return Component("identity", "Healthy")
 
 
 async def _renew(authority: DevAuthority) -> None:

@@ -1,6 +1,7 @@
-"""A gRPC client of the daemon, for the command line: where the daemon is, how to trust it, one stub per service.
+"""A gRPC client of the daemon: where the daemon is, how to trust it, one stub per service; and `Worker`, which carries
+out work items with Python functions (see knhk_sidecar/worker.py).
 
-Here belongs what a command needs to reach a daemon. What it asks and how it prints the answer belongs to `cli`.
+Here belongs what a program needs to reach a daemon. What commands ask and how they print the answer belongs to `cli`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ import ipaddress
 import json
 import os
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 
 from knhk_sidecar.api import pb
+
+if TYPE_CHECKING:
+    from knhk_sidecar.worker import Failed as Failed
+    from knhk_sidecar.worker import Job as Job
+    from knhk_sidecar.worker import Refused as Refused
+    from knhk_sidecar.worker import Worker as Worker
 
 MESSAGE_BYTES_MAX: Final = (
     64 * 1024 * 1024
@@ -140,17 +148,11 @@ class Client:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        options: list[tuple[str, str | int]] = [
-            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.enable_retries", 1),
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
-        if endpoint.ca is None:
+        options = channel_options(endpoint)
+        credentials = credentials_of(endpoint)
+        if credentials is None:
             self._channel = grpc.insecure_channel(endpoint.address, options)
         else:
-            if endpoint.server_name:
-                options.append(("grpc.ssl_target_name_override", endpoint.server_name))
-            credentials = grpc.ssl_channel_credentials(_pem(endpoint.ca), _pem(endpoint.key), _pem(endpoint.cert))
             self._channel = grpc.secure_channel(endpoint.address, credentials, options)
         self.patterns = pb.PatternServiceStub(self._channel)
         self.workflows = pb.WorkflowServiceStub(self._channel)
@@ -165,6 +167,32 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._channel.close()
+
+
+def channel_options(endpoint: Endpoint) -> list[tuple[str, str | int]]:
+    """How a channel to an endpoint is made."""
+    options: list[tuple[str, str | int]] = [
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.enable_retries", 1),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    if endpoint.secure and endpoint.server_name:
+        options.append(("grpc.ssl_target_name_override", endpoint.server_name))
+    return options
+
+
+def credentials_of(endpoint: Endpoint) -> grpc.ChannelCredentials | None:
+    """The certificates of an endpoint, read now; None when the connection is plain. Raises `NotReachable`."""
+    if endpoint.ca is None:
+        return None
+    return grpc.ssl_channel_credentials(_pem(endpoint.ca), _pem(endpoint.key), _pem(endpoint.cert))
+
+
+def __getattr__(name: str) -> object:
+    """What a worker needs is loaded when it is used: most commands do not."""
+    if name in ("Failed", "Job", "Refused", "Worker"):
+        return getattr(import_module("knhk_sidecar.worker"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _pem(path: Path | None) -> bytes | None:

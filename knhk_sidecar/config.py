@@ -151,6 +151,39 @@ class SidecarConfig:
         at_most=1_000,
     )
 
+    signing_key_file: str = setting(
+        "",
+        "PEM file of the Ed25519 key that signs exported cases, mode 0600; empty: SIGNING_KEY beside the store's files",
+        "made at the first start; whoever has SIGNING_KEY.pub can prove what this daemon exported",
+    )
+    retention_completed_hours: float = setting(
+        0.0,
+        "completed cases are purged this long after their end; 0: never",
+        "deleting is the operator's decision; what is purged cannot be brought back without a backup",
+        "h",
+        at_least=0,
+        at_most=1_000_000,
+    )
+    retention_cancelled_hours: float = setting(
+        0.0, "the same for cancelled cases", "as for completed ones", "h", at_least=0, at_most=1_000_000
+    )
+    retention_failed_hours: float = setting(
+        0.0,
+        "the same for failed cases",
+        "as for completed ones; somebody may still have to look at them",
+        "h",
+        at_least=0,
+        at_most=1_000_000,
+    )
+    retention_interval_seconds: float = setting(
+        600.0,
+        "from one look for cases to purge to the next",
+        "a look reads every case's head, a million in about a minute, beside the calls",
+        "s",
+        at_least=1,
+        at_most=86_400,
+    )
+
     # --- listeners
     dev: bool = setting(
         False,
@@ -207,7 +240,7 @@ class SidecarConfig:
     tls_ca: str = setting("", "PEM file: the authorities that sign clients", "part of tls_enabled")
     spiffe_enabled: bool = setting(
         False,
-        "identities from the SPIFFE Workload API",
+        "mTLS as the SPIFFE Workload API says; the files of tls_cert, tls_key and tls_ca stand in while it is away",
         "needs an agent on the host",
         synonyms=("WORKFLOW_SPIFFE_ENABLED",),
     )
@@ -226,6 +259,11 @@ class SidecarConfig:
     )
     spiffe_id: str = setting(
         "", "SPIFFE id that this server's certificate must have", "empty: whatever the certificate says"
+    )
+    spiffe_federates_with: str = setting(
+        "",
+        "other trust domains whose ids may call, separated by commas; the agent has to have their bundles",
+        "empty: nobody from outside",
     )
 
     # --- limits
@@ -440,6 +478,11 @@ class SidecarConfig:
         if self.data_dir and self.workflow_db_path == _DEFAULTS["workflow_db_path"]:
             return str(Path(self.data_dir) / "workflow_db")
         return self.workflow_db_path
+
+    @property
+    def federated_domains(self) -> tuple[str, ...]:
+        """The names in `spiffe_federates_with`."""
+        return tuple(name.strip() for name in self.spiffe_federates_with.split(",") if name.strip())
 
     @property
     def plain_listener(self) -> str:
@@ -763,20 +806,30 @@ def _combination_problems(config: SidecarConfig) -> Iterable[Problem]:
         missing = [name for name, path in files.items() if not path]
         if missing and not config.dev:
             yield Problem("tls_enabled", f"needs {', '.join(missing)} too", "callers are known by certificates only")
-    elif any(files.values()):
+    elif any(files.values()) and not config.spiffe_enabled:
         named = ", ".join(name for name, path in files.items() if path)
         yield Problem(named, "has no effect while tls_enabled is false", "set tls_enabled to true or remove it")
-    if config.spiffe_enabled and not (config.tls_enabled and all(files.values())):
-        yield Problem(
-            "spiffe_enabled",
-            "the SPIFFE Workload API client is not available in this version",
-            "set tls_enabled, tls_cert, tls_key and tls_ca to files with SPIFFE ids",
-        )
+    yield from _spiffe_problems(config)
     if not config.address:
         yield Problem("address", "must not be empty")
     if config.plain_address and not config.dev:
         yield Problem("plain_address", "exists in developer mode only", "use address with tls_enabled")
     yield from _loopback_problems(config)
+
+
+def _spiffe_problems(config: SidecarConfig) -> Iterable[Problem]:
+    if not config.spiffe_enabled:
+        if config.spiffe_federates_with:
+            yield Problem("spiffe_federates_with", "has no effect while spiffe_enabled is false")
+        return
+    if not config.spiffe_socket:
+        yield Problem("spiffe_enabled", "needs spiffe_socket too", "for example unix:///run/spire/agent.sock")
+    elif not config.spiffe_socket.startswith(("unix:", "tcp://")):
+        yield Problem("spiffe_socket", f"is no endpoint: {config.spiffe_socket!r}", "write unix:///path/of/agent.sock")
+    files = (config.tls_cert, config.tls_key, config.tls_ca)
+    if any(files) and not all(files):
+        mend = "set tls_cert, tls_key and tls_ca, or none of them"
+        yield Problem("spiffe_enabled", "has only a part of the files that stand in", mend)
 
 
 def _loopback_problems(config: SidecarConfig) -> Iterable[Problem]:
@@ -785,7 +838,7 @@ def _loopback_problems(config: SidecarConfig) -> Iterable[Problem]:
     if config.dev or not config.auth_enabled:
         why = "developer mode lets every caller in" if config.dev else "auth_enabled is false"
         must["http_address"] = must["health_address"] = why
-    if not config.dev and not config.tls_enabled:
+    if not config.dev and not (config.tls_enabled or config.spiffe_enabled):
         must["address"] = "tls_enabled is false, so that no caller can be identified"
         must.setdefault("http_address", must["address"])
     for name, why in must.items():

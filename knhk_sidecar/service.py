@@ -10,6 +10,7 @@ from knhk_workflow import (
     JournalLimits,
     PatternExecutionContext,
     PatternResult,
+    RetentionPolicy,
     StateStore,
     Unsupported,
     VerifyBudget,
@@ -23,8 +24,21 @@ def engine_of(config: SidecarConfig) -> WorkflowEngine | None:
         return None
     journal = JournalLimits(batch_units=config.batch_size, linger_s=config.batch_timeout_ms / 1000)
     budget = VerifyBudget(config.verification_markings, config.verification_steps)
-    limits = EngineLimits(journal=journal, verification=budget)
+    limits = EngineLimits(journal=journal, verification=budget, retention=_retention(config))
     return WorkflowEngine(StateStore(config.store_path), limits=limits)
+
+
+def _retention(config: SidecarConfig) -> RetentionPolicy:
+    return RetentionPolicy(
+        completed_s=_kept(config.retention_completed_hours),
+        cancelled_s=_kept(config.retention_cancelled_hours),
+        failed_s=_kept(config.retention_failed_hours),
+        every_s=config.retention_interval_seconds,
+    )
+
+
+def _kept(hours: float) -> float | None:
+    return hours * 3_600 if hours else None
 
 
 class KgcSidecarService:

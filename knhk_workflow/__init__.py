@@ -49,13 +49,20 @@ from knhk_workflow.fortune5.slo import Fortune5Integration, SloMetrics
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.runtime.births import RunRequest
 from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SystemClock, SystemIds, VirtualClock
-from knhk_workflow.runtime.engine import CompleteRequest, EngineLimits, WorkflowEngine
+from knhk_workflow.runtime.dispatch import Delivery, LeasedItem, WorkSession, WorkSubscription
+from knhk_workflow.runtime.engine import EngineLimits, WorkflowEngine
 from knhk_workflow.runtime.export import Proof
 from knhk_workflow.runtime.export import prove as prove_export
 from knhk_workflow.runtime.integrity import Examination, Finding, LogEnd
 from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta
 from knhk_workflow.runtime.restoration import Moment, Restored, check_backup, restore_store, verify_store
+from knhk_workflow.runtime.results import CompleteRequest, FailRequest
+from knhk_workflow.runtime.retention import PurgeRequest, PurgeView, RetentionPolicy
+from knhk_workflow.runtime.signature import SigningKey
+from knhk_workflow.runtime.signature import fingerprint as key_fingerprint
+from knhk_workflow.runtime.signature import public_key as read_public_key
 from knhk_workflow.runtime.state_store import StateStore
+from knhk_workflow.runtime.upgrade import UpgradePlan, plan_upgrade
 from knhk_workflow.runtime.views import (
     CaseFilter,
     CaseView,
@@ -92,6 +99,7 @@ __all__ = [
     "Clock",
     "CompleteRequest",
     "DeadlineExceeded",
+    "Delivery",
     "EngineLimits",
     "SpiffeConfig",
     "SloMetrics",
@@ -105,6 +113,7 @@ __all__ = [
     "EngineStatus",
     "Expired",
     "Explanation",
+    "FailRequest",
     "Fenced",
     "GuardReading",
     "HistoryEvent",
@@ -115,6 +124,7 @@ __all__ = [
     "InvalidDocument",
     "InvalidInput",
     "JournalLimits",
+    "LeasedItem",
     "LimitExceeded",
     "MessageView",
     "NotFound",
@@ -124,9 +134,15 @@ __all__ = [
     "PatternResult",
     "PatternView",
     "Problem",
+    "PurgeRequest",
+    "PurgeView",
     "RequestMismatch",
+    "RetentionPolicy",
     "RunRequest",
     "SeededIds",
+    "SigningKey",
+    "key_fingerprint",
+    "read_public_key",
     "Stale",
     "StateStore",
     "Stimulus",
@@ -149,6 +165,8 @@ __all__ = [
     "Wait",
     "WorkItemFilter",
     "WorkItemView",
+    "WorkSession",
+    "WorkSubscription",
     "WorkflowEngine",
     "WorkflowError",
     "WorkflowView",
@@ -162,6 +180,8 @@ __all__ = [
     "Proof",
     "Restored",
     "check_backup",
+    "plan_upgrade",
+    "UpgradePlan",
     "prove_export",
     "restore_store",
     "verify_store",

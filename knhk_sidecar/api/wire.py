@@ -27,11 +27,13 @@ from knhk_workflow import (
     CaseView,
     CompleteRequest,
     Explanation,
+    FailRequest,
     GuardReading,
     HistoryEvent,
     IncidentView,
     InstancesView,
     InvalidInput,
+    LeasedItem,
     LimitExceeded,
     MessageView,
     PatternExecutionContext,
@@ -47,6 +49,7 @@ from knhk_workflow import (
     WorkflowView,
     WorkItemFilter,
     WorkItemView,
+    WorkSubscription,
 )
 
 REQUEST_ID_BYTES_MAX = 128  # room for two UUIDs and a prefix; it is part of a key
@@ -54,6 +57,8 @@ ID_BYTES_MAX = 256  # the engine's limit of an id
 BATCH_MAX = 1_000  # elements of a list; one group commit holds about as many
 OPEN_ITEMS_SHOWN = 1_000  # of an executed case; the rest is in ListWorkItems
 NS_PER_S = 1_000_000_000
+LEASE_DEFAULT = 30 * NS_PER_S  # several heart-beats of a worker, and no long wait after its death
+FAILED = "failed"  # the code of a failure that its reporter gave none
 
 LIMITS: Final = pb.Limits(
     request_bytes=4 * 1024 * 1024,
@@ -643,6 +648,8 @@ def work_item(view: WorkItemView) -> pb.WorkItem:
         fields["priority"] = view.priority
     if view.due_at:
         fields["due_time"] = time(view.due_at)
+    if view.leased_until:
+        fields["lease_expire_time"] = time(view.leased_until)
     if (changed := _CHANGED.get(state, "end_time")) and view.changed_at:
         fields[changed] = time(view.changed_at)
     return nested(pb.WorkItem, fields)
@@ -696,6 +703,55 @@ def completion(request: pb.CompleteWorkItemRequest, user: str) -> CompleteReques
     name = item_id(request.item_id)
     present_attempt(name, request.attempt)
     return CompleteRequest(name, request.output_json or None, user)
+
+
+def failure(request: pb.FailWorkItemRequest, user: str) -> FailRequest:
+    """What failed."""
+    name = item_id(request.item_id)
+    present_attempt(name, request.attempt)
+    later = duration_ns(request.retry_after, "retry_after") if request.HasField("retry_after") else None
+    return FailRequest(
+        name,
+        request.code or FAILED,
+        request.message,
+        user,
+        request.data_json or None,
+        request.permanent,
+        later,
+    )
+
+
+def subscription(request: pb.WorkSubscription) -> WorkSubscription:
+    """What a worker wants."""
+    not_yet(bool(request.connectors), "WorkSubscription.connectors")
+    if not request.credit:
+        raise InvalidInput.field("subscribe.credit", "is missing", "how many items at once, for example 8")
+    lease = duration_ns(request.lease, "subscribe.lease") if request.HasField("lease") else LEASE_DEFAULT
+    return WorkSubscription(tuple(request.tasks), request.credit, lease, request.worker_id, tuple(request.roles))
+
+
+def streamed_completion(request: pb.CompleteWorkItemRequest, request_id: str, index: int, user: str) -> CompleteRequest:
+    """A completion in a worker's message."""
+    asked = completion(request, request.user or user)
+    return msgspec.structs.replace(asked, request_id=request.request_id or element_id(request_id, index))
+
+
+def streamed_failure(request: pb.FailWorkItemRequest, request_id: str, index: int, user: str) -> FailRequest:
+    """A failure in a worker's message."""
+    asked = failure(request, request.user or user)
+    own = request.request_id or (f"{element_id(request_id, index)}f" if request_id else "")
+    return msgspec.structs.replace(asked, request_id=own)
+
+
+def leased_item(given: LeasedItem) -> pb.LeasedWorkItem:
+    """An item for a worker, with the end of its lease."""
+    fields: dict[str, object] = {
+        "item": work_item(msgspec.structs.replace(given.item, leased_until=given.until)),
+        "lease_expire_time": time(given.until),
+    }
+    if given.redelivered:
+        fields["redelivered"] = True
+    return nested(pb.LeasedWorkItem, fields)
 
 
 def completed(item: WorkItemView) -> pb.CompleteWorkItemResponse:

@@ -517,6 +517,49 @@ def resolve(
         _show_case(session, client.cases.ResolveIncident(request, timeout=session.timeout).case)
 
 
+@case.command("purge")
+@click.argument("case_ids", metavar="[CASE]...", nargs=-1)
+@click.option("--state", "states", type=click.Choice(sorted(ENDED)), multiple=True, help="Cases in this state.")
+@click.option("--workflow", "spec_id", default="", help="Cases of this workflow.")
+@click.option("--business-key", default="", help="Cases with this key.")
+@click.option("--older-than", type=click.FloatRange(0), metavar="HOURS", help="Cases that ended so long ago.")
+@click.option("--all", "every", is_flag=True, help="Every ended case.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=1_000, show_default=True, help="Most cases.")
+@click.option("--dry-run", is_flag=True, help="Only count them.")
+@request_id_option
+@connected
+def purge(
+    session: Session,
+    case_ids: tuple[str, ...],
+    states: tuple[str, ...],
+    spec_id: str,
+    business_key: str,
+    older_than: float | None,
+    every: bool,
+    limit: int,
+    dry_run: bool,
+    request_id: str,
+) -> None:
+    """Delete ended cases and their content for good. The log keeps proving that they were there.
+
+    \b
+    Example:
+      knhk case purge --state completed --older-than 720 --dry-run
+      knhk case purge order-1 order-2
+    """
+    request = pb.PurgeCasesRequest(case_ids=case_ids, dry_run=dry_run, limit=limit, request_id=request_id)
+    if states or spec_id or business_key or older_than is not None or every:
+        request.filter.CopyFrom(pb.CaseFilter(spec_id=spec_id, business_key=business_key))
+        request.filter.states.extend(pb.CaseState.Value(f"CASE_STATE_{each.upper()}") for each in states)
+        if older_than is not None:
+            request.filter.ended_before.FromNanoseconds(time.time_ns() - round(older_than * 3_600 * 1e9))
+    elif not case_ids:
+        raise Failure(Exit.USAGE, "nothing says which cases to purge", "name cases, give a filter, or --all")
+    with session.client() as client:
+        answer = client.cases.PurgeCases(request, timeout=session.timeout)
+    show(answer, session.output, lambda: _purged(answer, dry_run))
+
+
 # ------------------------------------------------------------------------------------------------- shared with history
 def history_events(
     session: Session, client: Client, case_id: str, after: int = 0, reverse: bool = False, limit: int | None = None
@@ -543,6 +586,15 @@ def show_events(session: Session, events: Iterator[pb.HistoryEvent]) -> None:
     line = Timeline()
     for event in events:
         line.print(event)
+
+
+def _purged(answer: pb.PurgeCasesResponse, dry_run: bool) -> RenderableType:
+    count = answer.purged_count
+    lines = [f"{count} {'case' if count == 1 else 'cases'} {'would be ' if dry_run else ''}purged"]
+    lines += [safe(f"left alone: {each.reason.message}") for each in answer.skipped]
+    if answer.more:
+        lines.append("more cases match: repeat it")
+    return Text("\n".join(lines))
 
 
 # ----------------------------------------------------------------------------------------------------------- following

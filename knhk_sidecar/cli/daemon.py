@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from knhk_sidecar.cli.failure import settings_refused
+from knhk_sidecar.cli.failure import Exit, Failure, settings_refused
 from knhk_sidecar.config import ConfigError, Loaded, Value, load
+from knhk_workflow import NotFound, StoreLocked, WorkflowError, plan_upgrade
 
 if TYPE_CHECKING:
     from knhk_sidecar.app import Addresses
     from knhk_sidecar.config import SidecarConfig
 
+FINDINGS_SHOWN: Final = 20
 SAMPLE: Final = "order-approval"  # the one that the printed lines run
 SAMPLE_DATA: Final[Mapping[str, str | int]] = {"order": "O-1001", "customer": "acme", "amount": 250}
 
@@ -85,7 +87,9 @@ def dev(
 
 @click.command()
 @_listening
+@click.option("--dry-run", is_flag=True, help="Start nothing; say what a start would change in the store.")
 def serve(
+    dry_run: bool,
     file: Path | None,
     data_dir: Path | None,
     grpc_address: str | None,
@@ -108,7 +112,36 @@ def serve(
         "ready_file": _text(ready_file),
         "log_level": log_level,
     }
-    return _run(_loaded(flags, file), None)
+    loaded = _loaded(flags, file)
+    return _dry_run(loaded.config.store_path) if dry_run else _run(loaded, None)
+
+
+def _dry_run(path: str) -> int:
+    try:
+        plan = asyncio.run(plan_upgrade(path))
+    except NotFound:
+        click.echo(f"{path}: there is no store yet; a start makes one")
+        return 0
+    except StoreLocked as error:
+        raise Failure(Exit.UNAVAILABLE, error.message, "stop the daemon first, or try with a copy") from error
+    except WorkflowError as error:
+        raise Failure(Exit.PRECONDITION, f"{path}: {error.message}", "a start would refuse it as well") from error
+    found = plan.examination
+    click.echo(f"{path}: format {plan.made}, this version writes {plan.reads}")
+    click.echo(f"{found.cases} cases with {found.events} events read and replayed, {found.purged} purged")
+    for change in plan.changes:
+        click.echo(f"would be changed: {change}")
+    if plan.snapshots:
+        click.echo(f"{plan.snapshots} cached states of another version would be made again as their cases go on")
+    if plan.unfinished:
+        click.echo(f"{plan.unfinished} unfinished purges would be carried on")
+    if not plan.changes:
+        click.echo("nothing would be changed before the first call")
+    if not found.intact:
+        findings = [f"{one.code}: {one.message}" for one in found.findings[:FINDINGS_SHOWN]]
+        mend = "keep a copy of the directory, then `knhk restore` the last good backup"
+        raise Failure(Exit.PRECONDITION, f"{path}: {found.found} things are wrong", mend, findings)
+    return 0
 
 
 _QUIET: Final[Mapping[str, Value]] = {"log_format": "console", "log_level": "warning"}  # a person is looking

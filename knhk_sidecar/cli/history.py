@@ -18,7 +18,7 @@ from knhk_sidecar.cli.failure import Exit, Failure, safe
 from knhk_sidecar.cli.render import plain, structured
 from knhk_sidecar.cli.session import OUTPUTS, Session, connected, read_file
 from knhk_sidecar.client import Client
-from knhk_workflow import InvalidInput, prove_export
+from knhk_workflow import InvalidInput, prove_export, read_public_key
 
 
 @click.group()
@@ -79,16 +79,28 @@ def export(session: Session, case_ids: tuple[str, ...], spec_id: str, file: Path
 @history.command("verify")
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
 @click.option("--hash", "known", default="", metavar="HEX", help="The hash of its newest position, if known.")
+@click.option(
+    "--key",
+    "key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The daemon's public key, SIGNING_KEY.pub: it must have signed the file.",
+)
 @click.option("-o", "--output", type=click.Choice(OUTPUTS), default="table", show_default=True)
-def verify(file: Path, known: str, output: str) -> None:
+def verify(file: Path, known: str, key: Path | None, output: str) -> None:
     """Prove an exported case, from the file alone; exit code 1 names the first event that is not what was recorded.
+
+    With --key nobody but the daemon can have written it.
 
     \b
     Example:
-      knhk history verify order-1.json
+      knhk history verify order-1.json --key SIGNING_KEY.pub
     """
     try:
-        proof = prove_export(read_file(file))
+        public = read_public_key(read_file(key)) if key is not None else None
+    except InvalidInput as error:
+        raise Failure(Exit.USAGE, f"{key}: {error.message}", "use the SIGNING_KEY.pub beside the store") from error
+    try:
+        proof = prove_export(read_file(file), public)
     except InvalidInput as error:
         raise Failure(
             Exit.USAGE, f"{file}: {error.message}", "export it with `knhk history export CASE --proof`"
@@ -102,9 +114,11 @@ def verify(file: Path, known: str, output: str) -> None:
         where = f"the first bad event is {proof.sequence}: " if proof.sequence else ""
         raise Failure(Exit.FAILED, f"{file}: {where}{problem}", "do not rely on this file; export the case again")
     if output == "table":
+        doubt = "" if key is not None else ", which --key would prove"
         sys.stdout.write(
             f"{file}: case {safe(proof.case_id)} is proven: {proof.events} events in {proof.records} records, "
             f"{proof.tied} of them tied to the log, the newest at position {proof.position}\nhash {proof.hash}\n"
+            + (f"signed by key {proof.signed_by}{doubt}\n" if proof.signed_by else "not signed\n")
         )
 
 

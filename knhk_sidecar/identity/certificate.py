@@ -25,6 +25,7 @@ from knhk_sidecar.identity.spiffe_id import InvalidSpiffeId, SpiffeId, TrustDoma
 
 LEAF_BYTES_MAX: Final = 16 * 1024  # a leaf with the longest id has 4 KB; larger ones are not worth parsing
 CACHE_SIZE: Final = 4_096  # leaves; every client has one at a time, and a rotation twice as many for a moment
+REMOVED_MAX: Final = 64  # authorities; what they signed was forgotten by TLS with the connection, an hour at most
 
 
 class RefusedCertificate(Exception):
@@ -46,10 +47,27 @@ class Bundles:
 
     authorities: Mapping[TrustDomain, tuple[x509.Certificate, ...]]
 
+    @property
+    def all(self) -> tuple[x509.Certificate, ...]:
+        """The authorities of every domain."""
+        return tuple(each for authorities in self.authorities.values() for each in authorities)
+
     @classmethod
     def parse(cls, pem: Mapping[TrustDomain, bytes]) -> Bundles:
         """From PEM. Raises ValueError when one is not PEM or has no certificate."""
         return cls({domain: tuple(x509.load_pem_x509_certificates(text)) for domain, text in pem.items()})
+
+    def with_intermediates(self, domain: TrustDomain, chain: Iterable[x509.Certificate]) -> Bundles:
+        """These bundles and the intermediates of a chain that leads to the domain's own authorities.
+
+        The chain that TLS verified is not shown to us, so a leaf is compared with the authorities that may have signed
+        it. Those of our own chain, nearest to the leaf first, are the ones that sign our neighbours too.
+        """
+        own = self.authorities[domain]
+        for issuer in reversed(tuple(chain)):
+            if _signed_by(issuer, own):
+                own = (*own, issuer)
+        return Bundles({**self.authorities, domain: own})
 
 
 class LeafCheck:
@@ -59,9 +77,12 @@ class LeafCheck:
         self._bundles = bundles
         self._clock = clock
         self._passed: dict[bytes, Leaf] = {}
+        self._removed: tuple[x509.Certificate, ...] = ()
 
     def replace(self, bundles: Bundles) -> None:
-        """From now on these authorities count; every leaf is checked anew."""
+        """From now on these authorities count; every leaf is checked anew, those of open connections too."""
+        gone = [old for old in (*self._removed, *self._bundles.all) if old not in bundles.all]
+        self._removed = tuple(gone[-REMOVED_MAX:])
         self._bundles = bundles
         self._passed = {}
 
@@ -70,7 +91,7 @@ class LeafCheck:
         leaf = self._passed.get(pem)
         now = self._clock()
         if leaf is None:
-            leaf = parse_leaf(pem, self._bundles, now)
+            leaf = parse_leaf(pem, self._bundles, now, self._removed)
             if len(self._passed) >= CACHE_SIZE:  # the oldest goes
                 del self._passed[next(iter(self._passed))]
             self._passed[pem] = leaf
@@ -79,8 +100,11 @@ class LeafCheck:
         return leaf
 
 
-def parse_leaf(pem: bytes, bundles: Bundles, now: float) -> Leaf:
-    """The identity in a leaf that TLS accepted; every rule of the module's docstring. Raises RefusedCertificate."""
+def parse_leaf(pem: bytes, bundles: Bundles, now: float, removed: Sequence[x509.Certificate] = ()) -> Leaf:
+    """The identity in a leaf that TLS accepted; every rule of the module's docstring. Raises RefusedCertificate.
+
+    `removed` are authorities that TLS may have accepted when the connection was made and that count no more.
+    """
     if len(pem) > LEAF_BYTES_MAX:
         raise RefusedCertificate(f"has more than {LEAF_BYTES_MAX} bytes")
     try:
@@ -93,7 +117,7 @@ def parse_leaf(pem: bytes, bundles: Bundles, now: float) -> Leaf:
     begin, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
     if not begin <= now <= end:
         raise RefusedCertificate("has expired" if now > end else "is not valid yet")
-    _authority(certificate, spiffe_id, bundles)
+    _authority(certificate, spiffe_id, bundles, removed)
     return Leaf(spiffe_id, end, certificate.fingerprint(hashes.SHA256()).hex())
 
 
@@ -135,18 +159,24 @@ def _usage(extensions: x509.Extensions) -> None:
         raise RefusedCertificate("has an extended key usage without serverAuth and clientAuth")
 
 
-def _authority(certificate: x509.Certificate, spiffe_id: SpiffeId, bundles: Bundles) -> None:
+def _authority(
+    certificate: x509.Certificate, spiffe_id: SpiffeId, bundles: Bundles, removed: Sequence[x509.Certificate]
+) -> None:
     """Signed by an authority of its own domain.
 
-    A listener with a single trust domain needs no look at the signature: TLS has verified the chain, through whatever
-    intermediates the peer sent, against exactly these roots. With several, the signer must be in the domain's own
-    bundle, since the chain that TLS used is not shown to us.
+    With a single trust domain TLS has verified the chain, through whatever intermediates the peer sent, against exactly
+    these roots, unless they have changed since. With several, the signer must be in the domain's own bundle, since the
+    chain that TLS used is not shown to us.
     """
     own = bundles.authorities.get(spiffe_id.trust_domain)
     if own is None:
         raise RefusedCertificate(f"is of the trust domain {spiffe_id.trust_domain}, which may not call here")
-    if len(bundles.authorities) > 1 and not _signed_by(certificate, own):
+    if _signed_by(certificate, own):
+        return
+    if len(bundles.authorities) > 1:
         raise RefusedCertificate(f"is not signed by an authority of {spiffe_id.trust_domain}")
+    if _signed_by(certificate, removed):
+        raise RefusedCertificate("is signed by an authority that counts no more")
 
 
 def _signed_by(certificate: x509.Certificate, authorities: Sequence[x509.Certificate]) -> bool:

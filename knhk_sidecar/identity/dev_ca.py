@@ -23,6 +23,7 @@ from knhk_sidecar.identity.spiffe_id import SpiffeId, TrustDomain
 TRUST_DOMAIN: Final = TrustDomain("knhk.dev")
 AUTHORITY_LIFE: Final = timedelta(days=30)  # a developer's directory is used for weeks
 LEAF_LIFE: Final = timedelta(days=7)  # made anew at each start of the daemon
+CLIENT_PATH: Final = "/dev/client"
 BACKDATED: Final = timedelta(minutes=5)  # containers and hosts disagree by seconds
 
 
@@ -60,6 +61,22 @@ class DevAuthority:
     ) -> Svid:
         """A new key and an X509-SVID for `spiffe://<trust domain><path>` in `<name>.pem` and `<name>.key`."""
         spiffe_id = SpiffeId.parse(f"spiffe://{self.trust_domain}{path}")
+        key, leaf = self.sign(name, spiffe_id, dns=dns, addresses=addresses, life=life)
+        svid = Svid(self.directory / f"{name}.pem", self.directory / f"{name}.key", spiffe_id)
+        _write(svid.key, _private(key), 0o600)
+        _write(svid.cert, leaf.public_bytes(serialization.Encoding.PEM), 0o644)
+        return svid
+
+    def sign(
+        self,
+        name: str,
+        spiffe_id: SpiffeId,
+        *,
+        dns: tuple[str, ...] = (),
+        addresses: tuple[str, ...] = (),
+        life: timedelta = LEAF_LIFE,
+    ) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+        """A new key and its X509-SVID, in memory."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.now(UTC)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(spiffe_id))]
@@ -83,10 +100,7 @@ class DevAuthority:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
             .sign(self.key, hashes.SHA256())
         )
-        svid = Svid(self.directory / f"{name}.pem", self.directory / f"{name}.key", spiffe_id)
-        _write(svid.key, _private(key), 0o600)
-        _write(svid.cert, leaf.public_bytes(serialization.Encoding.PEM), 0o644)
-        return svid
+        return key, leaf
 
     def issue_server(self) -> Svid:
         """The daemon's own: SPIFFE id, `localhost`, both loopback addresses."""
@@ -94,7 +108,7 @@ class DevAuthority:
 
     def issue_client(self) -> Svid:
         """The developer's."""
-        return self.issue("client", "/dev/client")
+        return self.issue("client", CLIENT_PATH)
 
 
 def open_authority(directory: str | Path, trust_domain: TrustDomain = TRUST_DOMAIN) -> DevAuthority:

@@ -1,17 +1,17 @@
-"""Server TLS from files that may change at any time.
+"""What the mTLS listeners show and whom they accept, replaced as a whole while calls go on.
 
 gRPC asks for key, chain and authorities at each new connection, on one of its own threads, through a function that may
-neither block nor raise. So that function only hands out what is in memory; `follow` looks at the files once per
-LOOK_INTERVAL, reads them when they changed and checks them as a whole. Only a set that fits together replaces the one
-in use; one that does not is logged once, and the old one stays.
+neither block nor raise. So that function only hands out what is in memory, and a source adopts new material when it has
+it complete and checked: from files (here), from the SPIFFE Workload API (workload_source.py). Material that does not
+fit together is logged once, and what was in use stays.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final, cast
 
 import grpc
@@ -43,49 +43,61 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """One consistent set. `spiffe_id` is the server's own, None when its certificate has none."""
+    """One consistent set, PEM. `spiffe_id` is the server's own, None when its certificate has none."""
 
     cert: bytes
+    """The server's certificate and its intermediates."""
     key: bytes
     ca: bytes
+    """The authorities of the callers' trust domain."""
     spiffe_id: SpiffeId | None
     not_after: float
     """End of the server's own certificate, Unix seconds."""
+    federated: Mapping[TrustDomain, bytes] = field(default_factory=dict)
+    """The authorities of other trust domains whose workloads may call."""
+
+    @property
+    def roots(self) -> bytes:
+        """What TLS verifies callers against: all authorities. Which domain each may vouch for is the leaf check's."""
+        return b"\n".join((self.ca, *self.federated.values()))
 
     @property
     def configuration(self) -> grpc.ServerCertificateConfiguration:
         """As gRPC wants it."""
-        return grpc.ssl_server_certificate_configuration([(self.key, self.cert)], self.ca)
+        return grpc.ssl_server_certificate_configuration([(self.key, self.cert)], self.roots)
 
 
 class TlsSource:
-    """Credentials for the mTLS listener and the check of its callers, both following the files."""
+    """Credentials for the mTLS listeners and the check of their callers, both of the newest material."""
 
-    def __init__(self, files: TlsFiles, trust_domain: TrustDomain | None = None) -> None:
-        """Reads the files. Without `trust_domain`, callers have to be of the server's own. Raises InvalidMaterial."""
-        self._files = files
-        self._stamp = _stamp(files)
-        self.material = read_material(files)
-        if trust_domain is None:
-            if self.material.spiffe_id is None:
-                raise InvalidMaterial(f"{files.cert} has no SPIFFE id: set spiffe_trust_domain to that of the callers")
-            trust_domain = self.material.spiffe_id.trust_domain
+    def __init__(self, material: Material, trust_domain: TrustDomain) -> None:
+        """`trust_domain` is whose ids may call, besides those of the material's federated domains."""
         self.trust_domain = trust_domain
-        self.leaves = LeafCheck(self._bundles())
-        self._offered = self.material
+        self.material = material
+        self.leaves = LeafCheck(self._bundles(material))
+        self.problem = ""
+        """Why the material may not be the newest one; empty while all is well."""
+        self._offered = material
+
+    @property
+    def renewed_by_itself(self) -> bool:
+        """Whether somebody sends the next certificate before this one ends, however short its life is."""
+        return False
 
     def credentials(self) -> grpc.ServerCredentials:
         """mTLS credentials: a client certificate is required; new connections get the newest material."""
         newer = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._newer)  # the stubs do not know of None
         return grpc.dynamic_ssl_server_credentials(self.material.configuration, newer, True)
 
-    def refresh(self) -> bool:
-        """Looks at the files now; True when new material is in use."""
-        material = self._changed()
-        if material is None:
-            return False
-        self._adopt(material)
-        return True
+    async def follow(self) -> None:
+        """Keeps up with where the material comes from, until cancelled."""
+        raise NotImplementedError
+
+    def adopt(self, material: Material) -> None:
+        """From now on this counts, for new connections and for every call of open ones."""
+        self.leaves.replace(self._bundles(material))
+        self.material = material
+        _log.info("tls_material_replaced", spiffe_id=str(material.spiffe_id or ""), not_after=int(material.not_after))
 
     def _newer(self) -> grpc.ServerCertificateConfiguration | None:
         """For gRPC, on its threads: the new configuration, or None when nothing changed."""
@@ -95,13 +107,39 @@ class TlsSource:
         self._offered = material
         return material.configuration
 
+    def _bundles(self, material: Material) -> Bundles:
+        bundles = Bundles.parse({self.trust_domain: material.ca, **material.federated})
+        return bundles.with_intermediates(self.trust_domain, x509.load_pem_x509_certificates(material.cert)[1:])
+
+
+class FileSource(TlsSource):
+    """Material from PEM files that may be replaced at any time."""
+
+    def __init__(self, files: TlsFiles, trust_domain: TrustDomain | None = None) -> None:
+        """Reads the files. Without `trust_domain`, callers have to be of the server's own. Raises InvalidMaterial."""
+        self._files = files
+        self._stamp = _stamp(files)
+        material = read_material(files)
+        if trust_domain is None:
+            if material.spiffe_id is None:
+                raise InvalidMaterial(f"{files.cert} has no SPIFFE id: set spiffe_trust_domain to that of the callers")
+            trust_domain = material.spiffe_id.trust_domain
+        super().__init__(material, trust_domain)
+
+    def refresh(self) -> bool:
+        """Looks at the files now; True when new material is in use."""
+        material = self._changed()
+        if material is None:
+            return False
+        self.adopt(material)
+        return True
+
     async def follow(self) -> None:
-        """Keeps up with the files until cancelled."""
         while True:
             await asyncio.sleep(LOOK_INTERVAL)
             material = await asyncio.to_thread(self._changed)
             if material is not None:
-                self._adopt(material)
+                self.adopt(material)
 
     def _changed(self) -> Material | None:
         """The files' new content when they changed and fit together."""
@@ -110,18 +148,13 @@ class TlsSource:
             return None
         self._stamp = stamp
         try:
-            return read_material(self._files)
+            material = read_material(self._files)
         except InvalidMaterial as error:
+            self.problem = f"the new files are refused: {error}"
             _log.error("tls_material_refused", problem=str(error), consequence="the previous certificate stays in use")
             return None
-
-    def _adopt(self, material: Material) -> None:
-        self.material = material
-        self.leaves.replace(self._bundles())
-        _log.info("tls_material_replaced", spiffe_id=str(material.spiffe_id or ""))
-
-    def _bundles(self) -> Bundles:
-        return Bundles.parse({self.trust_domain: self.material.ca})
+        self.problem = ""
+        return material
 
 
 def read_material(files: TlsFiles) -> Material:
@@ -141,10 +174,11 @@ def read_material(files: TlsFiles) -> Material:
         raise InvalidMaterial(f"{files.ca} has no PEM certificate: {error}") from error
     if private.public_key() != leaf.public_key():
         raise InvalidMaterial(f"the key in {files.key} does not belong to the certificate in {files.cert}")
-    return Material(cert, key, ca, _own_id(leaf), leaf.not_valid_after_utc.timestamp())
+    return Material(cert, key, ca, own_id(leaf), leaf.not_valid_after_utc.timestamp())
 
 
-def _own_id(leaf: x509.Certificate) -> SpiffeId | None:
+def own_id(leaf: x509.Certificate) -> SpiffeId | None:
+    """The SPIFFE id in a certificate of our own; None when it has none, or several names."""
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)

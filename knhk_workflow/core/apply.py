@@ -392,9 +392,20 @@ def _item_started(case: Case, event: e.ItemStarted) -> None:
     run.changed_at = case.now
     if event.owner:
         run.owner = event.owner
+    if event.lease:
+        run.worker, run.lease = event.worker, event.lease
     if event.consumed or not activation.inputs:  # a task that a signal started has nothing to consume
         activation.started = True
         case.nets[event.net].take(event.consumed)
+
+
+def _item_returned(case: Case, event: e.ItemReturned) -> None:
+    run = case.activations[event.activation].instances[event.instance]
+    run.state = "offered"
+    run.attempt += 1
+    run.owner = run.worker = ""
+    run.lease = 0
+    run.offered_at = run.changed_at = case.now
 
 
 _ItemEnd = e.ItemCompleted | e.ItemFailed | e.ItemSkipped | e.ItemWithdrawn | e.ItemTerminated | e.ItemForceCompleted
@@ -531,4 +542,5 @@ APPLY: Mapping[type[e.Event], Callable[..., None]] = {  # each applier takes (ca
     e.CompletionsForgotten: _completions_forgotten,
     e.RollbackBegun: _rollback_begun,
     e.CompensationBegun: _compensation_begun,
+    e.ItemReturned: _item_returned,
 }

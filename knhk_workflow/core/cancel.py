@@ -6,6 +6,7 @@ closed, the bookkeeping of joins dropped. Locks that this frees are noticed by `
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from itertools import chain
 
 from knhk_workflow.core import compensation
@@ -15,28 +16,66 @@ from knhk_workflow.core.commands import ENDED
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.net import Region
 
+_Removal = Generator["_Removal", bool, bool]
+"""A removal that hands over what it has to remove first, and is told whether that is gone. Nets nest deeper than calls
+may, so what is below is not removed by a call."""
+
 
 def withdraw(step: Step, activation: Activation, reason: str, detail: str = "") -> None:
     """Remove an activation with everything below it: items, sub-nets, incidents. `detail`: the words of who asked."""
-    if activation.number not in step.case.activations:
-        return
-    stop_instances(step, activation, reason, detail)
-    for incident in list(activation.incidents):
-        step.emit(e.IncidentResolved(incident, "cancelled"))
-    if step.case.timers:
-        step.untimed(activation)
-    if compensation.pending(step, activation):
-        return  # it is gone when its sub-net is undone
-    step.emit(e.TaskCancelled(activation.net, activation.task, activation.number, reason, detail))
-    step.nets.add(activation.net)
+    _carried_out(_withdrawn(step, activation, reason, detail))
 
 
 def stop_instances(step: Step, activation: Activation, outcome: str = "cancelled", detail: str = "") -> None:
     """Withdraw or terminate every instance that has not ended. `outcome`: what follows a sub-net that is undone first
     (`RollbackBegun`)."""
+    _carried_out(_stopped(step, activation, outcome, detail))
+
+
+def empty_net(step: Step, net: NetInstance) -> None:
+    """Remove every activation of a net, oldest first, and its own incident."""
+    _carried_out(_emptied(step, net))
+
+
+def remove_net(step: Step, net: NetInstance, outcome: str = "cancelled", detail: str = "") -> bool:
+    """Remove a net instance with everything in it. False: it stays until what was completed in it is undone, then
+    `outcome` follows."""
+    return _carried_out(_removed(step, net, outcome, detail))
+
+
+def _carried_out(removal: _Removal) -> bool:
+    """Do a removal and all that it hands over; its own answer."""
+    pending: list[_Removal] = [removal]
+    gone: bool | None = None  # what the removal on top is told
+    while pending:
+        try:
+            pending.append(next(pending[-1]) if gone is None else pending[-1].send(gone))
+            gone = None
+        except StopIteration as done:
+            pending.pop()
+            gone = bool(done.value)
+    return bool(gone)
+
+
+def _withdrawn(step: Step, activation: Activation, reason: str, detail: str) -> _Removal:
+    if activation.number not in step.case.activations:
+        return True
+    yield _stopped(step, activation, reason, detail)
+    for incident in list(activation.incidents):
+        step.emit(e.IncidentResolved(incident, "cancelled"))
+    if step.case.timers:
+        step.untimed(activation)
+    if compensation.pending(step, activation):
+        return False  # it is gone when its sub-net is undone
+    step.emit(e.TaskCancelled(activation.net, activation.task, activation.number, reason, detail))
+    step.nets.add(activation.net)
+    return True
+
+
+def _stopped(step: Step, activation: Activation, outcome: str, detail: str) -> _Removal:
     for _, run in sorted(activation.instances.items()):
         if run.child:
-            remove_net(step, step.case.nets[run.child], outcome, detail)
+            yield _removed(step, step.case.nets[run.child], outcome, detail)
             if run.timer:
                 step.disarm(run.timer)
         elif run.state == RETRYING:
@@ -45,6 +84,26 @@ def stop_instances(step: Step, activation: Activation, outcome: str = "cancelled
             gone = e.ItemTerminated if run.state in BEGUN_ITEM_STATES else e.ItemWithdrawn
             step.emit(gone(*place_of(activation, run)))
             step.changed(activation, run)
+    return True
+
+
+def _emptied(step: Step, net: NetInstance) -> _Removal:
+    for number in sorted(chain.from_iterable(net.active.values())):  # maps lose their order in a snapshot
+        activation = step.case.activations[number]
+        yield _withdrawn(step, activation, "cancelled" if activation.started else "withdrawn", "")
+    if net.incident:
+        step.emit(e.IncidentResolved(net.incident, "cancelled"))
+    step.nets.discard(net.number)
+    return True
+
+
+def _removed(step: Step, net: NetInstance, outcome: str, detail: str) -> _Removal:
+    if not net.outcome:
+        yield _emptied(step, net)
+    if step.model.compensates and compensation.roll_back(step, net, outcome, detail):
+        return False
+    step.emit(e.NetCancelled(net.number, net.name))
+    return True
 
 
 def cancel_region(step: Step, net: NetInstance, region: Region, by: Activation) -> None:
@@ -66,27 +125,6 @@ def cancel_region(step: Step, net: NetInstance, region: Region, by: Activation) 
     step.touch(net.number, region.conditions)
     for task in region.tasks:
         step.again(net.number, task)  # a token in a place that the region does not cover enables it anew
-
-
-def empty_net(step: Step, net: NetInstance) -> None:
-    """Remove every activation of a net, oldest first, and its own incident."""
-    for number in sorted(chain.from_iterable(net.active.values())):  # maps lose their order in a snapshot
-        activation = step.case.activations[number]
-        withdraw(step, activation, "cancelled" if activation.started else "withdrawn")
-    if net.incident:
-        step.emit(e.IncidentResolved(net.incident, "cancelled"))
-    step.nets.discard(net.number)
-
-
-def remove_net(step: Step, net: NetInstance, outcome: str = "cancelled", detail: str = "") -> bool:
-    """Remove a net instance with everything in it. False: it stays until what was completed in it is undone, then
-    `outcome` follows."""
-    if not net.outcome:
-        empty_net(step, net)
-    if step.model.compensates and compensation.roll_back(step, net, outcome, detail):
-        return False
-    step.emit(e.NetCancelled(net.number, net.name))
-    return True
 
 
 def end_case(step: Step, state: str, reason: str = "", *, at_once: bool = False) -> None:

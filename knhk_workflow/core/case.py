@@ -21,6 +21,8 @@ STOPPED_STATES = frozenset({"withdrawn", "terminated"})
 RETRYING = "retrying"  # it failed and is offered again when its timer fires
 LIVE_STATES = OPEN_ITEM_STATES | {"running", RETRYING}
 
+TOKENS_MAX = 10_000  # live tokens of a net; snapshots and explain stay small
+
 
 class Instance(msgspec.Struct, array_like=True, gc=False):
     """One of the 1..n runs inside an activation: outside work, a sub-net, or a failed attempt at either."""
@@ -36,6 +38,8 @@ class Instance(msgspec.Struct, array_like=True, gc=False):
     offered_at: int = 0
     held: bool = False  # it ended while the case was suspended: what follows from that is still to come
     timer: int = 0  # its time-out while it is open, its retry while it waits for one; 0 = none
+    worker: str = ""  # who has it for a while
+    lease: int = 0  # for how long, nanoseconds; 0 = not leased
 
 
 class Completion(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -113,6 +113,7 @@ class FailItem(Command, frozen=True, tag=11):
     owner: str = ""
     data: bytes = b""
     permanent: bool = False
+    retry_after: int | None = None  # nanoseconds until another attempt, if there is one; None = as the task says
 
 
 class SkipItem(Command, frozen=True, tag=12):
@@ -191,6 +192,22 @@ class FireTimer(Command, frozen=True, tag=21):
     timer: int
 
 
+class LeaseItem(Command, frozen=True, tag=31):
+    """offered -> started, by a worker that has it for `period` nanoseconds and can have it longer."""
+
+    item: ItemRef
+    owner: str
+    worker: str
+    period: int
+
+
+class ReturnItem(Command, frozen=True, tag=32):
+    """A worker's lease is over without a result: the same work is offered again as its next attempt."""
+
+    item: ItemRef
+    reason: str = ""
+
+
 CommandType = (
     CreateCase
     | StartCase
@@ -213,4 +230,6 @@ CommandType = (
     | CompleteInstances
     | CancelInstances
     | FireTimer
+    | LeaseItem
+    | ReturnItem
 )

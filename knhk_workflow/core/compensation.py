@@ -17,6 +17,9 @@ from knhk_workflow.core.data import EMPTY, merge
 from knhk_workflow.core.step import Step
 
 COMPLETED = "completed"  # the outcome of a net that completed while something below it is still being undone
+STOPPED = "stopped"  # the outcome of one of several sub-nets of a task, when the task goes on without it
+GONE = frozenset({"cancelled", "withdrawn"})  # outcomes after which the task around the net is no more
+OVER = GONE | {"leave"}  # outcomes that are those of the task as a whole
 
 
 def remember(step: Step, activation: Activation, undo: str, instance: int, data: bytes) -> None:
@@ -53,6 +56,14 @@ def pending(step: Step, activation: Activation) -> bool:
         return False
     nets = step.case.nets
     return any(run.child and nets[run.child].outcome for run in activation.instances.values())
+
+
+def stopped(step: Step, activation: Activation, outcomes: frozenset[str]) -> bool:
+    """Whether a whole activation was stopped and is still there because a sub-net of it has to be undone first."""
+    if not step.model.compensates:
+        return False
+    nets = step.case.nets
+    return any(run.child and nets[run.child].outcome in outcomes for run in activation.instances.values())
 
 
 def ending(net: NetInstance) -> bool:

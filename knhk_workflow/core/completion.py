@@ -20,21 +20,20 @@ from knhk_workflow.core.case import (
     OPEN_ITEM_STATES,
     RETRYING,
     STOPPED_STATES,
+    TOKENS_MAX,
     Activation,
     Instance,
     NetInstance,
     place_of,
 )
-from knhk_workflow.core.data import EMPTY, merge
+from knhk_workflow.core.data import DATA_BYTES_MAX, EMPTY, merge
 from knhk_workflow.core.incidents import raise_incident
-from knhk_workflow.core.starting import mapping, run_instance, start_without_work
+from knhk_workflow.core.starting import mapping, outrun, run_instance, start_without_work
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.expression import EvaluationFailed, Expression
 from knhk_workflow.model.net import Branch, TaskNode
 from knhk_workflow.model.spec import END
 
-TOKENS_MAX = 10_000  # live tokens of a net; snapshots and explain stay small
-DATA_BYTES_MAX = 2 * 1024 * 1024  # data of one net instance; fits a gRPC message with room for the rest
 TURNS_MAX = 1_000  # of a loop around a task that nobody carries out: its turns are one step, about 10 ms
 
 CHOICE_INCIDENTS = frozenset({"guard_error", "no_branch"})
@@ -125,10 +124,11 @@ def advance(step: Step, activation: Activation, node: TaskNode, over: bool = Fal
             return
         if met:
             if many.sync and many.cancel_rest:
-                stop_instances(step, activation)
+                stop_instances(step, activation, compensation.STOPPED)
                 for incident in list(activation.incidents):
                     step.emit(e.IncidentResolved(incident, "cancelled"))
-                leave(step, activation, node, met=True if many.until is not None else None)
+                undone = compensation.pending(step, activation)  # beside the flow, which does not wait for that
+                leave(step, activation, node, release=undone, met=True if many.until is not None else None)
                 return
             if not leave(step, activation, node, release=True):
                 return
@@ -225,7 +225,8 @@ def leave(
     met: bool | None = None,
 ) -> bool:
     """The flow goes on. `release`: instances run on behind it. `via`: the flow to this target alone is taken.
-    `met`: whether a completion condition held. False: an incident stands for it."""
+    `met`: whether a completion condition held. False: nothing else follows, an incident stands for it or its net has
+    ended."""
     number = activation.net
     if node.busy_end:
         return _leave_busily(step, activation, node, release, via, met)
@@ -288,7 +289,8 @@ def _leave_busily(
 
 
 def _arrived(step: Step, net: NetInstance, produced: Produced) -> bool:
-    """Tokens were put: who is concerned is looked at, and the end of the net noticed. False: there are too many."""
+    """Tokens were put: who is concerned is looked at. False: nothing else follows, because that was the end of the net
+    or there are too many."""
     step.touch(net.number, produced[0] + produced[1] if produced[1] else produced[0])
     if net.tokens > TOKENS_MAX:
         step.rest()
@@ -298,17 +300,25 @@ def _arrived(step: Step, net: NetInstance, produced: Produced) -> bool:
         return False
     if END in produced[0] and step.compiled(net.number).termination == "explicit":
         complete_net(step, net)
+        return False
     return True
 
 
 def force(step: Step, activation: Activation) -> None:
     """End an activation now as if it were done: what runs counts as completed, the flow goes on (WCP-27)."""
-    if compensation.pending(step, activation):
-        return  # it was stopped before
+    if outrun(step, activation):
+        return
     node = step.node(activation)
+    undone = compensation.pending(step, activation)
+    if undone and (node.many is None or compensation.stopped(step, activation, compensation.OVER)):
+        return  # it was stopped before
     start_without_work(step, activation)
     for _, run in sorted(activation.instances.items()):
-        if run.child:
+        if run.child and step.case.nets[run.child].outcome:  # it is undone to the end, and nothing follows from that
+            compensation.roll_back(step, step.case.nets[run.child], compensation.STOPPED, "")
+            if run.timer:
+                step.disarm(run.timer)
+        elif run.child:
             if step.model.compensates:
                 compensation.forget(step, step.case.nets[run.child])
             remove_net(step, step.case.nets[run.child])
@@ -324,10 +334,10 @@ def force(step: Step, activation: Activation) -> None:
             step.changed(activation, run)
     for incident in list(activation.incidents):
         step.emit(e.IncidentResolved(incident, "complete"))
-    if activation.released:
+    if not activation.released:
+        leave(step, activation, node, release=undone)
+    elif not undone:
         _close(step, activation, node, None)
-    else:
-        leave(step, activation, node)
 
 
 def _collect(step: Step, activation: Activation, key: str) -> bool:
@@ -389,7 +399,18 @@ def _take_split(step: Step, activation: Activation, node: TaskNode) -> Produced 
 
 
 def complete_net(step: Step, net: NetInstance) -> None:
-    """A net ended properly. What is left in it (explicit termination, WCP-43) goes; then its task goes on."""
+    """A net ended properly. What is left in it (explicit termination, WCP-43) goes; then its task goes on.
+
+    That may end the net around it, and so on: one after the other, for nets nest deeper than calls may."""
+    step.closing.append(net)
+    if len(step.closing) > 1:
+        return
+    while step.closing:
+        _complete(step, step.closing[0])
+        del step.closing[0]
+
+
+def _complete(step: Step, net: NetInstance) -> None:
     case = step.case
     if not net.outcome:
         empty_net(step, net)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 EMPTY = b"{}"
+DATA_BYTES_MAX = 2 * 1024 * 1024  # data of one net instance; fits a gRPC message with room for the rest
 
 _shallow = msgspec.json.Decoder(dict[str, msgspec.Raw])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from knhk_workflow.core import commands as c
-from knhk_workflow.core import compensation, due, locks, timers
+from knhk_workflow.core import compensation, due, locks, plain_work, timers
 from knhk_workflow.core import events as e
 from knhk_workflow.core.apply import born
 from knhk_workflow.core.cancel import end_case, withdraw
@@ -25,13 +25,13 @@ from knhk_workflow.core.case import (
     item_ref,
     place_of,
 )
-from knhk_workflow.core.completion import CHOICE_INCIDENTS, DATA_BYTES_MAX, advance, another_turn, ended, force, leave
-from knhk_workflow.core.data import EMPTY, merge
+from knhk_workflow.core.completion import CHOICE_INCIDENTS, advance, another_turn, ended, force, leave
+from knhk_workflow.core.data import DATA_BYTES_MAX, EMPTY, merge
 from knhk_workflow.core.enabling import INSTANCES_MAX, begin
 from knhk_workflow.core.incidents import undoing
 from knhk_workflow.core.joins import amount, binding, consumed
 from knhk_workflow.core.settle import settle
-from knhk_workflow.core.starting import run_instance, start_item, start_without_work
+from knhk_workflow.core.starting import outrun, run_instance, start_item, start_without_work
 from knhk_workflow.core.step import Step
 from knhk_workflow.core.triggers import deliver, receive
 from knhk_workflow.errors import LimitExceeded, NotFound, Stale, WorkflowError, WrongState
@@ -173,12 +173,43 @@ def _start_item(step: Step, command: c.StartItem) -> None:
     settle(step)
 
 
-def _begin(step: Step, ref: c.ItemRef, verb: str, owner: str) -> tuple[TaskNode, Activation, Instance]:
+def _lease_item(step: Step, command: c.LeaseItem) -> None:
+    _need(step, "running")
+    net, node, activation, run = _item(step, command.item, "start", ("offered",))
+    step.items[activation.number, run.number] = net.name, node, activation, run
+    start_item(step, net, node, activation, run, command.owner, command.worker, command.period)
+    settle(step)
+
+
+def _return_item(step: Step, command: c.ReturnItem) -> None:
+    """Tokens and locks stay with the work: whoever takes it next goes on with the same instance."""
+    _need(step, "running", "suspended")
+    net, node, activation, run = _item(step, command.item, "return", ("started",))
+    if not run.lease:
+        raise WrongState("work item", _name(step.case, command.item), "leased", "started without a lease")
+    step.items[activation.number, run.number] = net.name, node, activation, run
+    if run.timer:
+        step.disarm(run.timer)
+    step.emit(e.ItemReturned(*place_of(activation, run), command.reason))
+    timers.begun(step, node, activation, run.number)
+
+
+Found = tuple[NetInstance, TaskNode, Activation, Instance]
+"""A work item in its place."""
+
+
+def _begin(step: Step, ref: c.ItemRef, verb: str, owner: str) -> Found:
     """The item of a result. One that was not started yet is started, so that a single call can do the work.
 
     It is noted as changed; that its end disarms its timer is left to the caller.
     """
-    net, node, activation, run = _item(step, ref, verb, UNDONE)
+    found = _item(step, ref, verb, UNDONE)
+    _start_unbegun(step, found, owner)
+    return found
+
+
+def _start_unbegun(step: Step, found: Found, owner: str) -> None:
+    net, node, activation, run = found
     if owner:
         _own(step, activation, run, owner)
     step.items[activation.number, run.number] = net.name, node, activation, run
@@ -186,18 +217,23 @@ def _begin(step: Step, ref: c.ItemRef, verb: str, owner: str) -> tuple[TaskNode,
         if step.case.state != "running":
             _need(step, "running")
         start_item(step, net, node, activation, run, owner)
-    return node, activation, run
 
 
 def _complete_item(step: Step, command: c.CompleteItem) -> None:
-    if len(command.output) > DATA_BYTES_MAX:
-        raise LimitExceeded("work item output bytes", DATA_BYTES_MAX, len(command.output))
-    if step.case.state != "running":
+    case, output = step.case, command.output
+    if len(output) > DATA_BYTES_MAX:
+        raise LimitExceeded("work item output bytes", DATA_BYTES_MAX, len(output))
+    if case.state != "running":
         _need(step, "running", "suspended")
-    node, activation, run = _begin(step, command.item, "complete", command.owner)
-    step.emit(
-        e.ItemCompleted(activation.net, activation.task, activation.number, run.number, run.attempt, command.output)
-    )
+    found = net, node, activation, run = _item(step, command.item, "complete", UNDONE)
+    if node.plain_work and case.state == "running" and plain_work.fits(net, node, activation, output):
+        if command.owner:
+            _own(step, activation, run, command.owner)
+        plain_work.complete(step, net, node, activation, run, command.owner, output)
+        settle(step)
+        return
+    _start_unbegun(step, found, command.owner)
+    step.emit(e.ItemCompleted(*place_of(activation, run), output))
     if run.timer:
         step.disarm(run.timer)
     if node.undo is not None:
@@ -209,7 +245,7 @@ def _complete_item(step: Step, command: c.CompleteItem) -> None:
 
 def _skip_item(step: Step, command: c.SkipItem) -> None:
     _need(step, "running", "suspended")
-    node, activation, run = _begin(step, command.item, "skip", "")
+    _, node, activation, run = _begin(step, command.item, "skip", "")
     step.emit(e.ItemSkipped(*place_of(activation, run), command.reason))
     if run.timer:
         step.disarm(run.timer)
@@ -222,11 +258,20 @@ def _fail_item(step: Step, command: c.FailItem) -> None:
     if len(command.data) > DATA_BYTES_MAX:
         raise LimitExceeded("work item failure bytes", DATA_BYTES_MAX, len(command.data))
     _need(step, "running", "suspended")
-    node, activation, run = _begin(step, command.item, "fail", command.owner)
+    _, node, activation, run = _begin(step, command.item, "fail", command.owner)
     step.emit(e.ItemFailed(*place_of(activation, run), command.code, command.message, command.data))
     if run.timer:
         step.disarm(run.timer)
-    due.failed(step, node, activation, run, command.code, command.message, permanent=command.permanent)
+    due.failed(
+        step,
+        node,
+        activation,
+        run,
+        command.code,
+        command.message,
+        permanent=command.permanent,
+        pause=command.retry_after,
+    )
     settle(step)
 
 
@@ -266,6 +311,9 @@ def _resolve(step: Step, command: c.ResolveIncident) -> None:
             "a failed choice, which cannot be skipped",
             "correct the case data and retry",
         )
+    if outrun(step, activation):
+        name = f"{incident.number}@{case.case_id}"
+        raise WrongState("incident", name, "about a task that can go on", "about one whose tokens others have taken")
     if command.action != "retry" and not locks.begun(activation, step.node(activation)):
         _unlocked(step, activation, "incident", f"{incident.number}@{case.case_id}")
     step.emit(e.IncidentResolved(incident.number, command.action, command.reason))
@@ -380,6 +428,8 @@ def _add_instance(step: Step, command: c.AddInstance) -> None:
     name = f"{command.task}@{step.case.case_id}"
     if many is None or not many.dynamic:
         raise WrongState("task", name, "a task with dynamic instances", "not one")
+    if compensation.stopped(step, activation, compensation.OVER):
+        raise WrongState("task", name, "collecting instances", "stopped, and what it did is being undone")
     if activation.closed:
         raise WrongState("task", name, "open to new instances", "closed to them")
     if activation.released and many.sync:
@@ -445,9 +495,7 @@ def _need(step: Step, *states: str) -> None:
         raise WrongState("case", step.case.case_id, " or ".join(states), step.case.state)
 
 
-def _item(
-    step: Step, ref: c.ItemRef, verb: str, states: tuple[str, ...]
-) -> tuple[NetInstance, TaskNode, Activation, Instance]:
+def _item(step: Step, ref: c.ItemRef, verb: str, states: tuple[str, ...]) -> Found:
     """The item, if it is in one of `states` and can be acted on; otherwise an error that tells what it is instead."""
     case = step.case
     activation = case.activations.get(ref.activation)
@@ -521,4 +569,6 @@ DECIDE: Mapping[type[c.Command], Callable[..., None]] = {  # each takes (step, i
     c.CompleteInstances: _complete_instances,
     c.CancelInstances: _cancel_instances,
     c.FireTimer: due.fire_timer,
+    c.LeaseItem: _lease_item,
+    c.ReturnItem: _return_item,
 }

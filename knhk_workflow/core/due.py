@@ -85,14 +85,16 @@ def failed(
     message: str,
     *,
     permanent: bool = False,
+    pause: int | None = None,
 ) -> None:
-    """An attempt at the work has failed: another one (unless that is pointless), the error flow, or a person."""
+    """An attempt at the work has failed: another one (unless that is pointless) after `pause` nanoseconds (None: as the
+    task's rule says), the error flow, or a person."""
     task, running = node.task, step.case.state == "running"
     if task.retry is not None and run.attempt < task.retry.max_attempts and not permanent:
-        if running and not task.retry.backoff:
+        if running and not (task.retry.backoff if pause is None else pause):
             offer_item(step, node, activation, run.number, run.attempt + 1)
         else:
-            retry_later(step, activation, run, task.retry)
+            retry_later(step, activation, run, task.retry, pause)
     else:
         what = f"{code}: {message}" if message else code
         give_up(step, node, activation, run.number, f"task {activation.task!r} failed: {what}")

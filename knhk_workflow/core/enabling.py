@@ -8,12 +8,12 @@ from __future__ import annotations
 import msgspec
 
 from knhk_workflow.core import events as e
-from knhk_workflow.core import locks, timers
+from knhk_workflow.core import locks, plain_work, timers
 from knhk_workflow.core.case import Activation, NetInstance
 from knhk_workflow.core.completion import advance, runs
 from knhk_workflow.core.incidents import raise_incident
 from knhk_workflow.core.joins import amount
-from knhk_workflow.core.starting import has_consumed, offer_item, run_instance, start_without_work
+from knhk_workflow.core.starting import OPEN_ITEMS_MAX, has_consumed, run_instance, start_without_work
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.expression import EvaluationFailed
 from knhk_workflow.model.net import Many, TaskNode
@@ -29,11 +29,10 @@ ONE: _Count = (1, 0, ())
 def enable(step: Step, net: NetInstance, node: TaskNode, inputs: tuple[str, ...]) -> None:
     """One activation of `node` over the tokens in `inputs`, begun as far as it can begin by itself."""
     case = step.case
-    number = case.last_activation + 1
-    if node.single_item:  # of all that follows, only the offer
-        step.emit(e.TaskEnabled(net.number, node.id, number, inputs))
-        offer_item(step, node, case.activations[number], 1, 1)
+    if node.single_item and case.open_items < OPEN_ITEMS_MAX:
+        plain_work.offer(step, net, node, inputs)
         return
+    number = case.last_activation + 1
     count, problem = ONE, ""
     if node.many is not None:
         try:

@@ -149,7 +149,10 @@ class ItemReleased(Event, frozen=True, tag=12):
 
 
 class ItemStarted(Event, frozen=True, tag=13):
-    """Work began. The first start of an activation consumes its tokens: a deferred choice ends here (WCP-16)."""
+    """Work began. The first start of an activation consumes its tokens: a deferred choice ends here (WCP-16).
+
+    `lease`: for how many nanoseconds a worker has it unless it asks for longer; 0 = for ever. `worker`: its own name.
+    """
 
     net: int
     task: str
@@ -158,6 +161,8 @@ class ItemStarted(Event, frozen=True, tag=13):
     attempt: int
     owner: str = ""
     consumed: tuple[str, ...] = ()
+    worker: str = ""
+    lease: int = 0
 
 
 class ItemCompleted(Event, frozen=True, tag=14):
@@ -466,8 +471,9 @@ class RollbackBegun(Event, frozen=True, tag=53):
     """A net ended unsuccessfully: its tokens are gone, and what was completed in it is undone, newest first.
 
     What follows then is `outcome`: cancelled, failed (the case); leave (its task goes on to `detail` alone), incident
-    (its task has failed, `detail` says how), cancelled, withdrawn (its task, `detail`: why). completed: the net has
-    completed, and only what was still running below it is undone.
+    (its task has failed, `detail` says how), cancelled, withdrawn (its task, `detail`: why), stopped (nothing: the task
+    goes on without this one of its sub-nets). completed: the net has completed, and only what was still running below
+    it is undone.
     """
 
     net: int
@@ -484,6 +490,18 @@ class CompensationBegun(Event, frozen=True, tag=54):
     of: str
     of_activation: int
     of_instance: int
+
+
+class ItemReturned(Event, frozen=True, tag=70):
+    """A worker's lease on work that had begun is over: the work is on offer again as attempt + 1, its tokens stay
+    consumed and its locks taken. `reason`: expired, given back, gone."""
+
+    net: int
+    task: str
+    activation: int
+    instance: int
+    attempt: int
+    reason: str = ""
 
 
 EventType = (
@@ -533,4 +551,5 @@ EventType = (
     | CompletionsForgotten
     | RollbackBegun
     | CompensationBegun
+    | ItemReturned
 )

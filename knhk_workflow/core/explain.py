@@ -255,7 +255,10 @@ def _several(look: Look, node: TaskNode, activation: Activation) -> str:
         work = _run(run, look.case) if run is not None else "its work is about to begin"
         return f"is in turn {turn} of its loop: {work}"
     count = _count(activation, node)
+    undone = sum(1 for run in runs if run.child and look.case.nets[run.child].outcome)
     states = [(state, sum(1 for run in runs if run.state == state)) for state in ("started", "running", "offered")]
+    states = [(state, number - undone if state == "running" else number) for state, number in states]
+    states.append(("being undone", undone))
     open_ = listed(f"{number} {state}" for state, number in states if number)
     told = f"has {count.total} instances: {count.done} done, {count.open} open" + (f" ({open_})" if open_ else "")
     if count.released:

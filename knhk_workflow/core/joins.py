@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from knhk_workflow.core import compensation
 from knhk_workflow.core import events as e
 from knhk_workflow.core.case import NetInstance
 from knhk_workflow.core.incidents import raise_incident
@@ -144,7 +145,13 @@ def busy(step: Step, net: NetInstance) -> dict[str, int]:
 
 def _working(step: Step, net: NetInstance, task: str) -> int:
     live = (step.case.activations[number] for number in net.active.get(task, ()))
-    return sum(1 for activation in live if activation.started and not activation.released)
+    return sum(
+        1
+        for activation in live
+        if activation.started
+        and not activation.released
+        and not compensation.stopped(step, activation, compensation.GONE)
+    )
 
 
 def _structured_or(step: Step, node: TaskNode, net: NetInstance) -> Offers:

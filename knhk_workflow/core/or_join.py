@@ -269,7 +269,7 @@ class _Analysis:
             for name, found in net.rounds.items()
             if not places.isdisjoint(found.places)
         }
-        self._memo: dict[frozenset[tuple[int, int]], _Decision] = {}
+        self._memo: dict[tuple[int, frozenset[tuple[int, int]]], _Decision] = {}
         self._upstream = upstream
 
     def decide(
@@ -304,7 +304,8 @@ class _Analysis:
         if free:
             return Verdict.WAIT, _Free((free & -free).bit_length() - 1)
         now = self._contracted(marking, busy, seen)
-        key = frozenset(now.items())
+        # A token that counts in an input is not in it yet: which inputs are asked about does not show in `now`.
+        key = empty & reach, frozenset(now.items())
         known = self._memo.get(key)
         if known is None:
             if len(self._memo) >= MEMO_MAX:

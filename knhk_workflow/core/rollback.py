@@ -14,7 +14,7 @@ from knhk_workflow.core import compensation, timers
 from knhk_workflow.core import events as e
 from knhk_workflow.core.cancel import stop_instances, withdraw
 from knhk_workflow.core.case import Activation, NetInstance
-from knhk_workflow.core.completion import complete_net, leave
+from knhk_workflow.core.completion import advance, complete_net, leave
 from knhk_workflow.core.enabling import begin
 from knhk_workflow.core.incidents import raise_incident
 from knhk_workflow.core.starting import start_without_work
@@ -39,6 +39,7 @@ def undo_next(step: Step, net: NetInstance) -> None:
     step.emit(
         e.CompensationBegun(net.number, node.id, number, newest.task, newest.activation, newest.instance),
     )
+    step.again(net.number, node.id)  # so that a slice that is full can end here
     activation = step.case.activations[number]
     if node.times is None or timers.enabled(step, node, activation):
         begin(step, net, node, activation)
@@ -58,8 +59,11 @@ def finish(step: Step, net: NetInstance) -> None:
     step.nets.add(net.parent)
     activation = step.case.activations[net.activation]
     node = step.node(activation)
-    if outcome == "leave":
-        leave(step, activation, node, via=detail)
+    if outcome == compensation.STOPPED or (outcome == "incident" and activation.released):
+        advance(step, activation, node)  # the flow has gone on, nobody waits for this one
+    elif outcome == "leave":
+        if not compensation.pending(step, activation):
+            leave(step, activation, node, via=detail)
     elif outcome == "incident":
         give_up(step, node, activation, net.instance, detail)
     else:

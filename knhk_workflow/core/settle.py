@@ -66,8 +66,9 @@ def settle(step: Step) -> None:
             return
         if case.state == "running":
             made = _or_joins(step)
-            firings += made
+            begun = case.last_activation
             moved = made or step.ready or (case.locks and locks.release(step)) or _close_nets(step)
+            firings += made + case.last_activation - begun  # what undoes something counts as well
             if not moved and step.failing is None:
                 return
 

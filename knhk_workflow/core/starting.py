@@ -66,16 +66,24 @@ def offer_item(step: Step, node: TaskNode, activation: Activation, instance: int
         timers.begun(step, node, activation, instance)
 
 
-def start_item(step: Step, net: NetInstance, node: TaskNode, activation: Activation, run: Instance, owner: str) -> None:
+def start_item(
+    step: Step,
+    net: NetInstance,
+    node: TaskNode,
+    activation: Activation,
+    run: Instance,
+    owner: str,
+    worker: str = "",
+    lease: int = 0,
+) -> None:
     """Begin outside work. The first start of an activation consumes its tokens and ends the choice (WCP-16)."""
     first = not activation.started
     inputs: tuple[str, ...] = ()
     if first:
         inputs = _taken(step, net, node, activation) if node.single else activation.inputs
     begun = not node.guarded or locks.begun(activation, node)
-    step.emit(
-        e.ItemStarted(net.number, node.id, activation.number, run.number, run.attempt, owner or run.owner, inputs)
-    )
+    place = net.number, node.id, activation.number, run.number, run.attempt
+    step.emit(e.ItemStarted(*place, owner or run.owner, inputs, worker, lease))
     if first and node.busy_start:
         has_consumed(step, net, node, activation, inputs)
     if not begun:
@@ -93,6 +101,15 @@ def start_without_work(step: Step, activation: Activation) -> None:
     has_consumed(step, net, node, activation, inputs)
     if node.guarded:
         locks.take(step, net, node, activation)
+
+
+def outrun(step: Step, activation: Activation) -> bool:
+    """Whether others have taken the tokens of an activation that has not started: it is there only until the cascade
+    that did so comes to it."""
+    if activation.started:
+        return False
+    net = step.case.nets[activation.net]
+    return binding(step, step.node(activation), net, activation.inputs) is None
 
 
 def _taken(step: Step, net: NetInstance, node: TaskNode, activation: Activation) -> tuple[str, ...]:

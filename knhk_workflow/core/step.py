@@ -1,15 +1,17 @@
 """One command's step: the case, what it is run by, and the events so far.
 
-`emit` is the only way to change the case: it folds the event into the case and records it. Deciding reads what
-emitting changed.
+`emit` is how a rule changes the case: it folds the event into the case and records it. Deciding reads what emitting
+changed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from knhk_workflow.core.apply import APPLY
-from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Instance
+from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Instance, NetInstance
 from knhk_workflow.core.events import Event, IncidentRaised, IncidentResolved, TimerArmed, TimerDisarmed, TimerFired
 from knhk_workflow.model.net import CompiledNet, Model, TaskNode
 
@@ -28,6 +30,7 @@ class Step:
         "_untroubled",
         "about",
         "case",
+        "closing",
         "events",
         "failing",
         "items",
@@ -52,6 +55,7 @@ class Step:
         self._unarmed = -1 if case.timers else case.last_timer  # the same of timers
         self.paused = bool(case.ready)  # an earlier step left a cascade; this one may take it up, or end it
         self.failing: str | None = None  # an incident ends the case, and what was completed is to be undone first
+        self.closing: list[NetInstance] = []  # nets whose end was reached and is carried out, one after the other
         self.about: Activation | None = None  # the one activation that an instance command is about
         self._scopes: dict[int, tuple[bytes, object]] = {}  # net instance: its data, encoded and decoded
 
@@ -63,6 +67,14 @@ class Step:
         case.sequence += 1
         APPLY[type(event)](case, event)
         events.append(event)
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Record events whose change to the case the caller makes itself (`plain_work.py` alone)."""
+        case = self.case
+        if not self.events:
+            case.now = case.updated_at = self.now
+        case.sequence += len(events)
+        self.events += events
 
     @property
     def incidents(self) -> tuple[int, ...]:

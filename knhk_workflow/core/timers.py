@@ -50,9 +50,9 @@ def begun(step: Step, node: TaskNode, activation: Activation, instance: int) -> 
         _arm(step, activation, instance, "timeout", step.now + node.times.timeout)
 
 
-def retry_later(step: Step, activation: Activation, run: Instance, rule: Retry) -> None:
-    """Failed work is offered again after its pause."""
-    _arm(step, activation, run.number, "retry", step.now + pause(rule, run.attempt))
+def retry_later(step: Step, activation: Activation, run: Instance, rule: Retry, after: int | None = None) -> None:
+    """Failed work is offered again after its pause, or `after` nanoseconds."""
+    _arm(step, activation, run.number, "retry", step.now + (pause(rule, run.attempt) if after is None else after))
 
 
 def pause(rule: Retry, attempt: int) -> int:

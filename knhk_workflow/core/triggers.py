@@ -18,7 +18,7 @@ from knhk_workflow.core.commands import Signal
 from knhk_workflow.core.completion import advance, take_output
 from knhk_workflow.core.data import EMPTY
 from knhk_workflow.core.enabling import begin, enable
-from knhk_workflow.core.starting import start_without_work
+from knhk_workflow.core.starting import outrun, start_without_work
 from knhk_workflow.core.step import Step
 from knhk_workflow.errors import LimitExceeded
 from knhk_workflow.model.net import TaskNode
@@ -65,7 +65,7 @@ def go_on(step: Step, net: NetInstance, node: TaskNode) -> None:
         activation = case.activations.get(number)
         if activation is not None and activation.signalled:
             _go(step, net, node, activation)
-        elif activation is not None and _waits(activation):
+        elif activation is not None and _waits(step, activation):
             kept = _kept(case, name)
             if kept is not None and _ready(step, net, node, activation):
                 step.emit(e.TriggerTaken(kept.number, kept.name, net.number, node.id, number))
@@ -86,7 +86,7 @@ def _receiver(step: Step, name: str) -> Activation | None:
     for _, activation in sorted(step.case.activations.items()):
         node = step.node(activation)
         trigger = node.task.trigger
-        if trigger is None or trigger.name != name or not _waits(activation):
+        if trigger is None or trigger.name != name or not _waits(step, activation):
             continue
         if step.case.state == "running" and _ready(step, step.case.nets[activation.net], node, activation):
             return activation
@@ -110,8 +110,8 @@ def _kept(case: Case, name: str) -> Kept | None:
     return next((each for each in case.signals if each.name == name), None)
 
 
-def _waits(activation: Activation) -> bool:
-    return not activation.signalled and not activation.incidents
+def _waits(step: Step, activation: Activation) -> bool:
+    return not activation.signalled and not activation.incidents and not outrun(step, activation)
 
 
 def _ready(step: Step, net: NetInstance, node: TaskNode, activation: Activation) -> bool:
@@ -128,7 +128,9 @@ def _free(step: Step, net: NetInstance, node: TaskNode, inputs: tuple[str, ...])
 
 def _go(step: Step, net: NetInstance, node: TaskNode, activation: Activation) -> None:
     """The signal has come: it is the work of a waiting task, and the start of one with work of its own."""
-    if activation.instances or activation.incidents or not _ready(step, net, node, activation):
+    if activation.instances or activation.incidents or outrun(step, activation):
+        return
+    if not _ready(step, net, node, activation):
         return
     if node.carrier == "item":
         begin(step, net, node, activation)

@@ -127,6 +127,7 @@ class TaskNode:
     times: Times | None = None
     undo: str | None = None  # the task that undoes it
     undoes: tuple[str, ...] = ()  # of a compensation: the tasks that it undoes
+    ends: bool = False  # a token of it can end the net, whatever is left there
 
     # What rules ask of every step, found once:
     automatic: bool = field(init=False)
@@ -149,7 +150,10 @@ class TaskNode:
     single_run: bool = field(init=False)
     """One instance, one turn, carried out by somebody: when that is done, so is the task."""
     single_item: bool = field(init=False)
-    """Its enabling is one work item on offer, and takes no token yet."""
+    """Its enabling is one work item on offer that sees the net's data, and takes no token yet."""
+    plain_work: bool = field(init=False)
+    """That item is all there is to it: its start takes the tokens it was offered over, its output joins the data, and
+    its end puts one token on every flow."""
     busy_start: bool = field(init=False)
     """Its start does more than take tokens: it keeps books, cancels, or concerns other tasks."""
     forks: tuple[tuple[str, ...], tuple[str, ...]] | None = field(init=False)
@@ -167,6 +171,26 @@ class TaskNode:
         eager = kind == "partial" and not (self.shared or task.reads or guarded)
         single = kind in SINGLE
         tallies = len(self.skips) > 1 and kind in ("xor", "merge", "or", "structured-or")
+        single_item = (
+            self.carrier == "item"
+            and not eager
+            and self.many is None
+            and self.while_ is None
+            and self.times is None
+            and self.in_ is None
+            and not awaits
+        )
+        plain_look = kind not in ("partial", "or") and not self.skips and not awaits
+        plain_join = kind in ("xor", "and") and not task.reads and len(set(self.inputs)) == len(self.inputs)
+        busy_start = single or tallies or self.withdrawn is not None or self.shared
+        busy_end = bool(
+            self.many is not None
+            or self.region is not None
+            or task.closes
+            or task.completes
+            or self.expects
+            or (self.undo is not None and self.carrier in ("route", "trigger"))
+        )
         found: dict[str, object] = {
             "automatic": automatic,
             "awaits": awaits,
@@ -175,27 +199,25 @@ class TaskNode:
             "eager": eager,
             "tallies": tallies,
             "single": single,
-            "plain_look": kind not in ("partial", "or") and not self.skips and not awaits,
-            "plain_join": kind in ("xor", "and") and not task.reads and len(set(self.inputs)) == len(self.inputs),
+            "plain_look": plain_look,
+            "plain_join": plain_join,
             "single_run": self.carrier in ("item", "net")
             and self.many is None
             and self.while_ is None
             and self.until is None,
-            "single_item": self.carrier == "item"
-            and not eager
-            and self.many is None
-            and self.while_ is None
-            and self.times is None
-            and not awaits,
-            "busy_start": single or tallies or self.withdrawn is not None or self.shared,
+            "single_item": single_item,
+            "busy_start": busy_start,
             "forks": (self.outputs, ()) if self.split.kind == "and" else None,
-            "busy_end": bool(
-                self.many is not None
-                or self.region is not None
-                or task.closes
-                or task.completes
-                or self.expects
-                or (self.undo is not None and self.carrier in ("route", "trigger"))
+            "busy_end": busy_end,
+            "plain_work": bool(
+                single_item
+                and plain_join
+                and self.inputs
+                and self.until is None
+                and self.out is None
+                and self.undo is None
+                and self.split.kind == "and"
+                and not (guarded or busy_start or busy_end or self.ends or self.undoes)
             ),
         }
         for name, value in found.items():
@@ -434,6 +456,7 @@ def _node(shape: _Shape, task: Task, branches: tuple[Branch, ...]) -> TaskNode:
         times=_times(task),
         undo=task.compensate,
         undoes=tuple(sorted(each.id for each in shape.net.tasks if each.compensate == task.id)),
+        ends=shape.net.termination == "explicit" and END in outputs,
     )
 
 

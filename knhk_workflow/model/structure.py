@@ -445,24 +445,7 @@ def unsupported(spec: Spec) -> tuple[Problem, ...]:
                 if used(task):
                     kind = {"join": f"join: {task.join.kind}", "split": f"split: {task.split.kind}"}.get(key, key)
                     found.append(_unsupported(places.task(task.id, key), kind))
-    found.extend(_unsupported_rollbacks(spec))
     return tuple(found)
-
-
-def _unsupported_rollbacks(spec: Spec) -> Iterable[Problem]:
-    """Where completed work would have to be undone, and is not: regions of a net that goes on, one of many sub-nets."""
-    calls = {net.name: {task.net for task in net.tasks if task.net is not None} for net in spec.nets}
-    undone = {net.name: {task.id for task in net.tasks if task.compensate is not None} for net in spec.nets}
-    for net in spec.nets:
-        places = Places(f"nets.{net.name}" if net.name != ROOT else "")
-        for task in net.tasks:
-            if not undone[net.name].isdisjoint(task.cancels):
-                yield _unsupported(places.task(task.id, "cancels"), "cancels of a task with compensate")
-            if undone[net.name] and task.join.kind == "partial" and task.join.mode == "cancelling":
-                yield _unsupported(places.task(task.id, "join"), "a cancelling join beside tasks with compensate")
-            several = "instances" if task.instances is not None else "for_each" if task.for_each is not None else ""
-            if task.net is not None and several and any(undone.get(each) for each in _closure({task.net}, calls)):
-                yield _unsupported(places.task(task.id, several), f"{several} of a net with compensate")
 
 
 def _unsupported(path: str, what: str) -> Problem:

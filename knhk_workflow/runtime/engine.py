@@ -37,6 +37,7 @@ from knhk_workflow.runtime import messages, query, sandbox
 from knhk_workflow.runtime.births import Births, RunRequest
 from knhk_workflow.runtime.clock import Clock, Ids, SystemClock, SystemIds
 from knhk_workflow.runtime.definitions import VERIFY_BUDGET, Definitions, Document
+from knhk_workflow.runtime.dispatch import Dispatch, WorkSession, WorkSubscription
 from knhk_workflow.runtime.export import export
 from knhk_workflow.runtime.inputs import (
     JsonObject,
@@ -52,6 +53,9 @@ from knhk_workflow.runtime.meta import LOCAL, CallMeta
 from knhk_workflow.runtime.pages import page_size_of
 from knhk_workflow.runtime.pattern_runs import KeptRuns, PatternRun, run_in_memory, script_of
 from knhk_workflow.runtime.requests import Requests
+from knhk_workflow.runtime.results import CompleteRequest
+from knhk_workflow.runtime.retention import KEEP, PurgeRequest, PurgeView, Retention, RetentionPolicy
+from knhk_workflow.runtime.signature import SigningKey
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.steps import OnInstances, OnItem, Steps
 from knhk_workflow.runtime.timers import Outcome as TimerOutcome
@@ -104,14 +108,8 @@ class EngineLimits(msgspec.Struct, frozen=True):
     message_cases: int = messages.CASES_MAX
     """Most cases that one message may reach."""
     journal: JournalLimits = JournalLimits()
-
-
-class CompleteRequest(msgspec.Struct, frozen=True):
-    """One work item to complete, as in `complete_work_item`."""
-
-    item_id: str
-    output: JsonObject = None
-    user: str = ""
+    retention: RetentionPolicy = KEEP
+    """How long ended cases are kept."""
 
 
 class WorkflowEngine:
@@ -140,6 +138,7 @@ class WorkflowEngine:
         self._started_at = self._clock.now()
         self._tasks: dict[asyncio.Task[None], None] = {}  # ordered, so that they end in the same order in every run
         self._commits = 0
+        self._key: SigningKey | None = None
         self._closed = False
 
     @classmethod
@@ -174,6 +173,9 @@ class WorkflowEngine:
                         store, self._journal, keyspace, self._clock, self._limits.verification
                     )
                     self._timers = Timers(store, keyspace, self._clock, self._fire_timer)
+                    self._dispatch = Dispatch(
+                        store, keyspace, self._clock, self._on_item, self._look, self._peek, self._spawn
+                    )
                     self._cases = LiveCases(
                         store,
                         self._journal,
@@ -182,6 +184,7 @@ class WorkflowEngine:
                         keyspace,
                         self._continue,
                         self._timers.expect,
+                        self._dispatch.worked,
                         self._limits.cached_cases,
                     )
                     self._query = query.Query(store, keyspace)
@@ -203,8 +206,18 @@ class WorkflowEngine:
                         self._spawn,
                         self._limits.message_cases,
                     )
+                    self._retention = Retention(
+                        store,
+                        self._journal,
+                        keyspace,
+                        self._cases,
+                        self._clock,
+                        self._limits.retention,
+                        self._limits.journal.request_window_s,
+                    )
                     self._keyspace = keyspace
                     self._store = store
+                    await self._retention.recover()
                     await self._recover()
                     await self._messages.recover()
                 except BaseException:
@@ -217,6 +230,8 @@ class WorkflowEngine:
                     raise
                 self._spawn(self._sweep())
                 self._spawn(self._timers.run())
+                self._spawn(self._retention.run())
+                self._spawn(self._dispatch.restore())
         return self
 
     async def close(self) -> None:
@@ -224,6 +239,7 @@ class WorkflowEngine:
         self._closed = True
         if self._store is not None:
             self._messages.close()
+            self._dispatch.close()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -589,7 +605,29 @@ class WorkflowEngine:
     async def export_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> bytes:
         """A case with its whole history as a JSON document that `prove_export` can prove without the store."""
         async with self._moment() as reads:
-            return await export(reads, self._keyspace, meta.tenant, case_id)
+            return await export(reads, self._keyspace, meta.tenant, case_id, self._key, self._clock.now())
+
+    def sign_with(self, key: SigningKey) -> None:
+        """From now on exported cases are signed."""
+        self._key = key
+
+    async def purge_cases(self, asked: PurgeRequest, *, meta: CallMeta = LOCAL) -> PurgeView:
+        """Delete ended cases and their content for good; the log proves that they were there (runtime/retention.py).
+
+        Raises InvalidInput when nothing is chosen. A case that is not there or has not ended is left alone and named.
+        """
+        if self._store is None:
+            await self.open()
+        if not meta.request_id or asked.dry_run:
+            return await self._retention.purge(asked, meta)
+        request = self._requests.of(meta, (asked.case_ids, asked.filter, asked.mark, asked.limit))
+        return await self._retention.answer(asked, meta, request.scope, request.fingerprint)
+
+    async def apply_retention(self) -> int:
+        """Purge now what the retention policy keeps no longer; how many cases went. It happens by itself too."""
+        if self._store is None:
+            await self.open()
+        return await self._retention.apply()
 
     @asynccontextmanager
     async def _moment(self) -> AsyncIterator[Snapshot]:
@@ -624,7 +662,22 @@ class WorkflowEngine:
         if self._store is None:
             await self.open()
         async with self._steps.held(meta, case_id) as live:
-            return query.work_item(*live.loaded(), ref)
+            return self._dispatch.leased(query.work_item(*live.loaded(), ref), meta)
+
+    async def open_work(self, subscription: WorkSubscription, *, meta: CallMeta = LOCAL) -> WorkSession:
+        """A worker connects: items come to it, each leased, as long as it has credit (see runtime/dispatch.py).
+
+        `close` the session. Raises InvalidInput.
+        """
+        if self._store is None:
+            await self.open()
+        return await self._dispatch.open(subscription, meta)
+
+    def _look(self, item_id: str, meta: CallMeta) -> Awaitable[WorkItemView]:
+        return self.get_work_item(item_id, meta=meta)
+
+    def _peek(self, tenant: str, case_id: str) -> LiveCase | None:
+        return self._cases.peek(tenant, case_id)
 
     async def claim_work_item(self, item_id: str, user: str, *, meta: CallMeta = LOCAL) -> WorkItemView:
         """offered -> allocated to `user`."""
@@ -675,14 +728,16 @@ class WorkflowEngine:
         *,
         data: JsonObject = None,
         permanent: bool = False,
+        retry_after: int | None = None,
         meta: CallMeta = LOCAL,
     ) -> WorkItemView:
         """The work failed: it is offered again while its task's `retry` says so, unless the failure is `permanent`.
-        Then its error flow is taken, or an incident asks a person. `data` stands in the history."""
+        Then its error flow is taken, or an incident asks a person. `data` stands in the history. `retry_after`:
+        nanoseconds until it is offered again; None = as its task says."""
         checked_id(code, "code")
         body = json_object(data, "data") if data is not None else b""
         ref, case_id = parse_item_id(item_id)
-        return await self._on_item(case_id, c.FailItem(ref, code, message, user, body, permanent), meta)
+        return await self._on_item(case_id, c.FailItem(ref, code, message, user, body, permanent, retry_after), meta)
 
     async def skip_work_item(self, item_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> WorkItemView:
         """Go on without this work."""

@@ -5,19 +5,26 @@ stored. Each record has its digest, keyed by the case's salt, and the batch reco
 the hash of a batch record covers the hash of the one before. So nobody can change an event without changing every hash
 behind it, and the hash of a later batch record, kept elsewhere (a receipt, a backup's manifest), pins everything.
 
+The document is signed when the engine has a key: each record together with all before it, and the case with the newest
+hash of the log. So who changes an event and every hash behind it is found out at that event, by anybody who knows the
+public key. Without the key in hand the signature only says that the document is of one piece.
+
 A batch record names whatever was committed together. One that names another tenant's cases is left out, its hash is
 not; the proof counts what is tied to the log and what only has its digest.
 """
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from hashlib import blake2b
 from typing import Final
 
 import msgspec
+import msgspec.inspect
 
 from knhk_workflow.core.apply import replay
 from knhk_workflow.core.case import Case, encode_state
@@ -26,6 +33,7 @@ from knhk_workflow.errors import InvalidInput, NotFound, StoreCorrupt, StoreErro
 from knhk_workflow.model.parse import spec_digest
 from knhk_workflow.runtime.history import render
 from knhk_workflow.runtime.records import COMMITS, DEFINITIONS, HEADS
+from knhk_workflow.runtime.signature import CASE_EXPORT, CASE_RECORD, PUBLIC_BYTES, SigningKey, fingerprint, signed_by
 from knhk_workflow.store import CODEC_LOG, Keyspace, LogEntry, LogRecord, Reads, digest, seal, unseal, unseal_log
 from knhk_workflow.store.chain import Link, walk
 from knhk_workflow.store.codec import UNREADABLE
@@ -34,6 +42,8 @@ from knhk_workflow.store.keys import parse_case_record
 FORMAT: Final = "knhk-case-export"
 VERSION: Final = 1
 PAGE: Final = 64
+
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class ExportedEvent(msgspec.Struct, frozen=True):
@@ -53,6 +63,8 @@ class ExportedRecord(msgspec.Struct, frozen=True):
     digest: str
     record: str
     events: tuple[ExportedEvent, ...]
+    signature: str = ""
+    """Hex, over the hash of this record and all before it."""
 
 
 class ExportedBatch(msgspec.Struct, frozen=True):
@@ -74,6 +86,8 @@ class ExportedCase(msgspec.Struct, frozen=True):
     sequence: int
     state_hash: str
     data: msgspec.Raw
+    layout: str = ""
+    """Of the state that the hash is of: a version with another layout replays the events, but has another hash."""
 
 
 class ExportedWorkflow(msgspec.Struct, frozen=True):
@@ -83,8 +97,16 @@ class ExportedWorkflow(msgspec.Struct, frozen=True):
     document: str
 
 
+class ExportedSignature(msgspec.Struct, frozen=True):
+    """Who signed, when, and the signature of the whole, all in hex but the time (ns since the epoch)."""
+
+    key: str
+    signed_at: int
+    signature: str
+
+
 class Export(msgspec.Struct, frozen=True):
-    """The document."""
+    """The document. Without a signature it was exported by an engine that has no key."""
 
     format: str
     version: int
@@ -93,6 +115,7 @@ class Export(msgspec.Struct, frozen=True):
     salt: str
     records: tuple[ExportedRecord, ...]
     log: tuple[ExportedBatch, ...]
+    signature: ExportedSignature | None = None
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -109,10 +132,15 @@ class Proof(msgspec.Struct, frozen=True):
     hash: str
     sequence: int = 0
     problem: str = ""
+    signed_by: str = ""
+    """Fingerprint of the key that signed it; empty when nobody did, or when the signature is what is wrong."""
 
 
-async def export(reads: Reads, keys: Keyspace, tenant: str, case_id: str) -> bytes:
-    """The document of a case. `reads` is a snapshot. Raises NotFound, StoreCorrupt when the case is damaged."""
+async def export(
+    reads: Reads, keys: Keyspace, tenant: str, case_id: str, signer: SigningKey | None = None, now: int = 0
+) -> bytes:
+    """The document of a case, signed by `signer`. `reads` is a snapshot. Raises NotFound, StoreCorrupt when the case is
+    damaged."""
     case_keys = keys.case(tenant, case_id)
     stored = await reads.get(case_keys.head)
     if stored is None:
@@ -153,10 +181,53 @@ async def export(reads: Reads, keys: Keyspace, tenant: str, case_id: str) -> byt
         state.sequence,
         _state_hash(state),
         msgspec.Raw(state.root.data),
+        state_layout(),
     )
     workflow = ExportedWorkflow(definition.digest.hex(), b64encode(definition.document).decode())
     document = Export(FORMAT, VERSION, case, workflow, state.salt.hex(), tuple(records), tuple(batches))
+    if signer is not None:
+        document = await asyncio.to_thread(_signed, document, signer, now)
     return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
+
+
+def _signed(document: Export, key: SigningKey, now: int) -> Export:
+    """The document with its signatures."""
+    records = tuple(
+        msgspec.structs.replace(record, signature=key.sign(CASE_RECORD, hashed).hex())
+        for record, hashed in zip(document.records, _running(document), strict=True)
+    )
+    signature = key.sign(CASE_EXPORT, _whole(document, now)).hex()
+    told = ExportedSignature(key.public.hex(), now, signature)
+    return msgspec.structs.replace(document, records=records, signature=told)
+
+
+def _running(document: Export) -> Iterator[bytes]:
+    """After each record: the hash of the case's name and of all records so far."""
+    case = document.case
+    hashed = blake2b(_encode((case.tenant, case.case_id, document.salt)), digest_size=32)
+    for record in document.records:
+        hashed.update(_encode((record.first_sequence, record.position, record.digest)))
+        yield hashed.digest()
+
+
+def _whole(document: Export, now: int) -> bytes:
+    """What the signature of the whole is over: the case as stated, and every digest and hash."""
+    case = document.case
+    named = (
+        case.tenant,
+        case.case_id,
+        case.spec_id,
+        case.spec_version,
+        case.state,
+        case.sequence,
+        case.state_hash,
+        case.layout,
+    )
+    records = [(record.first_sequence, record.position, record.digest) for record in document.records]
+    log = [(batch.position, batch.hash) for batch in document.log]
+    return _encode(
+        (document.format, document.version, named, document.workflow.digest, document.salt, records, log, now)
+    )
 
 
 async def _chained(
@@ -205,12 +276,13 @@ async def _position_at(reads: Reads, keys: Keyspace, shard: int, time_ns: int) -
     return low
 
 
-def prove(document: bytes) -> Proof:
-    """Prove an exported case: offline, from the document alone. Raises InvalidInput for what is no export.
+def prove(document: bytes, key: bytes | None = None) -> Proof:
+    """Prove an exported case: offline, from the document alone, or with the public key (32 bytes) of whoever must have
+    signed it. Raises InvalidInput for what is no export.
 
     What it shows: every event is the one that its record holds, each record has the digest that the log names, the
-    log's hashes fit, the events follow from each other and give the case as stated. What it cannot show without a hash
-    kept elsewhere: that somebody did not write a whole other document.
+    log's hashes fit, the events follow from each other and give the case as stated. What it cannot show without the
+    key, or a hash kept elsewhere: that somebody did not write a whole other document.
     """
     try:
         export = msgspec.json.decode(document, type=Export)
@@ -220,7 +292,7 @@ def prove(document: bytes) -> Proof:
         raise InvalidInput.field(
             "document", f"has format {export.format!r} version {export.version}", f"this version reads {VERSION}"
         )
-    return _Prover(export).run()
+    return _Prover(export, key).run()
 
 
 class _Bad(Exception):
@@ -233,8 +305,10 @@ class _Bad(Exception):
 
 
 class _Prover:
-    def __init__(self, export: Export) -> None:
+    def __init__(self, export: Export, key: bytes | None) -> None:
         self._export = export
+        self._key = key
+        self._signed_by = ""
         self._events = self._records = self._tied = 0
 
     def run(self) -> Proof:
@@ -246,12 +320,22 @@ class _Prover:
         except _Bad as bad:
             sequence, problem = bad.sequence, bad.problem
         return Proof(
-            case.case_id, self._events, self._records, self._tied, newest.position, newest.hash, sequence, problem
+            case.case_id,
+            self._events,
+            self._records,
+            self._tied,
+            newest.position,
+            newest.hash,
+            sequence,
+            problem,
+            self._signed_by,
         )
 
     def _all(self) -> None:
         export, case = self._export, self._export.case
         salt = _unhex(export.salt, 0, "the salt")
+        signer = self._signer()
+        running = _running(export)
         batches = {batch.position: batch for batch in export.log}
         decoded: dict[int, LogRecord] = {}
         state: Case | None = None
@@ -273,19 +357,44 @@ class _Prover:
                 raise _Bad(first, f"log position {record.position} of event {first} is missing")
             if batch.batch:
                 self._tie(record, batch, batches, decoded, state.sequence - first + 1)
+            hashed = next(running)
+            if signer and not signed_by(signer, CASE_RECORD, hashed, _unhex(record.signature, first, "the signature")):
+                raise _Bad(first, f"the record of event {first} was not signed like this")
             self._records += 1
         if state is None:
             raise _Bad(1, "there are no events")
         if (state.case_id, state.tenant, state.salt) != (case.case_id, case.tenant, salt):
             raise _Bad(1, "the events are of another case")
+        now_hashed = _state_hash(state) if case.layout == state_layout() else case.state_hash
         stated = (case.state, case.sequence, case.spec_id, case.spec_version, case.state_hash)
-        if stated != (state.state, state.sequence, state.spec_id, state.version, _state_hash(state)):
+        if stated != (state.state, state.sequence, state.spec_id, state.version, now_hashed):
             raise _Bad(0, f"the case is said to be {stated}, its events say otherwise")
         if _json(bytes(case.data), 0) != _json(state.root.data, 0):
             raise _Bad(0, "the data of the case are not what its events say")
         document = _unbase64(export.workflow.document, 0, "the workflow")
         if spec_digest(document) != state.digest or state.digest.hex() != export.workflow.digest:
             raise _Bad(0, "the workflow is not the one that the case runs on")
+        if signer and export.signature is not None:
+            signature = _unhex(export.signature.signature, 0, "the signature")
+            if not signed_by(signer, CASE_EXPORT, _whole(export, export.signature.signed_at), signature):
+                raise _Bad(0, "the whole was not signed like this: the case as stated, its log or its end")
+            self._signed_by = fingerprint(signer)
+
+    def _signer(self) -> bytes:
+        """The public key that must have signed; empty when nobody had to and nobody did."""
+        told = self._export.signature
+        if told is None:
+            if self._key is not None:
+                raise _Bad(0, "it is not signed")
+            if any(record.signature for record in self._export.records):
+                raise _Bad(0, "its records are signed, but it is not")
+            return b""
+        stated = _unhex(told.key, 0, "the key of the signature")
+        if len(stated) != PUBLIC_BYTES:
+            raise _Bad(0, f"the key of the signature has {len(stated)} bytes")
+        if self._key is not None and stated != self._key:
+            raise _Bad(0, f"it is signed with another key, {fingerprint(stated)}, not with {fingerprint(self._key)}")
+        return stated
 
     def _fold(self, state: Case | None, exported: ExportedRecord, payload: bytes) -> Case:
         """Read a record, compare it with what is shown of it, and replay it."""
@@ -339,6 +448,24 @@ class _Prover:
         if named not in decoded[batch.position].entries:
             raise _Bad(first, f"log position {batch.position} does not name the record of event {first}")
         self._tied += 1
+
+
+@cache
+def state_layout() -> str:
+    """A mark of the fields that a case's state has in this version."""
+    found: dict[str, tuple[str, ...]] = {}
+    left: list[object] = [msgspec.inspect.type_info(Case)]
+    while left:
+        about = left.pop()
+        if isinstance(about, msgspec.inspect.StructType):
+            name = about.cls.__qualname__
+            if name not in found:
+                found[name] = tuple(each.encode_name for each in about.fields)
+                left += [each.type for each in about.fields]
+        elif isinstance(about, msgspec.inspect.Type):
+            for part in (getattr(about, each, None) for each in about.__struct_fields__):
+                left += part if isinstance(part, tuple) else [part]
+    return blake2b(_encode(sorted(found.items())), digest_size=8).hexdigest()
 
 
 def _state_hash(state: Case) -> str:

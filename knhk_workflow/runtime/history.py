@@ -13,6 +13,7 @@ import msgspec
 
 from knhk_workflow.core import events as e
 from knhk_workflow.core.explain_times import time_text
+from knhk_workflow.runtime.clock import NS_PER_S
 from knhk_workflow.runtime.records import CommitRecord
 from knhk_workflow.runtime.views import HistoryEvent
 
@@ -28,6 +29,7 @@ _PLAIN: Mapping[str, object] = {
     "expires": 0,
     "again": 0,
     "failed": (),
+    "lease": 0,
 }
 """What a field says where the construct that it belongs to is not used: left out."""
 
@@ -57,6 +59,8 @@ def _content(case_id: str, event: e.Event, record: CommitRecord) -> bytes:
             content[name] = [msgspec.Raw(element) for element in value]
         elif name == "due":
             content[name] = time_text(value)
+        elif name == "lease":
+            content[name] = f"{value / NS_PER_S:g}s"
         else:
             content[name] = msgspec.Raw(value) if name in _JSON else value
     if "attempt" in content:

@@ -6,6 +6,7 @@ The opening of a store looks at the newest part of its log only. Here every reco
     the records    each entry of the log has its commit record, whose digest agrees; no record is in no entry
     the cases      events dense from 1 on; replaying them gives the head, the snapshot, the open work, the incidents
     the workflows  each document has its digest, each case its workflow
+    the purges     a case that is named by the log and not there has the note that the log has the digest of
     the values     every other value has its checksum
 
 All of it from one snapshot, so it runs beside a working engine. Nothing is changed and nothing is mended.
@@ -34,10 +35,12 @@ from knhk_workflow.runtime.records import (
     INCIDENTS,
     ITEMS,
     MESSAGES,
+    PURGES,
     REQUESTS,
     SNAPSHOTS,
     CommitRecord,
 )
+from knhk_workflow.runtime.retention import note_digest
 from knhk_workflow.store import GENESIS, META_SHARD, CaseKeys, Keyspace, LogEntry, Reads, digest, unseal
 from knhk_workflow.store.chain import Link, walk
 from knhk_workflow.store.codec import UNREADABLE
@@ -61,6 +64,7 @@ from knhk_workflow.store.keys import (
     parse_effect,
     parse_incident,
     parse_item,
+    parse_purged,
     parse_timer,
     past_kind,
     shard_range,
@@ -106,6 +110,8 @@ class Examination(msgspec.Struct, frozen=True):
     cases: int
     values: int
     """Everything read, these included."""
+    purged: int
+    """Cases that were purged, as the log says."""
     ends: tuple[LogEnd, ...]
     findings: tuple[Finding, ...]
     """The first FINDINGS_MAX."""
@@ -143,6 +149,11 @@ class _Examiner:
         self._batches = self._records = self._events = self._cases = self._values = 0
         self._told: dict[tuple[str, str], _Sum] = {}
         """By case: the sum of the entries that the log has of it."""
+        self._purged: dict[tuple[str, str], bytes] = {}
+        """Cases that were purged, with the digests that their notes must have; empty once the note was found."""
+        self._purging: set[tuple[str, str]] = set()
+        """Purged cases that may still have records."""
+        self._purges = 0
         self._suspects: set[tuple[str, str]] = set()
         """Cases whose records do not add up to that: looked at one by one."""
         self._continuing: set[tuple[str, str]] = set()
@@ -156,8 +167,10 @@ class _Examiner:
         ends: list[LogEnd] = []
         for shard in self._keys.all_shards():
             self._told.clear()
+            self._purged.clear()
             self._suspects.clear()
             ends.append(await self._log(shard))
+            await self._notes(shard)
             await self._shard(shard)
             self._suspects.update(self._told)  # cases without any record
             if self._suspects:
@@ -170,6 +183,7 @@ class _Examiner:
             self._events,
             self._cases,
             self._values,
+            self._purges,
             tuple(ends),
             tuple(self._findings),
             self._found,
@@ -213,12 +227,47 @@ class _Examiner:
                     misplaced = f"case {entry.case_id!r} belongs to another shard"
                     self._wrong("ENTRY_MISPLACED", misplaced, shard, each.position, *name)
                     continue
+                if not entry.count:
+                    self._purged[name] = entry.digest
+                    self._told.pop(name, None)
+                    continue
+                if name in self._purged:
+                    again = f"case {entry.case_id!r} has events after it was purged"
+                    self._wrong("ENTRY_MISPLACED", again, shard, each.position, *name)
+                    continue
                 told = self._told.get(name)
                 if told is None:
                     told = self._told[name] = _Sum()
                 told.add(entry.first_sequence, entry.count, entry.digest)
             self._step()
         return end
+
+    async def _notes(self, shard: int) -> None:
+        """The notes of purged cases against the log."""
+        self._purging.clear()
+        async for key, _ in self._rows(shard, self._keys.purging(shard)):
+            self._purging.add(parse_purged(key))
+        async for key, value in self._rows(shard, self._keys.purged(shard)):
+            tenant, case_id = parse_purged(key)
+            try:
+                payload = unseal(key, value)
+                note = PURGES.read_payload(key, payload)
+            except (StoreCorrupt, StoreFormat) as error:
+                self._wrong("PURGE_WRONG", f"the note of case {case_id!r}: {error.message}", shard, 0, tenant, case_id)
+                continue
+            told = self._purged.get((tenant, case_id))
+            if told is None and note.cut:
+                self._told.pop((tenant, case_id), None)
+            elif told != note_digest(payload) or (note.tenant, note.case_id) != (tenant, case_id):
+                unknown = f"case {case_id!r} is noted as purged, but the log does not say so, or otherwise"
+                self._wrong("PURGE_WRONG", unknown, shard, 0, tenant, case_id)
+                continue
+            self._purges += 1
+            self._purged[tenant, case_id] = b""
+        for (tenant, case_id), digest_left in self._purged.items():
+            if digest_left:
+                missing = f"case {case_id!r} was purged, as the log says, and the note of it is missing or another"
+                self._wrong("PURGE_WRONG", missing, shard, 0, tenant, case_id)
 
     async def _suspected(self, shard: int) -> None:
         """Say of the cases that do not add up which records are missing, changed or unknown."""
@@ -297,6 +346,11 @@ class _Examiner:
             kind = kind_of(key)
             if kind == RECORD:
                 tenant, case_id, first = parse_case_record(key)
+                if (tenant, case_id) in self._purged:
+                    if (tenant, case_id) not in self._purging:
+                        left = f"case {case_id!r} was purged, but event {first} of it is there"
+                        self._wrong("PURGE_WRONG", left, shard, 0, tenant, case_id)
+                    continue
                 if case is None or (case.tenant, case.case_id) != (tenant, case_id):
                     if case is not None and beside is not None:
                         await self._case(shard, case, beside)
@@ -622,4 +676,4 @@ class _CaseWalk:
 
 def refused(error: StoreError) -> Examination:
     """What an examination says of a store that cannot even be opened."""
-    return Examination(0, 0, 0, 0, 0, (), (Finding(type(error).reason, error.message),), 1)
+    return Examination(0, 0, 0, 0, 0, 0, (), (Finding(type(error).reason, error.message),), 1)

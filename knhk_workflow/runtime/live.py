@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import islice
 from typing import Final
@@ -52,6 +52,9 @@ CACHED_CASES: Final = 10_000  # live cases in memory, about 4 KB each
 CONTINUE: Final = "continue"
 ROW_BYTES: Final = 200  # a key with its row, for the journal's account of what waits
 
+Items = Mapping[tuple[int, int], ItemInNet]
+"""Work items of a case, by activation and instance."""
+
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -66,6 +69,7 @@ class LiveCase:
         "created_by",
         "due",
         "head",
+        "items",
         "keys",
         "model",
         "records",
@@ -80,6 +84,7 @@ class LiveCase:
         self.head: bytes | None = None
         self.created_by = ""
         self.due = 0  # of the nearest timer that the step on its way to the disk made; 0 = none
+        self.items: Items | None = None  # work that the step on its way to the disk has changed
         self.records = 0
         self.bytes = 0
         self.busy = False
@@ -131,6 +136,7 @@ class LiveCases:
         keyspace: Keyspace,
         unsettled: Callable[[LiveCase], None],
         armed: Callable[[int], None],
+        worked: Callable[[LiveCase], None],
         limit: int = CACHED_CASES,
     ) -> None:
         self._reads = reads
@@ -140,7 +146,10 @@ class LiveCases:
         self._keyspace = keyspace
         self._unsettled = unsettled
         self._armed = armed
+        self._worked = worked
         self._limit = limit
+        self.purges = False
+        """There are purged cases: a new one must not take the id of one of them."""
         self._cases: dict[tuple[str, str], LiveCase] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -196,6 +205,7 @@ class LiveCases:
         live.model = None
         live.head = None
         live.due = 0
+        live.items = None
         if not live.turns and not live.changed and live.continuing is None:
             self._cases.pop((live.keys.tenant, live.keys.case_id), None)
 
@@ -215,14 +225,18 @@ class LiveCases:
         for (number, instance), item in step.items.items():
             row = item_row(case, item) if item[3].state in OPEN_ITEM_STATES else None
             writes.append((keys.item(number, instance), row))
+        live.items = step.items
         if step.incidents:
             _incident_rows(keys, step, writes)
         if case.ready or step.paused:
             writes.append((keys.effect(CONTINUE), b"" if case.ready else None))
         if case.timers or step.timed:
             live.due = timers.rows(keys, step, writes)
-        if live.head is None and case.business_key:
-            writes.append((keys.business_key(case.business_key), b""))
+        if live.head is None:
+            if case.business_key:
+                writes.append((keys.business_key(case.business_key), b""))
+            if self.purges:
+                expect.append((keys.purged(), None))
         if request is not None:
             writes.append(request)
             expect.append((request[0], None))
@@ -290,6 +304,7 @@ class LiveCases:
         if live.due:
             self._armed(live.due)
             live.due = 0
+        self._worked(live)
         state = live.state
         if state is not None and state.ready and state.state == "running":
             self._unsettled(live)
@@ -458,6 +473,8 @@ def item_row(case: Case, item: ItemInNet) -> bytes:
             run.changed_at,
             case.spec_id,
             case.due(activation, run) if case.timers else 0,
+            run.worker,
+            run.lease,
         )
     )
 

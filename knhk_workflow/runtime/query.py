@@ -133,12 +133,14 @@ def work_item(case: Case, model: Model, ref: c.ItemRef) -> WorkItemView:
     raise NotFound("work item", name)
 
 
-def work_item_after(step: Step, ref: c.ItemRef) -> WorkItemView:
-    """The item that a step was about as the step left it, without data; by now it may be gone from the case."""
+def work_item_after(step: Step, ref: c.ItemRef, whole: bool = False) -> WorkItemView:
+    """The item that a step was about as the step left it; by now it may be gone from the case. With its data only when
+    the `whole` is wanted, of an item that is still open."""
     case = step.case
     about = step.items[ref.activation, ref.instance]
+    data = (about[3].data or case.nets[about[2].net].data) if whole else b""
     opened = [_item_id(case, item) for item in step.items.values() if item is not about and item[3].state == "offered"]
-    return _shown(case, about, b"", case.state, case.sequence, tuple(opened))
+    return _shown(case, about, data, case.state, case.sequence, tuple(opened))
 
 
 def instances_after(step: Step) -> InstancesView:
@@ -238,7 +240,7 @@ class Query:
             head = HEADS.read(key, value)
             if (wanted.state and head.state != wanted.state) or (wanted.spec_id and head.spec_id != wanted.spec_id):
                 return None
-            return _listed(tenant, parse_case_head(key)[1], head)
+            return listed(tenant, parse_case_head(key)[1], head)
 
         if wanted.business_key:
             indexed = [
@@ -486,7 +488,8 @@ def _fitting(events: list[HistoryEvent]) -> list[HistoryEvent]:
     return events
 
 
-def _listed(tenant: str, case_id: str, head: CaseHead) -> CaseView:
+def listed(tenant: str, case_id: str, head: CaseHead) -> CaseView:
+    """A case as lists show it."""
     return CaseView(
         tenant,
         case_id,

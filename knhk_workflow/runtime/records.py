@@ -69,6 +69,8 @@ class ItemRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     changed_at: int
     spec_id: str
     due_at: int = 0
+    worker: str = ""
+    lease: int = 0  # ns
 
 
 class IncidentRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -88,6 +90,7 @@ class RequestRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     case_id: str
     sequence: int
     receipt: bytes = b""
+    purged: bool = False  # the case is gone, and the answer with it
 
 
 class MessageRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -105,6 +108,24 @@ class MessageRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     waits: bool  # no case that was there knew the name: whoever comes first gets it
     targets: tuple[str, ...] = ()
     answered: bool = False  # its request record is written
+
+
+class PurgeRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The note that a case was purged: all that is left of it but the digests in the log. The log has its digest."""
+
+    tenant: str
+    case_id: str
+    sequence: int  # events that it had
+    state: str
+    spec_id: str
+    version: int
+    created_at: int
+    ended_at: int
+    purged_at: int
+    principal: str
+    method: str
+    request_id: str = ""
+    cut: bool = False  # the store was restored as of an earlier moment, and the log ends before the purge
 
 
 class Definition(msgspec.Struct, frozen=True, array_like=True):
@@ -157,3 +178,4 @@ INCIDENTS = Reader(IncidentRow)
 REQUESTS = Reader(RequestRecord)
 DEFINITIONS = Reader(Definition)
 MESSAGES = Reader(MessageRecord)
+PURGES = Reader(PurgeRecord)

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from knhk_workflow.errors import InvalidInput, RequestMismatch
+from knhk_workflow.errors import InvalidInput, NotFound, RequestMismatch
 from knhk_workflow.runtime.meta import CallMeta
 from knhk_workflow.runtime.records import REQUESTS, RequestRecord, pack
 from knhk_workflow.store import CaseKeys, Keyspace, Reads
@@ -30,6 +30,11 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     request_id: str
 
 
+def request_scope(principal: str, method: str, request_id: str) -> bytes:
+    """The hash that names the record of a request."""
+    return blake2b(_encode((principal, method, request_id)), digest_size=16).digest()
+
+
 class Requests:
     """What the request ids of one engine did."""
 
@@ -42,7 +47,7 @@ class Requests:
         came. Raises InvalidInput for an id that is too long."""
         if len(meta.request_id.partition("#")[0].encode()) > REQUEST_ID_BYTES_MAX:  # a batch adds the element's index
             raise InvalidInput.field("request_id", f"must be at most {REQUEST_ID_BYTES_MAX} bytes", "use a UUID")
-        scope = blake2b(_encode((meta.principal, meta.method, meta.request_id)), digest_size=16).digest()
+        scope = request_scope(meta.principal, meta.method, meta.request_id)
         return Request(scope, blake2b(_encode(about), digest_size=16).digest(), meta.request_id)
 
     def record(
@@ -56,7 +61,7 @@ class Requests:
 
     async def find(self, request: Request, tenant: str, case_id: str) -> RequestRecord | None:
         """What this request id did to the case before, if anything. Raises RequestMismatch when that was something
-        else."""
+        else, NotFound when the case was purged since."""
         key = self._keys.case(tenant, case_id).request(request.scope)
         stored = await self._reads.get(key)
         if stored is None:
@@ -64,6 +69,8 @@ class Requests:
         record = REQUESTS.read(key, stored)
         if record.fingerprint != request.fingerprint:
             raise RequestMismatch(request.request_id)
+        if record.purged:
+            raise NotFound("case", record.case_id, "it was purged since")
         return record
 
     async def known(self, meta: CallMeta, case_id: str) -> bool:

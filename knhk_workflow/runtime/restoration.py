@@ -3,7 +3,8 @@
 The store is made beside its place and moved there when it is complete and examined: a restore that dies leaves nothing
 that could be taken for a store. What happened after the moment is left out: batch records, the commit records that they
 tell of, requests, versions of workflows. For the cases concerned everything derived (head, work list, incidents, what
-is left to do) is made again from their events. Messages under way at that moment are not part of it.
+is left to do) is made again from their events. Messages under way at that moment are not part of it. A case that was
+purged later is there again when the backups still have its records; otherwise it stays purged.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from knhk_workflow.model.net import Model
 from knhk_workflow.runtime.definitions import recompiled
 from knhk_workflow.runtime.integrity import Examination, Progress, examine, refused
 from knhk_workflow.runtime.live import CONTINUE, head_of, incident_row, item_row
-from knhk_workflow.runtime.records import COMMITS, DEFINITIONS, pack
+from knhk_workflow.runtime.records import COMMITS, DEFINITIONS, PURGES, REQUESTS, pack
 from knhk_workflow.store import META_SHARD, Keyspace, Store, Write, open_store, unseal_log
 from knhk_workflow.store.backup import (
     PER_CASE,
@@ -46,6 +47,10 @@ from knhk_workflow.store.keys import (
     EFFECT,
     LOG,
     MESSAGE,
+    PURGED,
+    PURGING,
+    RECORD,
+    REQUEST,
     REQUEST_EXPIRY,
     TIMER,
     case_in,
@@ -53,6 +58,7 @@ from knhk_workflow.store.keys import (
     parse_business_key,
     parse_effect,
     parse_log,
+    parse_purged,
     parse_request_expiry,
     parse_timer,
     shard_in,
@@ -164,11 +170,17 @@ class _Restoration:
         """Keys of commit records and requests behind the moment."""
         self._again: set[tuple[str, str]] = set()
         """Cases that have such records: what is derived from their events is made again."""
+        self._gone: set[tuple[str, str]] = set()
+        """Cases whose records are left out, because they were purged by the moment, or later and are not complete."""
+        self._back: set[tuple[str, str]] = set()
+        """Cases that were purged after the moment, and are there again or did not exist yet."""
 
     async def run(self) -> Restored:
         touched = await asyncio.to_thread(self._touched)
+        await asyncio.to_thread(self._find_purged)
         if not self._until.newest:
             await asyncio.to_thread(self._find_cuts)
+            await asyncio.to_thread(self._find_back)
         store = await open_store(self._path)
         try:
             if store.shards != self._shards:
@@ -237,6 +249,42 @@ class _Restoration:
                     for key, value in part.pairs:
                         self._note(key, value)
 
+    def _find_purged(self) -> None:
+        for name, _ in self._archives:
+            for part in self._parts(name):
+                if isinstance(part, Pairs):
+                    self._gone.update(parse_purged(key) for key, _ in part.pairs if kind_of(key) == PURGED)
+
+    def _find_back(self) -> None:
+        """Of the cases purged after the moment, those that the backups still have as they were, and those that began
+        later."""
+        later: set[tuple[str, str]] = set()
+        wanted: dict[bytes, tuple[str, str]] = {}
+        for name, _ in self._archives:
+            for part in self._parts(name):
+                if not isinstance(part, Pairs):
+                    continue
+                for key, value in part.pairs:
+                    if kind_of(key) != LOG:
+                        continue
+                    shard, position = parse_log(key)
+                    for entry in unseal_log(key, value)[0].entries:
+                        case = (entry.tenant, entry.case_id)
+                        if case not in self._gone:
+                            continue
+                        if position > self._cuts[shard].position:
+                            if not entry.count:
+                                later.add(case)
+                        elif entry.count:
+                            wanted[self._keys.case_record(*case, entry.first_sequence)] = case
+        for name, _ in self._archives:
+            for part in self._parts(name):
+                if isinstance(part, Pairs):
+                    for key, _ in part.pairs:
+                        wanted.pop(key, None)
+        self._back = later - set(wanted.values())
+        self._gone -= self._back
+
     def _log_times(self) -> Iterator[tuple[int, int, int]]:
         for name, _ in self._archives:
             for part in self._parts(name):
@@ -274,6 +322,10 @@ class _Restoration:
         if kind == BUSINESS:
             tenant, _, case_id = parse_business_key(key)
             return (tenant, case_id) not in self._again
+        if kind == PURGED:
+            return parse_purged(key) not in self._back
+        if kind == PURGING:
+            return False  # none of the records of such a case are restored
         if kind == MESSAGE:
             return False
         return key not in self._late
@@ -293,8 +345,12 @@ class _Restoration:
                 if not isinstance(part, Pairs):
                     continue
                 for key, value in part.pairs:
+                    if self._gone and kind_of(key) == RECORD and case_in(key) in self._gone:
+                        continue
+                    if self._back and kind_of(key) == REQUEST and REQUESTS.read(key, value).purged:
+                        continue  # its answer is gone, though its case may be there again
                     if chosen.has(key) and (self._until.newest or self._before(key)):
-                        batch.append((key, value))
+                        batch.append((key, self._as_of(key, value)))
                         size += len(key) + len(value)
                         written += 1
                 if size >= BATCH_BYTES:
@@ -304,10 +360,16 @@ class _Restoration:
         await store.commit(batch, (), True)
         return written
 
+    def _as_of(self, key: bytes, value: bytes) -> bytes:
+        """The value of a pair as it is restored: a note of a purge behind the moment says that the log lacks it."""
+        if kind_of(key) == PURGED and parse_purged(key) in self._again:
+            return pack(msgspec.structs.replace(PURGES.read(key, value), cut=True))
+        return value
+
     async def _derive(self, store: Store) -> None:
         """For cases whose newest events are left out: what is derived from the others."""
         models: dict[tuple[str, str, int], Model] = {}
-        for tenant, case_id in sorted(self._again):
+        for tenant, case_id in sorted(self._again - self._gone):
             keys = self._keys.case(tenant, case_id)
             state: Case | None = None
             created_by = ""

@@ -38,7 +38,9 @@ TIMER: Final = "system:timer"
 T = TypeVar("T")
 C = TypeVar("C", bound=c.Command)
 
-OnItem = c.ClaimItem | c.ReleaseItem | c.StartItem | c.CompleteItem | c.FailItem | c.SkipItem
+OnItem = (
+    c.ClaimItem | c.ReleaseItem | c.StartItem | c.CompleteItem | c.FailItem | c.SkipItem | c.LeaseItem | c.ReturnItem
+)
 OnInstances = c.AddInstance | c.CloseInstances | c.CompleteInstances | c.CancelInstances
 Spawn = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
 
@@ -241,7 +243,7 @@ def _case_after(live: LiveCase, step: Step, _: c.Command) -> CaseView:
 
 
 def _item_after(_: LiveCase, step: Step, command: OnItem) -> WorkItemView:
-    return query.work_item_after(step, command.item)
+    return query.work_item_after(step, command.item, type(command) is c.LeaseItem)
 
 
 def _instances_after(_: LiveCase, step: Step, __: OnInstances) -> InstancesView:

@@ -83,6 +83,7 @@ class WorkItemView(msgspec.Struct, frozen=True, gc=False):
         0  # by when it is to be done: the nearer one of its time-out and the task's deadline; 0 = no such time
     )
     retry_at: int = 0  # of one that has failed: when it is offered again; 0 = it is not
+    leased_until: int = 0  # by when its worker has to finish, or ask for longer; 0 = it is not leased
 
 
 class InstancesView(msgspec.Struct, frozen=True, gc=False):

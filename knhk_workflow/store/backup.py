@@ -9,10 +9,11 @@ A backup is what a snapshot shows, so it is consistent and nobody waits for it. 
     Pairs      keys and values
     End        counts, and the hash of everything before it
 
-Three kinds of keys. The log and the commit records never change: an incremental backup has those behind the position
-where the earlier one ended. What is kept for each case (head, snapshot, work, incidents) it has for the cases that the
-log names since. Of everything else (definitions, requests, timers, messages ...) it has all, which replaces what the
-earlier ones have. So restoring takes the first backup and all that follow, in order, and deletes nothing.
+Three kinds of keys. The log, the commit records and the notes of purged cases never change: an incremental backup has
+those behind the position where the earlier one ended. What is kept for each case (head, snapshot, work, incidents) it
+has for the cases that the log names since. Of everything else (definitions, requests, timers, messages ...) it has all,
+which replaces what the earlier ones have. So restoring takes the first backup and all that follow, in order, and
+deletes nothing; the records of cases that a note says were purged are left out.
 
 Reading checks every frame, the hash of the whole, the chain of each log, and that backups follow each other.
 """
@@ -37,6 +38,7 @@ from knhk_workflow.store.keys import (
     INCIDENT,
     ITEM,
     LOG,
+    PURGED,
     RECORD,
     SNAPSHOT,
     Keyspace,
@@ -56,6 +58,7 @@ READ_ROWS: Final = 128
 CHUNK: Final = 1024 * 1024
 
 PER_CASE: Final = frozenset({HEAD, SNAPSHOT, ITEM, INCIDENT})
+KEPT: Final = frozenset({LOG, RECORD, PURGED})
 _frame = struct.Struct(">II")
 
 
@@ -188,7 +191,7 @@ async def take(reads: Reads, shards: int, now: int, after_token: str = "") -> As
         writer.frame(Touched(tuple(touched)))
         for tenant, case_id in touched:
             case = keys.case(tenant, case_id)
-            for key in (case.head, case.snapshot):
+            for key in (case.head, case.snapshot, case.purged()):
                 value = await reads.get(key)
                 if value is not None:
                     writer.pair(key, value)
@@ -197,7 +200,7 @@ async def take(reads: Reads, shards: int, now: int, after_token: str = "") -> As
                     writer.pair(key, value)
             for piece in writer.pieces():
                 yield piece
-    skipped = frozenset({LOG, RECORD}) | PER_CASE if after else frozenset({LOG})
+    skipped = KEPT | PER_CASE if after else frozenset({LOG})
     for shard in keys.all_shards():
         async for key, value in _rows(reads, *shard_range(shard), skipped):
             if kind_of(key) == RECORD:
@@ -417,7 +420,7 @@ class Selection:
     def has(self, key: bytes) -> bool:
         """Whether a pair of the backup at hand is to be restored."""
         kind = kind_of(key)
-        if kind in (LOG, RECORD):
+        if kind in KEPT:
             return True
         if kind in PER_CASE:
             return not self._later or case_in(key) not in self._later

@@ -49,6 +49,8 @@ TIMER: Final = b"T"
 EFFECT: Final = b"E"
 REQUEST_EXPIRY: Final = b"X"
 MESSAGE: Final = b"M"
+PURGED: Final = b"P"
+PURGING: Final = b"Q"
 
 _u16 = struct.Struct(">H").pack
 _u64 = struct.Struct(">Q").pack
@@ -151,6 +153,14 @@ class CaseKeys:
     def business_key(self, key: str) -> bytes:
         """The index entry that leads from a business key to this case."""
         return self._business + _text(key) + _text(self.case_id)
+
+    def purged(self) -> bytes:
+        """The note that the case was purged; there for ever, so that its id is not given again."""
+        return _u16(self.shard) + _SYSTEM + PURGED + self._who
+
+    def purging(self) -> bytes:
+        """There while records of a purged case are still to be deleted."""
+        return _u16(self.shard) + _SYSTEM + PURGING + self._who
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +292,14 @@ class Keyspace:
         """The messages of all tenants."""
         return _under(self._system(shard) + MESSAGE)
 
+    def purged(self, shard: int) -> Range:
+        """The notes of purged cases of all tenants."""
+        return _under(self._system(shard) + PURGED)
+
+    def purging(self, shard: int) -> Range:
+        """The purged cases of all tenants whose records are still to be deleted."""
+        return _under(self._system(shard) + PURGING)
+
     def audit(self, shard: int, tenant: str, time_ns: int, number: int) -> bytes:
         """An audit entry; `number` tells entries of the same time apart."""
         return self._area(shard, tenant) + AUDIT + _u64_u64(time_ns, number)
@@ -359,6 +377,18 @@ def past_kind(key: bytes) -> bytes:
     return _under(key[: key.find(_END, 2) + 3])[1]
 
 
+def tenant_in(key: bytes) -> str:
+    """The tenant of a key; empty for a shard's own."""
+    return "" if key[2:4] == _SYSTEM else _Reader(key, kind_of(key)).tenant
+
+
+def past_tenant(key: bytes) -> bytes:
+    """The end of the range of all keys of the same shard and tenant; of a shard's own keys, of all of these."""
+    if key[2:4] == _SYSTEM:
+        return _under(key[:4])[1]
+    return _under(key[: key.find(_END, 2) + 2])[1]
+
+
 def case_in(key: bytes) -> tuple[str, str]:
     """(tenant, case id) of a key that has its case behind its kind: a record, head, snapshot, item or incident."""
     reader = _Reader(key, kind_of(key))
@@ -422,6 +452,12 @@ def parse_message(key: bytes) -> tuple[str, bytes]:
     """(tenant, scope)"""
     reader = _Reader(key, MESSAGE)
     return reader.text(), key[reader.at :]
+
+
+def parse_purged(key: bytes) -> tuple[str, str]:
+    """(tenant, case id) of a note of a purged case, or of one that is being purged."""
+    reader = _Reader(key, PURGED if kind_of(key) == PURGED else PURGING)
+    return reader.text(), reader.text()
 
 
 def parse_log(key: bytes) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 from knhk_sidecar.api.rpc import Listeners, Methods, RpcServer, server_options
 from knhk_sidecar.config import SidecarConfig
 from knhk_sidecar.identity.principal import ANONYMOUS
-from knhk_sidecar.identity.tls import TlsFiles, TlsSource
+from knhk_sidecar.identity.tls import FileSource, TlsFiles
 from knhk_sidecar.pipeline import Limits, Method, Pipeline
 from knhk_sidecar.pipeline.permissions import Permission
 from knhk_sidecar.telemetry.counters import Counters
@@ -73,7 +73,7 @@ async def _call(request: Message, context: grpc.aio.ServicerContext[Message, Mes
 async def main(cert: str, key: str, ca: str) -> None:
     """Serves until the parent closes the pipe."""
     config = SidecarConfig()
-    tls = TlsSource(TlsFiles(cert, key, ca))
+    tls = FileSource(TlsFiles(cert, key, ca))
     bare = grpc.aio.server(options=server_options(config))
     handler = grpc.unary_unary_rpc_method_handler(_call, Empty.FromString, Empty.SerializeToString)
     bare.add_generic_rpc_handlers([Methods({PATH: handler})])

@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from knhk_sidecar.api import pb
 from knhk_sidecar.api.services.work_items import WorkItemService
 from knhk_sidecar.identity.principal import ANONYMOUS, Principal
-from knhk_sidecar.identity.tls import TlsFiles, TlsSource
+from knhk_sidecar.identity.tls import FileSource, TlsFiles, TlsSource
 from knhk_sidecar.pipeline import Call, Method
 from knhk_sidecar.pipeline.call import Request, methods_of
 from knhk_sidecar.pipeline.stages import Admit, Authorize, Identify, Invoke, Observe, Proceed, Translate
@@ -214,7 +214,7 @@ async def _difference(whole: Run, part: Run, pairs: int) -> Estimate:
 
 async def main(cert: str, key: str, ca: str, client: str) -> None:
     """Measures when the parent says so."""
-    tls = TlsSource(TlsFiles(cert, key, ca))
+    tls = FileSource(TlsFiles(cert, key, ca))
     leaf = await asyncio.to_thread(Path(client).read_bytes)
     gc.freeze()
     await serve_questions(Measure, Way(tls, leaf).measure)

@@ -69,13 +69,19 @@ def test_a_running_daemon_is_backed_up_and_restored(tmp_path: Path) -> None:
     )
     assert earlier.returncode == 0, earlier.stderr
     assert f"up to log position {at - 1}" in earlier.stdout
+    public = tmp_path / "data" / "workflow_db" / "SIGNING_KEY.pub"
+    done = knhk("history", "verify", str(proof), "--key", str(public))
+    assert (done.returncode, "signed by key" in done.stdout) == (0, True), done.stderr
+    assert (public.with_suffix("").stat().st_mode & 0o777, public.stat().st_mode & 0o777) == (0o600, 0o644)
+    stranger = knhk("history", "verify", str(proof), "--key", str(tmp_path / "restored/workflow_db/SIGNING_KEY.pub"))
+    assert (stranger.returncode, "another key" in stranger.stderr) == (1, True)
     proven(proof)
 
 
 def proven(file: Path) -> None:
     done = knhk("history", "verify", str(file))
     assert (done.returncode, "is proven" in done.stdout) == (0, True), done.stderr
-    newest = done.stdout.split("hash ")[1].strip()
+    newest = done.stdout.split("hash ")[1].split()[0]
     assert knhk("history", "verify", str(file), "--hash", newest).returncode == 0
     assert knhk("history", "verify", str(file), "--hash", "00").returncode == 1
     document = json.loads(file.read_text())

@@ -318,3 +318,25 @@ def test_signals_instances_and_tasks_are_commanded(daemon: Daemon) -> None:
     daemon.json("work", "cancel-instances", "cancelled", "ask")
     assert mapping(daemon.json("case", "cancel-task", "cancelled", "pay"))["state"] == "CASE_STATE_COMPLETED"
     assert daemon.knhk("case", "trigger", "paid").returncode == 2
+
+
+@pytest.mark.long
+def test_ended_cases_are_purged_by_command(daemon: Daemon) -> None:
+    for name in ("purge-1", "purge-2", "purge-3"):
+        daemon.json("case", "run", "cli-review", "--id", name, "--business-key", "purges")
+    for name in ("purge-1", "purge-2"):
+        daemon.json("case", "cancel", name)
+    counted = mapping(daemon.json("case", "purge", "--business-key", "purges", "--dry-run"))
+    assert counted["purged_count"] == 2
+    done = daemon.knhk("case", "purge", "purge-1", "purge-3", "never")
+    assert done.returncode == 0, done.stderr
+    assert "1 case purged" in done.stdout
+    assert "'purge-3' is running" in done.stdout
+    assert "'never' does not exist" in done.stdout
+    rest = daemon.knhk("case", "purge", "--business-key", "purges", "--state", "cancelled", "--older-than", "0")
+    assert "1 case purged" in rest.stdout, rest.stderr
+    assert daemon.knhk("case", "show", "purge-2").returncode == 3
+    assert mapping(daemon.json("case", "show", "purge-3"))["state"] == "CASE_STATE_RUNNING"
+    again = daemon.knhk("case", "run", "cli-review", "--id", "purge-2")
+    assert again.returncode == 5 or "taken" in again.stderr or "exists" in again.stderr, again.stderr
+    assert daemon.knhk("case", "purge").returncode == 2

@@ -5,11 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from knhk_workflow import InvalidDocument
+from knhk_workflow import InvalidDocument, WrongState
 from knhk_workflow.core import commands as c
 from knhk_workflow.core import events as e
 from knhk_workflow.core.case import decode_state, encode_state
 from knhk_workflow.core.explain import explain, summary
+from knhk_workflow.core.settle import SLICE_FIRINGS
 from knhk_workflow.model.parse import findings, parse_spec, unsupported
 from tests.core.cases import WORK, Document, Played, flow, path
 
@@ -395,6 +396,18 @@ def test_a_compensation_can_be_called_off() -> None:
     assert case.open == ["NoHotel"]
 
 
+def test_undoing_much_is_done_in_slices() -> None:
+    document: Document = {
+        "tasks": {"A": {"compensate": "U", "split": "xor", "out": {"n": "data.n + 1"}}, "B": WORK, "U": {}},
+        "flows": [*path("start", "A"), flow("A", "A", "data.n < 500"), flow("A", "B", default=True), *path("B", "end")],
+    }
+    case = Played(document, {"n": 0})
+    events = case.do(c.CancelCase("the weather"))
+    first, second = (event.firings for event in events if isinstance(event, e.SettlePaused))
+    assert second - first == SLICE_FIRINGS
+    assert (case.case.state, case.case.reason, len(undone(case))) == ("cancelled", "the weather", 500)
+
+
 def test_explanations() -> None:
     case = until_cancelled(TRIP)
     assert case.explained("NoCar").sentence == (
@@ -445,16 +458,166 @@ def test_a_compensation_has_no_flows() -> None:
         parse_spec({"id": "x", "tasks": tasks, "flows": path("start", "A", "B")})
 
 
-def test_where_completed_work_would_have_to_be_undone_and_is_not() -> None:
-    work: Document = {**WORK, "compensate": "U"}
-    region = {"A": work, "U": WORK, "B": {**WORK, "cancels": ["A"]}}
-    join = {"A": work, "U": WORK, "B": {**WORK, "join": {"partial": {"need": 1, "mode": "cancelling"}}}}
-    for tasks, at in ((region, "tasks.B.cancels"), (join, "tasks.B.join")):
-        document = {"id": "x", "tasks": tasks, "flows": [*path("start", "A", "B", "end"), *path("start", "B")]}
-        assert [problem.path for problem in unsupported(parse_spec(document))] == [at]
+def test_what_is_final_is_told() -> None:
     outer = {"T": {"net": "middle", "instances": 2}}
     middle = {"tasks": {"T": {"net": "trip"}}, "flows": path("start", "T", "end")}
     nets = {"middle": middle, "trip": TRIP}
     spec = parse_spec({"id": "x", "tasks": outer, "flows": path("start", "T", "end"), "nets": nets})
-    assert [problem.path for problem in unsupported(spec)] == ["tasks.T.instances"]
+    assert unsupported(spec) == ()
     assert [(found.path, found.code) for found in findings(spec)] == [("nets.middle.tasks.T", "final_when_complete")]
+
+
+# -- regions, joins and instances -------------------------------------------------------------------------------------
+
+
+def test_a_region_leaves_completed_work_alone_until_the_net_ends() -> None:
+    document: Document = {
+        "tasks": {"A": {}, "Hotel": {**WORK, "compensate": "U"}, "U": WORK, "Stop": {**WORK, "cancels": ["Hotel"]}},
+        "flows": [*path("start", "A", "Hotel", "Join"), *path("A", "Stop", "Next", "Join"), *path("Join", "end")],
+    }
+    document["tasks"] |= {"Join": {**WORK, "join": "or"}, "Next": WORK}  # type: ignore[operator]  # a document
+    early, late = Played(document), Played(document)
+    early.complete("Stop")
+    early.do(c.CancelCase())
+    assert (early.case.state, undone(early)) == ("cancelled", []), "it was stopped before it was done"
+    late.complete("Hotel", {"room": 7})
+    late.complete("Stop")
+    assert late.open == ["Next"], "nothing is undone while the net goes on"
+    late.do(c.CancelCase())
+    assert (late.open, undone(late)) == (["U"], ["Hotel"])
+
+
+def test_a_cancelling_join_leaves_completed_work_alone() -> None:
+    document: Document = {
+        "tasks": {
+            "S": {},
+            "A": {**WORK, "compensate": "U"},
+            "B": WORK,
+            "C": WORK,
+            "J": {**WORK, "join": {"partial": {"need": 1, "mode": "cancelling"}}},
+            "U": WORK,
+        },
+        "flows": [*path("start", "S", "A", "B", "J", "end"), *path("S", "C", "J")],
+    }
+    case = Played(document)
+    case.complete("A")
+    case.complete("C")
+    assert (case.open, undone(case)) == (["J"], [])
+    case.do(c.CancelCase())
+    assert undone(case) == ["A"]
+
+
+def trips(**more: object) -> Document:
+    """Several trips at once; Done when enough of them are."""
+    return {
+        "tasks": {"Trip": {"net": "trip", **more}, "Done": WORK},
+        "flows": path("start", "Trip", "Done", "end"),
+        "nets": {"trip": TRIP},
+    }
+
+
+def booked(document: Document, hotels: int = 3) -> Played:
+    """All hotels are booked, nothing else yet."""
+    case = Played(document)
+    for _ in range(hotels):
+        case.complete("Hotel")
+    return case
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_several_sub_nets_are_undone_side_by_side(sync: bool) -> None:
+    case = booked(trips(instances={"min": 3, "sync": sync}))
+    case.do(c.CancelCase())
+    assert case.open == ["NoHotel"] * 3
+    for _ in range(3):
+        assert case.case.state == "running"
+        restarted(case)
+        case.complete("NoHotel")
+    assert (case.case.state, undone(case)) == ("cancelled", ["Hotel"] * 3)
+
+
+def test_cancelling_all_instances_undoes_each_and_takes_no_more() -> None:
+    case = booked(trips(instances={"min": 3, "create": "dynamic"}))
+    case.do(c.CancelInstances("Trip"))
+    assert case.open == ["NoHotel"] * 3
+    with pytest.raises(WrongState, match="stopped, and what it did is being undone"):
+        case.refused(c.AddInstance("Trip"))
+    assert case.do(c.CompleteInstances("Trip")) == []
+    for _ in range(3):
+        case.complete("NoHotel")
+    assert (case.case.state, undone(case)) == ("completed", ["Hotel"] * 3)
+
+
+def test_the_rest_is_undone_behind_a_flow_that_has_gone_on() -> None:
+    case = booked(trips(instances={"min": 3, "threshold": 1, "rest": "cancel"}))
+    case.complete("Car")
+    case.complete("Pay")
+    assert sorted(case.open) == ["Done", "NoHotel", "NoHotel"]
+    assert case.explained("Trip").sentence == (
+        "Trip has 3 instances: 1 done, 2 open (2 being undone); the flow has gone on, and it can be entered again when "
+        "the rest is done."
+    )
+    case.complete("Done")
+    assert case.case.state == "running"
+    case.complete("NoHotel")
+    restarted(case)
+    case.complete("NoHotel")
+    assert (case.case.state, undone(case)) == ("completed", ["Hotel", "Hotel"])
+    assert len([event for event in case.history if isinstance(event, e.TaskCompleted) and event.task == "Trip"]) == 1
+
+
+def test_one_of_several_sub_nets_that_takes_too_long_is_undone_before_a_person_is_asked() -> None:
+    case = booked(trips(instances=3, timeout=60))
+    case.now += 60 * S
+    case.do(c.FireTimer(min(case.case.timers)))
+    assert (sorted(case.open), case.incidents) == (["Car", "Car", "NoHotel"], [])
+    case.complete("NoHotel")
+    assert case.incidents == ["task_failed"]
+    case.resolve("retry")
+    assert sorted(case.open) == ["Car", "Car", "Hotel"]
+
+
+def test_forcing_several_sub_nets_lets_the_one_be_undone_that_had_failed() -> None:
+    case = booked(trips(instances=3, timeout=60))
+    case.now += 60 * S
+    case.do(c.FireTimer(min(case.case.timers)))
+    case.do(c.CompleteInstances("Trip"))
+    assert sorted(case.open) == ["Done", "NoHotel"]
+    case.complete("NoHotel")
+    assert (case.open, case.incidents) == (["Done"], [])
+    case.complete("Done")
+    assert (case.case.state, case.case.timers) == ("completed", {})
+
+
+def test_a_deadline_of_several_sub_nets_takes_its_flow_when_all_are_undone() -> None:
+    document = composite(instances=3, deadline="1970-01-01T00:01:00Z", on_error=None, on_timeout="Sorry")
+    case = booked(document)
+    case.now = 60 * S
+    case.do(c.FireTimer(1))
+    for _ in range(3):
+        assert case.open[-1] == "NoHotel"
+        case.complete("NoHotel")
+    assert case.open == ["Sorry"]
+
+
+def test_an_or_join_does_not_wait_for_what_is_cancelled_and_being_undone() -> None:
+    document: Document = {
+        "tasks": {
+            "S": {"split": "or"},
+            "Trip": {"net": "trip"},
+            "Stop": {**WORK, "cancels": ["Trip"]},
+            "J": {**WORK, "join": "or"},
+        },
+        "flows": [
+            *path("start", "S"),
+            flow("S", "Trip", "true"),
+            flow("S", "Stop", "true"),
+            *path("Trip", "J"),
+            *path("Stop", "J", "end"),
+        ],
+        "nets": {"trip": TRIP},
+    }
+    case = Played(document)
+    case.complete("Hotel")
+    case.complete("Stop")
+    assert sorted(case.open) == ["J", "NoHotel"]

@@ -53,11 +53,7 @@ def undo(draw: st.DrawFn, net: Document) -> None:
     """Compensations for some tasks of one net: work, work that is tried again, one that does itself."""
     tasks = net["tasks"]
     assert isinstance(tasks, dict)
-    cancelled = {name for body in tasks.values() for name in body.get("cancels", ())}
-    joins = [body.get("join") for body in tasks.values()]
-    if any(isinstance(join, dict) and join.get("partial", {}).get("mode") == "cancelling" for join in joins):
-        return
-    for name in sorted(tasks.keys() - cancelled):
+    for name in sorted(tasks):
         if draw(st.booleans()):
             tasks[name]["compensate"] = draw(st.sampled_from(["U0", "U1", "U2"]))
     used = {body["compensate"] for body in tasks.values() if "compensate" in body}
@@ -215,17 +211,30 @@ def _scope(draw: st.DrawFn, below: str) -> Document:
     undo(draw, {"tasks": tasks})
     if below:
         composite = tasks["C"]
+        if draw(st.integers(0, 2)) == 0:
+            composite["instances"] = draw(
+                st.fixed_dictionaries(
+                    {"min": st.integers(1, 3)},
+                    optional={
+                        "rest": st.sampled_from(["continue", "cancel"]),
+                        "threshold": st.just(1),
+                        "create": st.just("dynamic"),
+                        "sync": st.booleans(),
+                        "sequential": st.booleans(),
+                    },
+                )
+            )
         if draw(st.booleans()):
-            composite |= {"split": "xor", "on_error": "Sorry"}
+            composite |= {"split": "xor", draw(st.sampled_from(["on_error", "on_timeout"])): "Sorry"}
             next(flow for flow in flows if flow["from"] == "C")["default"] = True
             flows.append({"from": "C", "to": "Sorry", "when": "false"})
             flows.append({"from": "Sorry", "to": "end"})
         else:
             del tasks["Sorry"]
         if draw(st.booleans()):
-            composite["timeout"] = 7e-9
+            composite |= draw(st.sampled_from([{"timeout": 7e-9}, {"timeout": 7e-9}, {"deadline": LATER}]))
         if draw(st.integers(0, 3)) == 0:
-            tasks["D"]["cancels"] = ["C"] if "compensate" not in composite else []
+            tasks["D"]["cancels"] = draw(st.lists(st.sampled_from(["A", "B", "C", "E"]), min_size=1, unique=True))
         if draw(st.integers(0, 3)) == 0:
             tasks["E"]["completes"] = ["C"]
     else:

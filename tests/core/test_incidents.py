@@ -6,7 +6,7 @@ import pytest
 
 from knhk_workflow import WorkflowError, WrongState
 from knhk_workflow.core import commands as c
-from knhk_workflow.core.completion import TOKENS_MAX
+from knhk_workflow.core.case import TOKENS_MAX
 from knhk_workflow.core.starting import OPEN_ITEMS_MAX
 from tests.core.cases import WORK, Document, Played, flow, path
 

@@ -29,6 +29,7 @@ OR, AND = Join("or"), Join("and")
 XOR_SPLIT, OR_SPLIT = Split("xor"), Split("or")
 STEPS_PER_NET = 10  # of the run's budget; four states of one net, each walked through twice
 STATES_MAX = 1_500  # markings that the oracle walks through before it gives up
+ASKED_MAX = 15  # markings of one net that its joins are asked about, one after the other
 TOKENS_MAX = 4  # in one place; more is taken for a net without bound
 
 
@@ -513,6 +514,39 @@ def test_nothing_but_its_dependencies_changes_a_verdict(seed: int) -> None:
         seen = dict(mixed(here.seen, there.seen, depends.tasks))
         verdict = join.verdict(dict(here.marking), dict(here.busy), dict(here.seen))
         assert join.verdict(marking, busy, seen) is verdict
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_token_that_can_get_into_an_input_is_not_taken_for_one_in_it(turned: bool) -> None:
+    spec = net(
+        "start > s > d > j > end",
+        "s > f > j",
+        "s > x > b > j",
+        "s > y > b",
+        j=task(OR),
+        b=task(AND),
+        section=("d",),
+    )
+    expected = [("s->d f->j x->b", WAIT), ("d->j f->j x->b", FIRE)]
+    join = joins_of(spec)["j"]
+    for text, verdict in expected[::-1] if turned else expected:
+        assert join.verdict(*tokens(text)) is verdict
+
+
+@given(st.integers(0, 1_000_000))
+def test_what_was_asked_before_changes_no_verdict(seed: int) -> None:
+    spec = random_net(seed)
+    oracle = Oracle(spec)
+    asked = [random_state(oracle, seed)]
+    for state in asked:
+        if len(asked) < ASKED_MAX:
+            asked += (after for after in oracle.steps(state) if after not in asked)
+    often = joins_of(spec)
+    for state in asked[:ASKED_MAX]:
+        marking, busy, seen = dict(state.marking), dict(state.busy), dict(state.seen)
+        for name, once in joins_of(spec).items():
+            assert often[name].verdict(marking, busy, seen) is once.verdict(marking, busy, seen)
+            assert often[name].witness(marking, busy, seen) == once.witness(marking, busy, seen)
 
 
 T = TypeVar("T")

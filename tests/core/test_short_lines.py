@@ -1,7 +1,8 @@
 """The short lines that a plain task takes through the core are the general rules, said shorter.
 
-What a task is not concerned with is found when it is compiled (`plain_look`, `plain_join`, `single_item`, `busy_start`,
-`forks`). A model in which every task is treated as if anything concerned it must decide the same.
+What a task is not concerned with is found when it is compiled (`plain_look`, `plain_join`, `single_item`,
+`plain_work`, `busy_start`, `forks`). A model in which every task is
+treated as if anything concerned it must decide the same.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from knhk_workflow.model.parse import parse_spec
 from tests.core.test_constructs import adorned, any_command
 from tests.core.test_replay import CHOICES, DATA, Document, workflow
 
-GENERAL: Final = {"plain_look": False, "plain_join": False, "single_item": False, "busy_start": True, "forks": None}
+GENERAL: Final = {
+    "plain_look": False,
+    "plain_join": False,
+    "single_item": False,
+    "plain_work": False,
+    "busy_start": True,
+    "forks": None,
+}
 
 
 def without_short_lines(model: Model) -> Model:

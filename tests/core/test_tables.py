@@ -81,6 +81,7 @@ def test_tags_are_unique_and_never_change() -> None:
         "CompletionsForgotten": 52,
         "RollbackBegun": 53,
         "CompensationBegun": 54,
+        "ItemReturned": 70,
     }
     assert len({kind.__struct_config__.tag for kind in COMMANDS}) == len(COMMANDS)
 

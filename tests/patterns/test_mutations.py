@@ -15,7 +15,20 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from knhk_workflow.core import apply, cancel, completion, due, joins, locks, rollback, settle, step, timers, triggers
+from knhk_workflow.core import (
+    apply,
+    cancel,
+    compensation,
+    completion,
+    due,
+    joins,
+    locks,
+    rollback,
+    settle,
+    step,
+    timers,
+    triggers,
+)
 from knhk_workflow.core.case import Completion, NetInstance
 from knhk_workflow.core.events import Event
 from knhk_workflow.core.or_join import Verdict
@@ -132,6 +145,7 @@ MUTANTS: Final = (
     Mutant("undoing: what was completed is undone", rollback.undo_next, rollback.finish, _patterns(19, 20)),
     Mutant("undoing: a failure finds the composite task", rollback._catcher, _nothing, _patterns(19)),
     Mutant("undoing: newest first", apply._newest, _oldest, _patterns(19, 20)),
+    Mutant("undoing: a task waits until its sub-net is undone", compensation.pending, _false, _patterns(19, 35)),
     Mutant("section: keeps others out", locks.blocked_by, _nothing, _patterns(17, 39, 40)),
     Mutant("section: is released", locks.release, _false, _patterns(17, 39, 40)),
     Mutant("section: is taken", locks.take, _nothing, _patterns(17, 39, 40)),

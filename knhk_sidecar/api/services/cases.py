@@ -21,6 +21,7 @@ from knhk_workflow import (
     InvalidInput,
     NotFound,
     Page,
+    PurgeRequest,
     RunRequest,
     Unsupported,
     WorkflowEngine,
@@ -283,6 +284,24 @@ class CaseService:
             resolved.resolved_by = meta.principal
         return pb.ResolveIncidentResponse(case=wire.case(view), incident=resolved)
 
+    async def purge_cases(self, request: pb.PurgeCasesRequest, meta: CallMeta) -> pb.PurgeCasesResponse:
+        """Delete ended cases for good."""
+        selection = wire.case_selection(request.filter) if request.HasField("filter") else None
+        asked = PurgeRequest(
+            tuple(wire.case_id(each) for each in request.case_ids),
+            selection.wanted if selection is not None else None,
+            selection.keep if selection is not None else None,
+            selection.mark if selection is not None else b"",
+            request.dry_run,
+            request.limit,
+        )
+        done = await self._engine.purge_cases(asked, meta=meta)
+        return pb.PurgeCasesResponse(
+            purged_count=done.purged,
+            skipped=[pb.SkippedCase(case_id=each.case_id, reason=to_status(each.error)) for each in done.skipped],
+            more=done.more,
+        )
+
     # -- watch --------------------------------------------------------------------------------------------------------
 
     async def export_case(self, request: pb.ExportCaseRequest, meta: CallMeta) -> AsyncIterator[pb.ExportCaseResponse]:
@@ -339,7 +358,12 @@ class CaseService:
                     continue
                 event, token = found
                 wanted = not types or event.event_type in types
-                if wanted and (selection is None or selection(await known.case(event))):
+                if wanted and selection is not None:
+                    try:
+                        wanted = selection(await known.case(event))
+                    except NotFound:
+                        wanted = False  # purged since
+                if wanted:
                     yield pb.WatchCasesResponse(event=wire.history_event(event), resume_token=token)
                 delivered = token
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from knhk_sidecar.api import pb, wire
 from knhk_sidecar.api.faults import to_status
 from knhk_sidecar.api.services.pages import filtered
+from knhk_sidecar.api.services.streams import closed_after
+from knhk_sidecar.api.services.work_stream import work_stream
 from knhk_workflow import (
     CallMeta,
     CaseView,
@@ -15,8 +19,6 @@ from knhk_workflow import (
     WorkItemView,
     WrongState,
 )
-
-FAILED = "failed"  # the code of a failure that its reporter gave none
 
 
 class WorkItemService:
@@ -95,17 +97,15 @@ class WorkItemService:
 
     async def fail_work_item(self, request: pb.FailWorkItemRequest, meta: CallMeta) -> pb.FailWorkItemResponse:
         """Report a failure. Without a retry rule on the task it becomes an incident."""
-        wire.not_yet(request.HasField("retry_after"), "WorkItemService.FailWorkItem.retry_after")
-        name = wire.item_id(request.item_id)
-        wire.present_attempt(name, request.attempt)
-        user = request.user or meta.principal
+        asked = wire.failure(request, request.user or meta.principal)
         item = await self._engine.fail_work_item(
-            name,
-            request.code or FAILED,
-            request.message,
-            user,
-            data=request.data_json or None,
-            permanent=request.permanent,
+            asked.item_id,
+            asked.code,
+            asked.message,
+            asked.user,
+            data=asked.data,
+            permanent=asked.permanent,
+            retry_after=asked.retry_after,
             meta=meta,
         )
         case = await self._case(item, meta)
@@ -165,6 +165,14 @@ class WorkItemService:
             wire.case_id(request.case_id), wire.task_id(request.task_id), activation=request.activation, meta=meta
         )
         return pb.CancelInstancesResponse(group=wire.instance_group(found))
+
+    async def stream_work_items(
+        self, requests: AsyncIterator[pb.StreamWorkItemsRequest], meta: CallMeta
+    ) -> AsyncIterator[pb.StreamWorkItemsResponse]:
+        """A worker's channel."""
+        async with closed_after(work_stream(self._engine, requests, meta)) as responses:
+            async for response in responses:
+                yield response
 
     async def _case(self, item: WorkItemView, meta: CallMeta) -> CaseView:
         """The item's case. The change is durable already: a deadline that has passed meanwhile must not hide that."""

@@ -58,8 +58,6 @@ NAMES = {
 }
 
 LATER = {
-    "KGC_SIDECAR_SPIFFE_ENABLED": "true",
-    "WORKFLOW_SPIFFE_ENABLED": "true",
     "KGC_SIDECAR_KMS_PROVIDER": "vault",
     "KGC_SIDECAR_CROSS_REGION_SYNC_ENABLED": "true",
     "WORKFLOW_MULTI_REGION": "true",
@@ -254,3 +252,23 @@ def test_addresses(text: str, host: str, port: int) -> None:
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(ValueError, match=r"must be|not a host"):
         split_address(text)
+
+
+@pytest.mark.parametrize("variable", ["KGC_SIDECAR_SPIFFE_ENABLED", "WORKFLOW_SPIFFE_ENABLED"])
+def test_the_workload_api_comes_from_the_environment(variable: str) -> None:
+    config = load(environ={variable: "true", "SPIFFE_ENDPOINT_SOCKET": "unix:///a.sock"}).config
+    assert (config.spiffe_enabled, config.spiffe_socket) == (True, "unix:///a.sock")
+
+
+def test_what_the_workload_api_needs() -> None:
+    agent: dict[str, Value] = {"spiffe_enabled": True, "spiffe_socket": "unix:///a.sock"}
+    (line,) = problems(flags={"spiffe_enabled": True}, environ={})
+    assert "needs spiffe_socket" in line
+    (line,) = problems(flags={**agent, "spiffe_socket": "/a.sock"}, environ={})
+    assert "unix:///path" in line
+    (line,) = problems(flags={**agent, "tls_cert": "c"}, environ={})
+    assert "only a part of the files" in line
+    (line,) = problems(flags={"spiffe_federates_with": "b.org"}, environ={})
+    assert "no effect" in line
+    config = load(flags={**agent, "address": "0.0.0.0:1", "spiffe_federates_with": "b.org, c.org"}, environ={}).config
+    assert config.federated_domains == ("b.org", "c.org")

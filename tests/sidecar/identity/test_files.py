@@ -10,7 +10,7 @@ import pytest
 
 from knhk_sidecar.identity import dev_ca
 from knhk_sidecar.identity.spiffe_id import TrustDomain
-from knhk_sidecar.identity.tls import InvalidMaterial, TlsFiles, TlsSource
+from knhk_sidecar.identity.tls import FileSource, InvalidMaterial, TlsFiles
 from tests.sidecar.identity.authority import Authority, Wish
 
 
@@ -38,7 +38,7 @@ def test_what_it_issues_passes_the_leaf_check(tmp_path: Path) -> None:
         authority.issue_client(),
         authority.issue("clerk", "/ns/a/sa/clerk"),
     )
-    source = TlsSource(files_of(authority, server))
+    source = FileSource(files_of(authority, server))
     assert source.trust_domain == dev_ca.TRUST_DOMAIN
     for svid in (server, client, other):
         assert source.leaves.check(svid.cert.read_bytes()).spiffe_id == svid.spiffe_id
@@ -53,14 +53,14 @@ def test_the_authority_is_kept_until_it_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "ca.key").write_text("half of a k")
     mended = dev_ca.open_authority(tmp_path, TrustDomain("b.org"))
     svid = mended.issue("x", "/x")
-    leaves = TlsSource(files_of(mended, svid)).leaves
+    leaves = FileSource(files_of(mended, svid)).leaves
     assert str(leaves.check(svid.cert.read_bytes()).spiffe_id) == "spiffe://b.org/x"
 
 
 def test_new_files_are_taken_when_they_fit_together(tmp_path: Path) -> None:
     authority = dev_ca.open_authority(tmp_path)
     server = authority.issue_server()
-    source = TlsSource(files_of(authority, server))
+    source = FileSource(files_of(authority, server))
     assert not source.refresh()
     before = source.material
     authority.issue_server()
@@ -71,7 +71,7 @@ def test_new_files_are_taken_when_they_fit_together(tmp_path: Path) -> None:
 def test_files_that_do_not_fit_leave_the_old_ones_in_use(tmp_path: Path) -> None:
     authority = dev_ca.open_authority(tmp_path)
     server = authority.issue_server()
-    source = TlsSource(files_of(authority, server))
+    source = FileSource(files_of(authority, server))
     before = source.material
     good_key = server.key.read_bytes()
     for broken in (b"", b"nonsense", authority.issue("other", "/other").key.read_bytes()):
@@ -86,7 +86,7 @@ def test_files_that_do_not_fit_leave_the_old_ones_in_use(tmp_path: Path) -> None
 
 def test_a_replaced_authority_counts_for_callers(tmp_path: Path) -> None:
     authority = dev_ca.open_authority(tmp_path)
-    source = TlsSource(files_of(authority, authority.issue_server()), TrustDomain("a.org"))
+    source = FileSource(files_of(authority, authority.issue_server()), TrustDomain("a.org"))
     other = Authority()
     cert, _ = other.issue(Wish())
     assert str(source.leaves.check(cert).spiffe_id) == "spiffe://a.org/web"
@@ -102,10 +102,10 @@ def test_material_that_cannot_be_used_is_named(tmp_path: Path, which: str) -> No
     paths = {"cert": server.cert, "key": server.key, "ca": authority.ca}
     paths[which].write_text("nonsense")
     with pytest.raises(InvalidMaterial, match=str(paths[which])):
-        TlsSource(files_of(authority, server))
+        FileSource(files_of(authority, server))
     paths[which].unlink()
     with pytest.raises(InvalidMaterial, match="cannot be read"):
-        TlsSource(files_of(authority, server))
+        FileSource(files_of(authority, server))
 
 
 def test_a_certificate_without_id_needs_a_trust_domain(tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def test_a_certificate_without_id_needs_a_trust_domain(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
     files = TlsFiles(str(tmp_path / "c"), str(tmp_path / "k"), str(tmp_path / "a"))
     with pytest.raises(InvalidMaterial, match="spiffe_trust_domain"):
-        TlsSource(files)
-    source = TlsSource(files, TrustDomain("a.org"))
+        FileSource(files)
+    source = FileSource(files, TrustDomain("a.org"))
     assert source.material.spiffe_id is None
     assert source.material.not_after > time.time()
     assert source.leaves.check(authority.issue()[0])

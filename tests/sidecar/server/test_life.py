@@ -115,17 +115,22 @@ async def fetch(address: str, path: str) -> bytes:
     return content
 
 
+def files(directory: Path) -> dict[Path, bytes | int]:
+    """What is in a directory; of the agent's socket its inode."""
+    return {path: path.read_bytes() if path.is_file() else path.stat().st_ino for path in directory.iterdir()}
+
+
 async def test_a_second_daemon_on_the_directory_is_refused_and_harms_nothing(tmp_path: Path) -> None:
     async with daemon(tmp_path / "data", tmp_path / "1.json") as first:
         addresses = await first.ready()
-        before = {path: path.read_bytes() for path in (tmp_path / "data" / "dev").iterdir()}
+        before = files(tmp_path / "data" / "dev")
         async with daemon(tmp_path / "data", tmp_path / "2.json") as second:
             assert await asyncio.wait_for(second.process.wait(), 20) == 5
             (line,) = (json.loads(line) for line in (await second.errors()).splitlines() if "cannot_start" in line)
         assert str(tmp_path / "data" / "workflow_db") in line["problem"]
         assert "in use" in line["problem"]
         assert line["mend"]
-        assert {path: path.read_bytes() for path in (tmp_path / "data" / "dev").iterdir()} == before
+        assert files(tmp_path / "data" / "dev") == before
         async with developer(addresses) as channel:
             assert (await pb.AdminServiceStub(channel).GetStatus(pb.GetStatusRequest(), timeout=5)).engine_enabled
 

@@ -75,6 +75,7 @@ class Sidecar:
     """A running server and stubs for it."""
 
     engine: WorkflowEngine | None
+    address: str
     channel: aio.Channel
     implementations: Mapping[str, object]
     workflows: pb.WorkflowServiceAsyncStub
@@ -113,6 +114,7 @@ async def _served(engine: WorkflowEngine | None) -> AsyncIterator[Sidecar]:
         async with aio.insecure_channel(real.main) as channel:
             yield Sidecar(
                 engine,
+                real.main,
                 channel,
                 implementations,
                 pb.WorkflowServiceStub(channel),

@@ -17,7 +17,7 @@ from tests.sidecar.services.server import Refusal, Sidecar, refused, snake
 METHODS = [method for service in pb.SERVICES for method in service.methods]
 LATER = {
     "PatternService": {"DecideRoutes"},
-    "CaseService": {"PurgeCases", "PreviewMigration", "MigrateCases"},
+    "CaseService": {"PreviewMigration", "MigrateCases"},
     "WorkItemService": {
         "OfferWorkItem",
         "AllocateWorkItem",
@@ -25,7 +25,6 @@ LATER = {
         "DelegateWorkItem",
         "SuspendWorkItem",
         "ResumeWorkItem",
-        "StreamWorkItems",
     },
 }
 NOW_OF_ADMIN = {"GetStatus", "GetConfig", "SetLogLevel", "Backup", "VerifyHistory"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import grpc
-import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from knhk_sidecar.api import pb
@@ -135,20 +134,23 @@ async def test_work_is_listed_by_role_owner_state_task_and_workflow(running: Sid
     assert (await refused(running.items.ListWorkItems(ended))).code is grpc.StatusCode.UNIMPLEMENTED
 
 
-@pytest.mark.parametrize(
-    ("request_", "feature"),
-    [
-        (pb.FailWorkItemRequest(item_id="1.1.1@x", retry_after=Duration(seconds=1)), "FailWorkItem.retry_after"),
-    ],
-)
-async def test_a_field_that_nothing_would_come_of_is_refused_by_name(
-    running: Sidecar, request_: pb.FailWorkItemRequest, feature: str
-) -> None:
-    refusal = await refused(running.items.FailWorkItem(request_))
-    assert refusal.code is grpc.StatusCode.UNIMPLEMENTED
-    assert refusal.info.metadata["feature"] == f"WorkItemService.{feature}"
+async def test_whoever_reports_a_failure_can_say_when_to_try_again(running: Sidecar) -> None:
+    document = {**RETRIED, "id": "patient", "tasks": {"call": {"required_roles": ["r"], "retry": SLOW}}}
+    await running.workflows.RegisterWorkflow(pb.RegisterWorkflowRequest(spec_json=json.dumps(document).encode()))
+    run = await running.cases.RunCase(pb.RunCaseRequest(spec_id="patient", case_id="p"))
+    (item,) = run.open_work_items
+    request = pb.FailWorkItemRequest(item_id=item.item_id, retry_after=Duration(seconds=0))
+    assert (await running.items.FailWorkItem(request)).will_retry
+    (again,) = (await running.items.ListWorkItems(pb.ListWorkItemsRequest(case_id="p"))).items
+    assert again.attempt == 2
+    request = pb.FailWorkItemRequest(item_id=again.item_id, retry_after=Duration(seconds=3_600))
+    assert (await running.items.FailWorkItem(request)).will_retry
+    assert not (await running.items.ListWorkItems(pb.ListWorkItemsRequest(case_id="p"))).items
+    negative = pb.FailWorkItemRequest(item_id=again.item_id, retry_after=Duration(seconds=-1))
+    assert (await refused(running.items.FailWorkItem(negative))).fields == ["retry_after"]
 
 
+SLOW = {"max_attempts": 3, "backoff": "2h"}
 RETRIED = {
     "id": "retried",
     "tasks": {"call": {"required_roles": ["r"], "retry": {"max_attempts": 3, "backoff": 0}}},

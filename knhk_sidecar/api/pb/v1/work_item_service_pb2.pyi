@@ -447,7 +447,7 @@ class FailWorkItemRequest(_message.Message):
     """The participant acted for."""
     @_builtins.property
     def retry_after(self) -> _duration_pb2.Duration:
-        """Earliest time to try again from now; absent: as the task's `retry` says."""
+        """Time from now until it is tried again, if attempts are left; absent: as the task's `retry` says."""
 
     def __init__(
         self,
@@ -1273,9 +1273,9 @@ class WorkSubscription(_message.Message):
     LEASE_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
-    """Names the worker across reconnects; empty: leases end with the stream."""
+    """Names the worker across reconnects; empty: its items are offered again when the stream ends."""
     credit: _builtins.int
-    """How many items may be under way at this worker at once, at most 10,000."""
+    """How many items may be under way at this worker at once, 1 to 10,000."""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tasks, as `spec_id/task_id` or `task_id` of any workflow."""
@@ -1286,11 +1286,11 @@ class WorkSubscription(_message.Message):
 
     @_builtins.property
     def lease(self) -> _duration_pb2.Duration:
-        """How long an item is leased; absent: 30 seconds; at most 1 hour."""
+        """How long an item is leased; absent: 30 seconds; 0.1 seconds to 1 hour."""
 
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Roles to act in; none: all that the caller has."""
+        """Roles to act in: only items that one of them may take; none: all that the caller has, or any when it has none."""
 
     def __init__(
         self,
@@ -1312,7 +1312,7 @@ Global___WorkSubscription: _TypeAlias = WorkSubscription  # noqa: Y015
 
 @_typing.final
 class LeaseExtension(_message.Message):
-    """A longer lease for an item under way."""
+    """A longer lease for an item under way, or its return."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1325,7 +1325,7 @@ class LeaseExtension(_message.Message):
     """Its attempt."""
     @_builtins.property
     def lease(self) -> _duration_pb2.Duration:
-        """New period from now; absent: the subscription's."""
+        """New period from now; absent: the subscription's. Zero gives the item back: it is offered again at once."""
 
     def __init__(
         self,
@@ -1371,7 +1371,7 @@ class StreamWorkItemsRequest(_message.Message):
 
     @_builtins.property
     def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___FailWorkItemRequest]:
-        """Items failed; each returns its credit."""
+        """Items failed; each returns its credit. With the completions at most 1,000."""
 
     @_builtins.property
     def extensions(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseExtension]:

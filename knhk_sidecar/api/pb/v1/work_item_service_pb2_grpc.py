@@ -281,7 +281,11 @@ class WorkItemServiceServicer:
 
     def StreamWorkItems(self, request_iterator, context):
         """A worker's channel: the first message subscribes with a credit; items arrive with a lease while credit lasts; results go back the
-        same way, many per message. Receiving an item is its start. A worker that reconnects with its worker id keeps its leases.
+        same way, many per message. Receiving an item is its start: it has its owner, and its id, which names the attempt, is the token
+        that its result needs. An item whose lease ends is offered again as the next attempt, and what still comes for the old one is
+        refused (reason STALE). A worker that reconnects with its worker id, as the same principal, has its items again; an open stream
+        with that id ends (ABORTED). After a restart of the daemon leases begin anew. A client that closes its side of the stream gets
+        items until its credit is used up, and the stream ends when they have ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

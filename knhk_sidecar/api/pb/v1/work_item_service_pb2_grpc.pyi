@@ -78,7 +78,11 @@ class WorkItemServiceStub:
     """Stops a multiple-instance task: open instances are withdrawn or terminated and nothing flows on; finished ones keep their effect."""
     StreamWorkItems: _grpc.StreamStreamMultiCallable[_work_item_service_pb2.StreamWorkItemsRequest, _work_item_service_pb2.StreamWorkItemsResponse]
     """A worker's channel: the first message subscribes with a credit; items arrive with a lease while credit lasts; results go back the
-    same way, many per message. Receiving an item is its start. A worker that reconnects with its worker id keeps its leases.
+    same way, many per message. Receiving an item is its start: it has its owner, and its id, which names the attempt, is the token
+    that its result needs. An item whose lease ends is offered again as the next attempt, and what still comes for the old one is
+    refused (reason STALE). A worker that reconnects with its worker id, as the same principal, has its items again; an open stream
+    with that id ends (ABORTED). After a restart of the daemon leases begin anew. A client that closes its side of the stream gets
+    items until its credit is used up, and the stream ends when they have ended.
     """
 
 @_typing.type_check_only
@@ -131,7 +135,11 @@ class WorkItemServiceAsyncStub(WorkItemServiceStub):
     """Stops a multiple-instance task: open instances are withdrawn or terminated and nothing flows on; finished ones keep their effect."""
     StreamWorkItems: _aio.StreamStreamMultiCallable[_work_item_service_pb2.StreamWorkItemsRequest, _work_item_service_pb2.StreamWorkItemsResponse]  # type: ignore[assignment]
     """A worker's channel: the first message subscribes with a credit; items arrive with a lease while credit lasts; results go back the
-    same way, many per message. Receiving an item is its start. A worker that reconnects with its worker id keeps its leases.
+    same way, many per message. Receiving an item is its start: it has its owner, and its id, which names the attempt, is the token
+    that its result needs. An item whose lease ends is offered again as the next attempt, and what still comes for the old one is
+    refused (reason STALE). A worker that reconnects with its worker id, as the same principal, has its items again; an open stream
+    with that id ends (ABORTED). After a restart of the daemon leases begin anew. A client that closes its side of the stream gets
+    items until its credit is used up, and the stream ends when they have ended.
     """
 
 class WorkItemServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -301,7 +309,11 @@ class WorkItemServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_work_item_service_pb2.StreamWorkItemsResponse], _abc.AsyncIterator[_work_item_service_pb2.StreamWorkItemsResponse]]:
         """A worker's channel: the first message subscribes with a credit; items arrive with a lease while credit lasts; results go back the
-        same way, many per message. Receiving an item is its start. A worker that reconnects with its worker id keeps its leases.
+        same way, many per message. Receiving an item is its start: it has its owner, and its id, which names the attempt, is the token
+        that its result needs. An item whose lease ends is offered again as the next attempt, and what still comes for the old one is
+        refused (reason STALE). A worker that reconnects with its worker id, as the same principal, has its items again; an open stream
+        with that id ends (ABORTED). After a restart of the daemon leases begin anew. A client that closes its side of the stream gets
+        items until its credit is used up, and the stream ends when they have ended.
         """
 
 def add_WorkItemServiceServicer_to_server(servicer: WorkItemServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,191 @@
+"""Client of the SPIFFE Workload API over asyncio: what the agent on this host says who we are and whom we can verify.
+
+Source: SPIFFE Workload API standard. Each message of a stream is the whole state and replaces the one before. The
+agent tells workloads apart by the process that connects, so there is nothing to authenticate with; the header
+`workload.spiffe.io: true` keeps requests that were forged through a browser or a proxy out.
+
+The messages are those of the `spiffe` package: registering a second copy of them would break whoever uses both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from grpc import aio
+from spiffe._proto import workload_pb2
+
+from knhk_sidecar.identity.spiffe_id import InvalidSpiffeId, SpiffeId, TrustDomain
+from knhk_sidecar.identity.tls import InvalidMaterial, Material
+
+SERVICE: Final = "SpiffeWorkloadAPI"
+HEADER: Final = (("workload.spiffe.io", "true"),)
+MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024  # bundles of many federated domains
+RECONNECT_MS: Final = 1_000  # an agent that restarts is back within seconds; grpc's own longest pause is two minutes
+
+
+@dataclass(frozen=True, slots=True)
+class X509State:
+    """What the agent says of X.509: our SVIDs, the default one first, with all bundles that we may verify with."""
+
+    materials: tuple[Material, ...]
+
+    def of(self, spiffe_id: str) -> Material:
+        """The material with this id; the default one when it is empty. Raises InvalidMaterial."""
+        for material in self.materials:
+            if not spiffe_id or str(material.spiffe_id) == spiffe_id:
+                return material
+        held = ", ".join(str(material.spiffe_id) for material in self.materials)
+        raise InvalidMaterial(f"the agent has no SVID for {spiffe_id}, only for {held}")
+
+
+@asynccontextmanager
+async def workload_api(endpoint: str) -> AsyncIterator[WorkloadApi]:
+    """A client of the agent at `unix:///path` or `tcp://127.0.0.1:port` (Workload Endpoint standard, section 4)."""
+    options = [
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS),
+        ("grpc.max_reconnect_backoff_ms", RECONNECT_MS),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    async with aio.insecure_channel(target_of(endpoint), options=options) as channel:
+        yield WorkloadApi(channel)
+
+
+def target_of(endpoint: str) -> str:
+    """The gRPC target of a Workload API endpoint. Raises ValueError when it is none."""
+    if endpoint.startswith("unix:"):
+        return f"unix:{endpoint.removeprefix('unix:').removeprefix('//')}"
+    if endpoint.startswith("tcp://"):
+        return endpoint.removeprefix("tcp://")
+    raise ValueError(f"{endpoint!r} is not an endpoint of the Workload API, like unix:///run/agent.sock")
+
+
+class WorkloadApi:
+    """The calls that we need. Errors of the connection are grpc's; what cannot be used raises InvalidMaterial."""
+
+    def __init__(self, channel: aio.Channel) -> None:
+        self._channel = channel
+
+    async def x509(self) -> AsyncGenerator[X509State, None]:
+        """Our SVIDs and bundles, now and after each change, until the stream breaks."""
+        call = self._channel.unary_stream(
+            f"/{SERVICE}/FetchX509SVID",
+            request_serializer=workload_pb2.X509SVIDRequest.SerializeToString,
+            response_deserializer=workload_pb2.X509SVIDResponse.FromString,
+        )(workload_pb2.X509SVIDRequest(), metadata=HEADER)
+        try:
+            async for answer in call:
+                yield _x509_state(answer)
+        finally:
+            call.cancel()
+
+    async def jwt_bundles(self) -> AsyncGenerator[Mapping[TrustDomain, bytes], None]:
+        """The key sets (RFC 7517, JSON) that JWT-SVIDs of each trust domain are verified with, whole each time."""
+        call = self._channel.unary_stream(
+            f"/{SERVICE}/FetchJWTBundles",
+            request_serializer=workload_pb2.JWTBundlesRequest.SerializeToString,
+            response_deserializer=workload_pb2.JWTBundlesResponse.FromString,
+        )(workload_pb2.JWTBundlesRequest(), metadata=HEADER)
+        try:
+            async for answer in call:
+                yield {_domain(name): bundle for name, bundle in answer.bundles.items()}
+        finally:
+            call.cancel()
+
+    async def jwt_svid(self, audience: Sequence[str], spiffe_id: str = "") -> str:
+        """A new JWT-SVID of ours for this audience."""
+        call = self._channel.unary_unary(
+            f"/{SERVICE}/FetchJWTSVID",
+            request_serializer=workload_pb2.JWTSVIDRequest.SerializeToString,
+            response_deserializer=workload_pb2.JWTSVIDResponse.FromString,
+        )
+        answer = await call(workload_pb2.JWTSVIDRequest(audience=audience, spiffe_id=spiffe_id), metadata=HEADER)
+        if not answer.svids:
+            raise InvalidMaterial("the agent sent no JWT-SVID")
+        return str(answer.svids[0].svid)
+
+
+def _x509_state(answer: workload_pb2.X509SVIDResponse) -> X509State:
+    if not answer.svids:
+        raise InvalidMaterial("the agent sent no SVID")
+    federated = {_domain(name): _authorities(name, der) for name, der in answer.federated_bundles.items()}
+    return X509State(tuple(_material(svid, federated) for svid in answer.svids))
+
+
+def _material(svid: workload_pb2.X509SVID, federated: Mapping[TrustDomain, bytes]) -> Material:
+    try:
+        spiffe_id = SpiffeId.parse(svid.spiffe_id)
+        chain = _certificates(svid.x509_svid)
+        key = serialization.load_der_private_key(svid.x509_svid_key, None)
+    except (InvalidSpiffeId, ValueError, TypeError) as error:
+        raise InvalidMaterial(f"the agent's SVID for {svid.spiffe_id!r} cannot be parsed: {error}") from error
+    leaf = chain[0]
+    if key.public_key() != leaf.public_key():
+        raise InvalidMaterial(f"the agent's key does not belong to its SVID for {spiffe_id}")
+    return Material(
+        b"".join(each.public_bytes(Encoding.PEM) for each in chain),
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        _authorities(str(spiffe_id.trust_domain), svid.bundle),
+        spiffe_id,
+        leaf.not_valid_after_utc.timestamp(),
+        {domain: bundle for domain, bundle in federated.items() if domain != spiffe_id.trust_domain},
+    )
+
+
+def _authorities(name: str, der: bytes) -> bytes:
+    """The PEM of a bundle's DER certificates, one after the other."""
+    try:
+        return b"".join(each.public_bytes(Encoding.PEM) for each in _certificates(der))
+    except ValueError as error:
+        raise InvalidMaterial(f"the agent's bundle of {name} cannot be parsed: {error}") from error
+
+
+def _certificates(der: bytes) -> list[x509.Certificate]:
+    """At least one certificate from concatenated DER. Raises ValueError."""
+    found = []
+    while der:
+        size = _der_size(der)
+        found.append(x509.load_der_x509_certificate(der[:size]))
+        der = der[size:]
+    if not found:
+        raise ValueError("it is empty")
+    return found
+
+
+def _der_size(der: bytes) -> int:
+    """The size of the first DER element, its header included (X.690, 8.1.3)."""
+    if len(der) < 2:
+        raise ValueError("it is cut short")
+    length = der[1]
+    if length < 0x80:
+        return 2 + length
+    count = length & 0x7F
+    if not 1 <= count <= 4 or len(der) < 2 + count:
+        raise ValueError("its length is malformed")
+    size = 2 + count + int.from_bytes(der[2 : 2 + count], "big")
+    if size > len(der):
+        raise ValueError("it is cut short")
+    return size
+
+
+def _domain(name: str) -> TrustDomain:
+    try:
+        return TrustDomain.parse(name)
+    except InvalidSpiffeId as error:
+        raise InvalidMaterial(f"the agent's bundle is of no trust domain: {error}") from error
+
+
+def explained(error: Exception) -> str:
+    """Why the agent did not help, in words."""
+    if isinstance(error, aio.AioRpcError):
+        if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+            return f"the agent has no identity for this process: {error.details()}"
+        return f"the agent cannot be asked: {error.code().name}: {error.details()}"
+    return str(error)

@@ -1,0 +1,136 @@
+"""Server credentials from the SPIFFE Workload API: the newest SVID and bundles, for as long as the agent gives them.
+
+While the agent is away the last SVID stays in use until it ends, and health says so; the stream is opened again with
+growing pauses. Files, where they are configured, stand in until the agent has answered for the first time, and later
+whenever they hold a certificate that lives longer than the one in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Final, Self
+
+import structlog
+from grpc import aio
+
+from knhk_sidecar.identity.spiffe_id import TrustDomain
+from knhk_sidecar.identity.tls import FileSource, InvalidMaterial, Material, TlsSource
+from knhk_sidecar.identity.workload_api import X509State, explained, workload_api
+
+FIRST_SECONDS: Final = 30.0  # for the first SVID; an entry that was just made reaches the agent within five seconds
+FALLBACK_SECONDS: Final = 5.0  # the same when files can stand in
+STAYS: Final = "the last SVID stays in use until it ends"
+PAUSE_FIRST: Final = 0.1  # s
+PAUSE_MAX: Final = 5.0  # s; an agent that is back is noticed within this
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """The agent and what we want of it. `spiffe_id` empty: its default SVID; `federates_with`: whose bundles count."""
+
+    endpoint: str
+    spiffe_id: str = ""
+    federates_with: frozenset[TrustDomain] = frozenset()
+
+    async def states(self) -> AsyncGenerator[Material, None]:
+        """Our material now and after each change, until the stream breaks. Raises InvalidMaterial, grpc's errors."""
+        async with workload_api(self.endpoint) as api, aclosing(api.x509()) as states:
+            async for state in states:
+                yield self.chosen(state)
+
+    def chosen(self, state: X509State) -> Material:
+        """Our part of what the agent knows."""
+        material = state.of(self.spiffe_id)
+        wanted = {domain: pem for domain, pem in material.federated.items() if domain in self.federates_with}
+        return replace(material, federated=wanted)
+
+    async def first(self) -> Material:
+        """What the stream begins with."""
+        async with aclosing(self.states()) as states:
+            return await anext(states)
+
+
+class WorkloadSource(TlsSource):
+    """Material from an agent, with files to stand in."""
+
+    def __init__(self, agent: Agent, material: Material, files: FileSource | None = None) -> None:
+        if material.spiffe_id is None:
+            raise InvalidMaterial("the server's certificate has no SPIFFE id")
+        super().__init__(material, material.spiffe_id.trust_domain)
+        self._agent = agent
+        self._files = files
+
+    @classmethod
+    async def open(cls, agent: Agent, files: FileSource | None = None) -> Self:
+        """Waits for the first SVID. Raises InvalidMaterial when none came in time and no files stand in."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + (FIRST_SECONDS if files is None else FALLBACK_SECONDS)
+        pause, told = PAUSE_FIRST, ""
+        while True:
+            try:
+                async with asyncio.timeout_at(until):
+                    return cls(agent, await agent.first(), files)
+            except (aio.AioRpcError, InvalidMaterial, StopAsyncIteration, TimeoutError) as error:
+                slow = isinstance(error, TimeoutError)
+                problem = (told or "the agent does not answer") if slow else explained(error)
+            if problem != told:
+                told = problem
+                _log.warning("workload_api_waiting", endpoint=agent.endpoint, problem=problem)
+            if loop.time() + pause >= until:
+                break
+            await asyncio.sleep(pause)
+            pause = _longer(pause)
+        if files is None:
+            raise InvalidMaterial(f"no SVID from {agent.endpoint} within {FIRST_SECONDS:.0f} s: {told}")
+        source = cls(agent, files.material, files)
+        source.problem = f"{told}; the certificate is from files"
+        return source
+
+    @property
+    def renewed_by_itself(self) -> bool:
+        return not self.problem
+
+    async def follow(self) -> None:
+        pause = PAUSE_FIRST
+        while True:
+            try:
+                async with aclosing(self._agent.states()) as states:
+                    async for material in states:
+                        self._take(material)
+                        pause = PAUSE_FIRST
+                problem = "the agent ended the stream"
+            except (aio.AioRpcError, InvalidMaterial) as error:
+                problem = explained(error)
+            if problem != self.problem:
+                self.problem = problem
+                _log.warning("workload_api_lost", problem=problem, consequence=STAYS)
+            self._stand_in()
+            await asyncio.sleep(pause)
+            pause = _longer(pause)
+
+    def _take(self, material: Material) -> None:
+        if material.spiffe_id is None or material.spiffe_id.trust_domain != self.trust_domain:
+            raise InvalidMaterial(f"the agent's SVID is of {material.spiffe_id}, ours of {self.trust_domain}")
+        if self.problem:
+            _log.info("workload_api_back", endpoint=self._agent.endpoint)
+            self.problem = ""
+        if material != self.material:
+            self.adopt(material)
+
+    def _stand_in(self) -> None:
+        """Files that were renewed meanwhile."""
+        if self._files is not None:
+            self._files.refresh()
+            if self._files.material.not_after > self.material.not_after:
+                self.adopt(self._files.material)
+
+
+def _longer(pause: float) -> float:
+    """Twice the pause, at most PAUSE_MAX, with up to a fifth off so that many sidecars do not come at once."""
+    return min(pause * 2, PAUSE_MAX) * random.uniform(0.8, 1.0)

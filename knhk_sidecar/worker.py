@@ -1,0 +1,455 @@
+"""A worker: Python functions that carry out tasks of workflows.
+
+    async def pack(order: Order) -> Packed: ...
+
+    async with Worker(endpoint, {"parcel/pack": pack}) as worker:
+        await worker.wait()
+
+A handler takes the item's input as what its first parameter is annotated with (dict, dataclass, msgspec.Struct,
+TypedDict, or bytes for the JSON itself), and a `Job` where it asks for one; what it returns, an object of the same
+kinds or None, is the item's output. A plain function runs in a thread, which goes on when nobody wants its result any
+more. An exception fails the item: `Failed` as it says, any other with the name of its class as code.
+
+The worker keeps its items' leases while it works on them, connects again after a pause when the connection breaks, and
+goes on with what it has: results that were not acknowledged are sent again, items that were given to somebody else
+meanwhile are dropped, and their handlers cancelled. A handler may therefore run more than once for the same work, its
+result counts once. Leaving the block finishes what is under way, for at most `grace` seconds, and gives the rest back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import random
+import socket
+import typing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Final, Self, cast
+
+import grpc
+import msgspec
+import structlog
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.status_pb2 import Status
+from grpc import aio
+
+from knhk_sidecar.api import pb
+from knhk_sidecar.client import Endpoint, NotReachable, channel_options, credentials_of
+
+Handler = Callable[..., object]
+"""Takes the input, a `Job`, both or neither; returns the output, or an awaitable of it."""
+
+Handlers = Mapping[str, Handler]
+"""By task: `task`, or `workflow/task`, which goes first."""
+
+Exchange = Callable[[AsyncIterator[pb.StreamWorkItemsRequest]], AsyncIterator[pb.StreamWorkItemsResponse]]
+"""StreamWorkItems."""
+
+Connect = Callable[[], AbstractAsyncContextManager[Exchange]]
+"""Makes a connection to a daemon; it is left when it breaks."""
+
+RESULTS_MAX: Final = 1_000  # in one message: the contract's bound
+RESULTS_BYTES: Final = 1024 * 1024  # in one message; one more of 2 MB still fits the 4 MB that the daemon accepts
+KEEPALIVE_MS: Final = 30_000  # a connection that is gone without a word is noticed; the daemon allows this often
+PAUSE_FIRST_S: Final = 0.1  # before connecting again; doubles, and a random part of it is taken
+PAUSE_MAX_S: Final = 10.0
+BEATS: Final = 3  # extensions per lease: two may be lost
+TELL_S: Final = 5.0  # for the last results to be acknowledged when the worker stops
+_HOPELESS: Final = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
+
+_log = structlog.get_logger("knhk_sidecar.worker")
+_encode = msgspec.json.Encoder().encode
+
+
+class Failed(Exception):
+    """Raised by a handler: the item failed. `retry_after` in seconds; None = as the task's `retry` says."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str = "",
+        *,
+        permanent: bool = False,
+        retry_after: float | None = None,
+        data: Mapping[str, object] | None = None,
+    ) -> None:
+        """`permanent`: trying again is pointless. `data`: what is known beyond the message, for the history."""
+        super().__init__(message or code)
+        self.code = code
+        self.message = message
+        self.permanent = permanent
+        self.retry_after = retry_after
+        self.data = data
+
+
+class Refused(Exception):
+    """The daemon does not want this worker as it is: what it asks for makes no sense there."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """The item that a handler works on. `data` is its input as JSON; `attempt` counts from 1."""
+
+    item_id: str
+    case_id: str
+    spec_id: str
+    task_id: str
+    attempt: int
+    data: bytes
+    redelivered: bool
+
+
+class Worker:
+    """Carries out work items until it is stopped. Use as `async with`; `wait` returns when it has ended."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint | Callable[[], Endpoint] | Connect,
+        handlers: Handlers,
+        *,
+        worker_id: str = "",
+        credit: int = 32,
+        lease: float = 30.0,
+        roles: Iterable[str] = (),
+        grace: float = 30.0,
+    ) -> None:
+        """`endpoint`: the daemon, or what says where it is each time the worker connects. `worker_id`: must be this
+        worker's own; empty: host, process and a random part. `credit`: items at once. `lease`: seconds that an item
+        stays with this worker when it is not heard of any more. `roles`: only items that one of them may take."""
+        if not handlers:
+            raise ValueError("a worker needs at least one handler")
+        self.worker_id = worker_id or f"{socket.gethostname()}-{os.getpid()}-{random.getrandbits(32):08x}"
+        self.completed = 0
+        """Items whose output was taken."""
+        self.failed = 0
+        """Items whose failure was taken."""
+        self.refused = 0
+        """Results that came too late."""
+        self._connect = _connect_to(endpoint)
+        self._handlers = {task: _Handler(handler) for task, handler in handlers.items()}
+        self._subscription = pb.WorkSubscription(
+            worker_id=self.worker_id,
+            tasks=list(handlers),
+            credit=credit,
+            lease=_duration(lease),
+            roles=list(roles),
+        )
+        self._lease = lease
+        self._grace = grace
+        self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._results: dict[str, pb.CompleteWorkItemRequest | pb.FailWorkItemRequest] = {}  # not acknowledged yet
+        self._unsent: dict[str, None] = {}  # those of them that go with the next message
+        self._extensions: dict[str, pb.LeaseExtension] = {}
+        self._returned: set[str] = set()  # items given back, not acknowledged yet
+        self._connection = 0
+        self._something = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._draining = False
+        self._drain_told = False
+        self._life: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._life = asyncio.create_task(self._live())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def wait(self) -> None:
+        """Until the worker has ended. Raises Refused when the daemon does not want it."""
+        if self._life is None:
+            return
+        await asyncio.wait([self._life])
+        if not self._life.cancelled() and (error := self._life.exception()) is not None:
+            raise error
+
+    async def stop(self) -> None:
+        """Take no further items, finish those under way within `grace` seconds, give the rest back. Twice is fine."""
+        life = self._life
+        if life is None or self._draining:
+            return
+        self._draining = True
+        self._something.set()
+        if self._jobs and not life.done():
+            await asyncio.wait(self._jobs.values(), timeout=self._grace)
+        for name, job in tuple(self._jobs.items()):
+            job.cancel()
+            self._give_back(name)
+        if self._jobs:
+            await asyncio.wait(self._jobs.values())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TELL_S):
+                while not life.done() and (self._results or self._returned):
+                    self._quiet.clear()
+                    await self._quiet.wait()
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+
+    # -- the connection -----------------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        pause = PAUSE_FIRST_S
+        beat = asyncio.create_task(self._beat())
+        try:
+            while True:
+                began = asyncio.get_running_loop().time()
+                try:
+                    async with self._connect() as exchange:
+                        await self._talk(exchange)
+                    problem = "the stream ended"
+                except aio.AioRpcError as error:
+                    if error.code() in _HOPELESS:
+                        problem = error.details() or error.code().name
+                        _log.error("worker_refused", worker_id=self.worker_id, problem=problem)
+                        raise Refused(problem) from error
+                    problem = f"{error.code().name}: {error.details()}"
+                except (NotReachable, OSError) as error:
+                    problem = str(error)
+                if asyncio.get_running_loop().time() - began > PAUSE_MAX_S:
+                    pause = PAUSE_FIRST_S
+                _log.info("worker_disconnected", worker_id=self.worker_id, problem=problem, pause_s=pause)
+                await asyncio.sleep(random.uniform(pause / 2, pause))
+                pause = min(2 * pause, PAUSE_MAX_S)
+        finally:
+            beat.cancel()
+            for job in self._jobs.values():
+                job.cancel()
+            await asyncio.gather(beat, *self._jobs.values(), return_exceptions=True)
+            self._quiet.set()
+
+    async def _talk(self, exchange: Exchange) -> None:
+        """One connection, until it ends."""
+        self._connection += 1
+        self._drain_told = False
+        self._returned.clear()  # they went with the connection, or come again
+        self._quiet.set()
+        self._unsent = dict.fromkeys(self._results)
+        for name in self._jobs:
+            self._extensions.setdefault(name, _extension(name))  # the answer tells whether it is still ours
+        self._something.set()
+        responses = exchange(self._requests(self._connection))
+        try:
+            async for response in responses:
+                for item in response.items:
+                    self._begin(item)
+                for name in response.revoked_item_ids:
+                    self._drop(name)
+                for receipt in response.receipts:
+                    self._told(receipt)
+        finally:
+            if isinstance(responses, aio.Call):
+                responses.cancel()
+            elif isinstance(responses, AsyncGenerator):
+                await responses.aclose()
+
+    async def _requests(self, connection: int) -> AsyncIterator[pb.StreamWorkItemsRequest]:
+        """What is to be said, as much as there is in each message."""
+        yield pb.StreamWorkItemsRequest(subscribe=self._subscription)
+        while True:
+            await self._something.wait()
+            if connection != self._connection:
+                return  # what there is to say is the next connection's
+            self._something.clear()
+            while (message := self._message()) is not None:
+                yield message
+
+    def _message(self) -> pb.StreamWorkItemsRequest | None:
+        if not (self._unsent or self._extensions or (self._draining and not self._drain_told)):
+            return None
+        results: list[pb.CompleteWorkItemRequest | pb.FailWorkItemRequest] = []
+        size = 0
+        while self._unsent and len(results) < RESULTS_MAX and size < RESULTS_BYTES:
+            name = next(iter(self._unsent))
+            del self._unsent[name]
+            results.append(self._results[name])
+            size += results[-1].ByteSize()
+        extensions, self._extensions = self._extensions, {}
+        self._drain_told = self._draining
+        return pb.StreamWorkItemsRequest(
+            completions=[each for each in results if isinstance(each, pb.CompleteWorkItemRequest)],
+            failures=[each for each in results if isinstance(each, pb.FailWorkItemRequest)],
+            extensions=extensions.values(),
+            drain=self._draining,
+        )
+
+    async def _beat(self) -> None:
+        """Keep what is under way."""
+        while True:
+            await asyncio.sleep(self._lease / BEATS)
+            for name in self._jobs:
+                self._extensions.setdefault(name, _extension(name))
+            self._something.set()
+
+    # -- items --------------------------------------------------------------------------------------------------------
+
+    def _begin(self, leased: pb.LeasedWorkItem) -> None:
+        item = leased.item
+        name = item.item_id
+        if name in self._jobs or name in self._results:
+            return  # it was ours before the connection broke, and is
+        handler = self._handlers.get(f"{item.spec_id}/{item.task_id}") or self._handlers.get(item.task_id)
+        if handler is None or self._draining:
+            self._give_back(name)
+            return
+        job = Job(
+            name, item.case_id, item.spec_id, item.task_id, item.attempt, item.data_json or b"{}", leased.redelivered
+        )
+        self._jobs[name] = asyncio.create_task(self._carry_out(handler, job))
+
+    async def _carry_out(self, handler: _Handler, job: Job) -> None:
+        name, attempt = job.item_id, job.attempt
+        result: pb.CompleteWorkItemRequest | pb.FailWorkItemRequest
+        try:
+            output = await handler.run(job)
+            result = pb.CompleteWorkItemRequest(item_id=name, attempt=attempt, output_json=output)
+        except asyncio.CancelledError:
+            self._jobs.pop(name, None)
+            return
+        except Failed as failure:
+            result = _failure(name, attempt, failure)
+        except Exception as error:  # noqa: BLE001  # whatever a handler raises is the item's failure
+            _log.warning("handler_failed", item_id=name, task_id=job.task_id, exc_info=error)
+            result = _failure(name, attempt, Failed(type(error).__name__, str(error)))
+        self._jobs.pop(name, None)
+        self._extensions.pop(name, None)
+        self._results[name] = result
+        self._unsent[name] = None
+        self._something.set()
+
+    def _give_back(self, name: str) -> None:
+        self._returned.add(name)
+        self._extensions[name] = _extension(name, 0)
+        self._something.set()
+
+    def _drop(self, name: str) -> None:
+        """An item is not ours any more."""
+        job = self._jobs.pop(name, None)
+        if job is not None:
+            job.cancel()
+
+    def _told(self, receipt: pb.WorkItemReceipt) -> None:
+        name, refused = receipt.item_id, receipt.HasField("error")
+        self._returned.discard(name)
+        if receipt.sequence or (refused and name in self._results):
+            result = self._results.pop(name, None)
+            self._unsent.pop(name, None)
+            if result is None:
+                pass  # it was sent twice, and this is the second answer
+            elif refused and _again(receipt.error):
+                self._results[name] = result
+                asyncio.get_running_loop().call_later(PAUSE_FIRST_S, self._send_again, name)
+            elif refused:
+                self.refused += 1
+                _log.info("result_refused", item_id=name, problem=receipt.error.message)
+            elif isinstance(result, pb.CompleteWorkItemRequest):
+                self.completed += 1
+            else:
+                self.failed += 1
+        elif refused:
+            self._drop(name)
+        self._quiet.set()
+
+    def _send_again(self, name: str) -> None:
+        if name in self._results:
+            self._unsent[name] = None
+            self._something.set()
+
+
+class _Handler:
+    """A function, and how its arguments are made."""
+
+    def __init__(self, function: Handler) -> None:
+        self._function = function
+        call = function if inspect.isroutine(function) else type(function).__call__
+        self._threaded = not inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(call)
+        hints = typing.get_type_hints(call)
+        self._arguments: list[Callable[[Job], object]] = []
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                continue
+            if parameter.default is not parameter.empty:
+                continue
+            hint = hints.get(parameter.name, dict[str, object])
+            self._arguments.append(_argument(hint))
+
+    async def run(self, job: Job) -> bytes:
+        """The output as JSON. Raises what the function raises, and Failed when input or output do not fit."""
+        try:
+            arguments = [make(job) for make in self._arguments]
+        except msgspec.MsgspecError as error:
+            raise Failed("invalid_input", f"the input does not fit the handler: {error}", permanent=True) from error
+        if self._threaded:
+            result = await asyncio.to_thread(self._function, *arguments)
+        else:
+            result = self._function(*arguments)
+        if inspect.isawaitable(result):
+            result = await cast("Awaitable[object]", result)
+        if result is None:
+            return b""
+        output = result if isinstance(result, bytes) else _encode(result)
+        if not output.lstrip().startswith(b"{"):
+            raise Failed("invalid_output", f"the output is not a JSON object: {output[:80]!r}", permanent=True)
+        return output
+
+
+def _argument(hint: object) -> Callable[[Job], object]:
+    if hint is Job:
+        return lambda job: job
+    if hint is bytes:
+        return lambda job: job.data
+    decode = msgspec.json.Decoder(cast("type[object]", hint)).decode
+    return lambda job: decode(job.data)
+
+
+def _again(error: Status) -> bool:
+    """Whether the same result may be taken later."""
+    codes = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+    return error.code in [code.value[0] for code in codes]
+
+
+def _failure(name: str, attempt: int, failure: Failed) -> pb.FailWorkItemRequest:
+    return pb.FailWorkItemRequest(
+        item_id=name,
+        attempt=attempt,
+        code=failure.code,
+        message=failure.message,
+        permanent=failure.permanent,
+        retry_after=None if failure.retry_after is None else _duration(failure.retry_after),
+        data_json=b"" if failure.data is None else _encode(failure.data),
+    )
+
+
+def _extension(name: str, seconds: float | None = None) -> pb.LeaseExtension:
+    attempt = int(name.partition("@")[0].rpartition(".")[2])
+    return pb.LeaseExtension(item_id=name, attempt=attempt, lease=None if seconds is None else _duration(seconds))
+
+
+def _duration(seconds: float) -> Duration:
+    made = Duration()
+    made.FromNanoseconds(round(seconds * 1e9))
+    return made
+
+
+def _connect_to(endpoint: Endpoint | Callable[[], Endpoint] | Connect) -> Connect:
+    if isinstance(endpoint, Endpoint):
+        return lambda: _channel(endpoint)
+
+    def connect() -> AbstractAsyncContextManager[Exchange]:
+        found = endpoint()
+        return _channel(found) if isinstance(found, Endpoint) else found
+
+    return connect
+
+
+@asynccontextmanager
+async def _channel(endpoint: Endpoint) -> AsyncIterator[Exchange]:
+    """A channel of its own for each connection: certificates are read anew."""
+    options = [*channel_options(endpoint), ("grpc.keepalive_time_ms", KEEPALIVE_MS)]
+    credentials = credentials_of(endpoint)
+    if credentials is None:
+        channel = aio.insecure_channel(endpoint.address, options)
+    else:
+        channel = aio.secure_channel(endpoint.address, credentials, options)
+    async with channel:
+        yield cast("Exchange", pb.WorkItemServiceStub(channel).StreamWorkItems)
