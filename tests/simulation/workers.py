@@ -25,6 +25,7 @@ from knhk_workflow import (
 )
 from knhk_workflow.runtime.clock import NS_PER_S
 from tests.simulation.disk import TICK_S
+from tests.simulation.nets import VARIABLES
 
 LEASES_S: Final = (0.1, 0.3, 1.0)  # virtual seconds; the longest outage lasts longer
 PAUSE_S: Final = 0.5
@@ -98,7 +99,10 @@ class Worker:
             for item in delivery.items:
                 self._tokens.got(self._tenant, item)
             stale += delivery.revoked
-            done = [CompleteRequest(each.item.item_id, {"a": random.randint(0, 4)}) for each in delivery.items]
+            done = [
+                CompleteRequest(each.item.item_id, {name: random.randint(0, 4) for name in VARIABLES})
+                for each in delivery.items
+            ]
             random.shuffle(done)
             kept = [done.pop() for _ in range(len(done)) if random.random() < 0.3]
             if random.random() < 0.5:
