@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import grpc
 
-from tests.benchmark import analysis, client, empty, hops, inside
+from tests.benchmark import analysis, calls, client, empty, hops, inside
 from tests.benchmark.processes import (
     Certificates,
     Child,
@@ -54,6 +54,7 @@ class Plan(NamedTuple):
     weighed_cases: int = WEIGHED_CASES
     hop_calls: int = HOP_CALLS
     most_calls: int = 1_000_000
+    connector_calls: int = 1_000
     verifications: int = 10
     verified_tasks: int = 1_000
     verdicts: int = 3_000
@@ -61,7 +62,14 @@ class Plan(NamedTuple):
 
 
 QUICK: Final = Plan(
-    QUICK_PAIRS, QUICK_SLICE_SECONDS, starts=3, weighed_cases=2_000, hop_calls=1_000, verifications=3, verdicts=600
+    QUICK_PAIRS,
+    QUICK_SLICE_SECONDS,
+    starts=3,
+    weighed_cases=2_000,
+    hop_calls=1_000,
+    verifications=3,
+    verdicts=600,
+    connector_calls=300,
 )
 
 
@@ -134,6 +142,11 @@ def measure(plan: Plan, work: Path, tell: Told) -> Report:
     with Child("analysis") as child:
         asked = analysis.Analyse(plan.verified_tasks, plan.verifications, plan.verdicts, plan.sizes)
         figures += _analysed(child.ask(asked, analysis.Analysed))
+        own.append(cpu_seconds(child.pid))
+    tell("connector calls")
+    with Child("calls") as child:
+        called = child.ask(calls.Call(str(work / "calls"), plan.connector_calls, plan.pairs), calls.Called)
+        figures.append(Figure("connector calls over HTTP, durable, 64 at once", estimate(called.rates), "1/s"))
         own.append(cpu_seconds(child.pid))
     with ExitStack() as stack:
         servers = stack.enter_context(Child("empty", files.server, files.server_key, files.ca))
