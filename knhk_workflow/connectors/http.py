@@ -24,6 +24,7 @@ import asyncio
 import base64
 import functools
 import json
+import select
 import ssl
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -48,7 +49,7 @@ _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})  # the same call 
 _NOT_DONE: Final = frozenset({408, 425, 429, 503})  # the server says that it did nothing
 _MEMBERS: Final = frozenset({"method", "url", "headers", "query", "body", "accept"})
 _METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "POST", "PATCH"})
-_HELD: Final = frozenset({"host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer"})
+_HELD: Final = frozenset({"host", "content-length", "transfer-encoding", "connection", "upgrade", "trailer"})
 """Headers that are the protocol's, not the task's."""
 
 
@@ -424,6 +425,8 @@ class _Counted(httpcore2.AsyncNetworkStream):
     def __init__(self, below: httpcore2.AsyncNetworkStream, network: _CheckedNetwork) -> None:
         self._below = below
         self._network: _CheckedNetwork | None = network
+        self._look = select.poll()
+        self._look.register(below.get_extra_info("socket").fileno(), select.POLLIN)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
         return await self._below.read(max_bytes, timeout)
@@ -451,6 +454,10 @@ class _Counted(httpcore2.AsyncNetworkStream):
         return self
 
     def get_extra_info(self, info: str) -> object:
+        if (
+            info == "is_readable"
+        ):  # the pool asks it of every idle connection before every call: 1 us here, 150 us there
+            return self._network is None or bool(self._look.poll(0))
         return self._below.get_extra_info(info)
 
 

@@ -101,8 +101,8 @@ def _failed(
 
 
 def _pause(step: Step, node: TaskNode, activation: Activation, run: Instance, least: int) -> int:
-    """Nanoseconds before the next attempt: those of the task's rule, shortened by up to half so that what failed
-    together does not come back together, but not less than `least`."""
+    """Nanoseconds before the next attempt: those of the task's rule, shortened by up to half (what failed together does
+    not come back together), but not less than `least`."""
     if node.task.retry is None:
         return least
     name = f"{activation.number}.{run.number}.{run.attempt}".encode()

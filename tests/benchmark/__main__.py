@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import grpc
 
-from tests.benchmark import analysis, client, empty, hops, inside, simulated
+from tests.benchmark import analysis, calls, client, empty, hops, inside, simulated
 from tests.benchmark.processes import (
     Certificates,
     Child,
@@ -56,6 +56,7 @@ class Plan(NamedTuple):
     weighed_cases: int = WEIGHED_CASES
     hop_calls: int = HOP_CALLS
     most_calls: int = 1_000_000
+    connector_calls: int = 1_000
     verifications: int = 10
     verified_tasks: int = 1_000
     verdicts: int = 3_000
@@ -72,6 +73,7 @@ QUICK: Final = Plan(
     verifications=3,
     verdicts=600,
     simulated_steps=5_000,
+    connector_calls=300,
 )
 
 
@@ -148,6 +150,10 @@ def measure(plan: Plan, work: Path, tell: Told) -> Report:
     tell("simulation")
     with Child("simulated") as child:
         figures.append(_simulated(child.ask(simulated.Simulate(plan.simulated_steps, ROUNDS), simulated.Simulated)))
+    tell("connector calls")
+    with Child("calls") as child:
+        called = child.ask(calls.Call(str(work / "calls"), plan.connector_calls, plan.pairs), calls.Called)
+        figures.append(Figure("connector calls over HTTP, durable, 64 at once", estimate(called.rates), "/s"))
         own.append(cpu_seconds(child.pid))
     with ExitStack() as stack:
         servers = stack.enter_context(Child("empty", files.server, files.server_key, files.ca))

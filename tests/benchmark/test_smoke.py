@@ -20,6 +20,7 @@ SMALLEST = Plan(
     weighed_cases=5,
     hop_calls=10,
     most_calls=2,
+    connector_calls=2,
     verifications=1,
     verified_tasks=30,
     verdicts=3,
