@@ -186,13 +186,18 @@ class Connectors:
             self._let_go(known.connector)
         return self._view(entry)
 
+    def check_own(self, tenant: str, name: str) -> None:
+        """Raises NotFound, or WrongState for one that calls cannot change."""
+        if name in self._own.get(tenant, {}) or (tenant, name) in self._broken:
+            return
+        if name in self._shared:
+            raise WrongState("connector", name, "configured by a call", "in the daemon's own file", "edit that")
+        raise NotFound("connector", name)
+
     async def delete(self, name: str, meta: CallMeta) -> None:
         """Remove a tenant's connector. Raises NotFound, WrongState."""
         own = self._own.get(meta.tenant, {})
-        if name not in own and (meta.tenant, name) not in self._broken:
-            if name in self._shared:
-                raise WrongState("connector", name, "configured by a call", "in the daemon's own file", "edit that")
-            raise NotFound("connector", name)
+        self.check_own(meta.tenant, name)
         await self._write(meta.tenant, [(self._keys.connector(meta.tenant, name), None)])
         self._broken.pop((meta.tenant, name), None)
         gone = own.pop(name, None)

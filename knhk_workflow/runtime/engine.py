@@ -950,6 +950,7 @@ class WorkflowEngine:
         """Remove a connector of the tenant. Raises WrongState while a workflow names it, unless forced."""
         if self._store is None:
             await self.open()
+        self._connectors.check_own(meta.tenant, name)
         user = None if force else await self._definitions.naming_connector(meta.tenant, name)
         if user is not None:
             raise WrongState("connector", name, "named by no workflow", f"named by {user}", "delete that, or force it")
