@@ -380,7 +380,8 @@ class Ledger:
                 and timer.number not in {instance.timer for instance in owner.instances.values()}
             ):
                 self.report(f"differs: timer {timer.number} of {where} is about something that is over")
-        if case.state == "running" and not case.ready:
+        cut = any(incident.kind == "settle_limit" for incident in case.incidents.values())
+        if case.state == "running" and not case.ready and not cut:
             for name, lock in case.locks.items():
                 if (lock.activation and lock.activation not in case.activations) or (
                     lock.net and lock.net not in case.nets

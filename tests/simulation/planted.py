@@ -368,14 +368,15 @@ def _lock_kept(right: Any) -> Any:
 def _instance_left(right: Any) -> Any:
     """Of several instances the last one is not stopped."""
 
-    def stop(step: Step, activation: Any, *more: Any, **named: Any) -> None:
+    def stopped(step: Step, activation: Any, *more: Any) -> Any:
         held = dict(activation.instances)
         if len(held) > 1:
             del activation.instances[max(held)]
-        right(step, activation, *more, **named)
+        gone = yield from right(step, activation, *more)
         activation.instances = held
+        return gone
 
-    return stop
+    return stopped
 
 
 def _timers_not_in_snapshots(right: Any) -> Any:
@@ -417,7 +418,7 @@ BUGS: Final[tuple[Bug, ...]] = (
     Bug(447, "workflow registered again", "runtime/definitions.py", Definitions, "_same", _version_again),
     Bug(73, "not undone", "core/compensation.py", compensation, "roll_back", _not_undone),
     Bug(6_871, "lock kept", "core/locks.py", locks, "release", _lock_kept),
-    Bug(763, "instance left behind", "core/cancel.py", cancel, "stop_instances", _instance_left),
+    Bug(763, "instance left behind", "core/cancel.py", cancel, "_stopped", _instance_left),
     Bug(1_003, "snapshot without timers", "core/case.py", live, "decode_state", _timers_not_in_snapshots),
     Bug(54, "chain follows what was never written", "store/journal.py", _Shard, "_fail", _chain_forgets),
     Bug(45, "dropped idempotency record", "runtime/requests.py", Requests, "record", _no_request_record),
