@@ -387,7 +387,8 @@ def _continue(step: Step, command: c.Continue) -> None:
 
 
 def _look_again(step: Step) -> None:
-    """Queue everything that could go on: every marked place, every activation whose work is done, every kept signal."""
+    """Queue everything that could go on, or has to go: every marked place, every activation whose work is done, every
+    kept signal, every offer, since what was done to a rival while the case was suspended may have taken its tokens."""
     case = step.case
     for number, activation in sorted(case.activations.items()):
         runs = [run for _, run in sorted(activation.instances.items())]
@@ -399,7 +400,7 @@ def _look_again(step: Step) -> None:
     for _, net in sorted(case.nets.items()):
         step.touch(net.number, sorted(net.marking))
         for node in step.compiled(net.number).tasks.values():
-            if node.awaits:
+            if node.awaits or any(not case.activations[each].started for each in net.active.get(node.id, ())):
                 step.again(net.number, node.id)
 
 

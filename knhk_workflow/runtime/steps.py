@@ -164,9 +164,10 @@ class Steps:
                     raise outcome
                 if self._levels is not None:
                     self._levels.committed(self._clock.now() - began)
-            elif request is not None:
-                # raises when the id stands for another command
-                await self._requests.find(request, meta.tenant, case_id)
+            elif request is not None:  # nothing is left to do: because it was done before, perhaps
+                record = await self._requests.find(request, meta.tenant, case_id)
+                if record is not None:
+                    return replayed(record.receipt)
         except OutcomeUnknown:
             raise  # a failing look at the request's record must not turn this into "nothing was written"
         except WorkflowError:

@@ -124,3 +124,19 @@ def test_a_paused_cascade_stands_still_while_the_case_is_suspended() -> None:
         decide(played.case, played.model, c.Continue(), 2_004)
     assert played.open == ["C"]
     assert played.data == {"n": 500}
+
+
+def test_a_rival_whose_token_was_taken_away_meanwhile_is_withdrawn_on_resuming() -> None:
+    many = {**WORK, "instances": {"min": 2, "max": 2}}
+    net: Document = {
+        "tasks": {"A": many, "B": WORK},
+        "flows": [*path("start", "A", "end"), *path("start", "B", "end")],
+    }
+    played = Played(net)
+    assert played.open == ["A", "A", "B"]
+    played.do(c.SuspendCase())
+    played.do(c.CancelInstances("A"))
+    assert played.open == ["B"], "nothing begins or ends by itself while the case is suspended"
+    played.do(c.ResumeCase())
+    assert played.open == []
+    assert played.case.state == "completed"

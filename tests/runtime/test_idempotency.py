@@ -102,6 +102,22 @@ async def test_many_repeats_of_a_completion_at_once(engine: WorkflowEngine) -> N
     assert (await events(engine, item.case_id)).count("item_completed") == 1
 
 
+async def test_a_repeat_that_has_nothing_left_to_do_gets_the_first_answer(engine: WorkflowEngine) -> None:
+    await engine.register_workflow(
+        {
+            "id": "many",
+            "tasks": {"a": {"instances": {"min": 1, "max": 9, "create": "dynamic"}, "required_roles": ["clerk"]}},
+            "flows": [{"from": "start", "to": "a"}, {"from": "a", "to": "end"}],
+        }
+    )
+    case = await engine.run_case("many")
+    await engine.start_work_item(item_of(case, "a").item_id)
+    closed = await engine.close_instances(case.case_id, "a", meta=ASKED)
+    assert not closed.accepts
+    await engine.update_case_data(case.case_id, {"later": True})
+    assert await engine.close_instances(case.case_id, "a", meta=ASKED) == closed
+
+
 Mutation = Callable[[WorkflowEngine, str, CallMeta], Awaitable[CaseView]]
 
 MUTATIONS: dict[str, Mutation] = {

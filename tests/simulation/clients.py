@@ -299,8 +299,8 @@ class Client:
         if seen is None:
             return None
         many = [each for each in seen.case.activations.values() if each.instances]
-        if not many or seen.case.state == "suspended":
-            return None  # suspended, what rivals wait for may be taken away without them being told: not mended yet
+        if not many:
+            return None
         found = self._random.choice(many)
         method = self._random.choice(
             ("add_instance", "add_instance", "close_instances", "complete_instances", "cancel_instances", "cancel_task")
