@@ -397,15 +397,18 @@ def test_ended_cases_are_purged_by_command(daemon: Daemon) -> None:
 
 
 def test_work_is_polled_and_failed_with_a_pause(daemon: Daemon) -> None:
-    daemon.json("case", "run", "cli-review", "--id", "polled", "--set", "pages=3")
-    (taken,) = listed(daemon.json("work", "poll", "cli-review/write", "--worker", "w", "--lease", "60"), "items")
+    document = "{id: cli-polled, tasks: {write: {required_roles: [author]}}, "
+    document += "flows: [{from: start, to: write}, {from: write, to: end}]}"
+    daemon.knhk("workflow", "register", "-", "--format", "yaml", given=document)
+    daemon.json("case", "run", "cli-polled", "--id", "polled", "--set", "pages=3")
+    (taken,) = listed(daemon.json("work", "poll", "cli-polled/write", "--worker", "w", "--lease", "60"), "items")
     item = mapping(taken["item"])
     assert (item["case_id"], item["state"], item["data"]) == ("polled", "WORK_ITEM_STATE_STARTED", {"pages": 3})
     assert item["lease_expire_time"] == taken["lease_expire_time"]
-    assert "No work items" in daemon.knhk("work", "poll", "cli-review/write", "--wait", "0.3").stdout
-    (again,) = listed(daemon.json("work", "poll", "cli-review/write", "--worker", "w"), "items")
+    assert "No work items" in daemon.knhk("work", "poll", "cli-polled/write", "--wait", "0.3").stdout
+    (again,) = listed(daemon.json("work", "poll", "cli-polled/write", "--worker", "w"), "items")
     assert (mapping(again["item"])["item_id"], again["redelivered"]) == (item["item_id"], True)
     failed = mapping(daemon.json("work", "fail", str(item["item_id"]), "--retry-after", "5", "--permanent"))
     assert failed["incident_id"]
-    refused = daemon.knhk("work", "poll", "cli-review/write", "--lease", "5000")
+    refused = daemon.knhk("work", "poll", "cli-polled/write", "--lease", "5000")
     assert refused.returncode == 2

@@ -49,6 +49,9 @@ SCHEDULE: Final = records.ScheduleRecord(
     records.ScheduleSpec("one", "0 9 * * MON-FRI", "Europe/Berlin"), 1, 5, "me", 6, 7, 8,
     starting=(records.ScheduledStart(8, "s-1", "skip"),), recent=(records.ScheduleRun(3, "missed", 4),),
 )  # fmt: skip
+CALL: Final = records.CallRecord("k", "mail", b"{}", 2, True)
+CONNECTOR: Final = records.ConnectorRecord("http", b"{}", True, 5, "me")
+PURGE: Final = records.PurgeRecord("default", "case-0", 9, "completed", "one", 1, 3, 4, 5, "me", "purge_cases")
 GUARDS: Final = (
     "data.amount > 100",
     "data.amount > 100.5 && data.name == 'Ada'",
@@ -83,6 +86,7 @@ def targets() -> list[Target]:
     case_keys = Keyspace(1).case("default", "case-0")
     more = [case_keys.timer(17, "t"), case_keys.effect("continue"), Keyspace(1).message(0, "default", b"scope")]
     more += [Keyspace(1).audit(0, "default", 17, 1), Keyspace(1).schedule("default", "nightly")]
+    more += [case_keys.purged(), case_keys.purging(), Keyspace(1).connector("default", "mail")]
     by_kind: dict[bytes, list[bytes]] = {}
     for key in (*more, *(key for key, _ in kept)):
         by_kind.setdefault(kind_of(key), []).append(key)
@@ -97,6 +101,9 @@ def targets() -> list[Target]:
         "request": (records.REQUESTS.read, payloads[keys.REQUEST]),
         "definition": (records.DEFINITIONS.read, payloads[keys.DEFINITION]),
         "schedule": (records.SCHEDULES.read, [unseal(KEY, records.pack(SCHEDULE))]),
+        "call": (records.CALLS.read, [unseal(KEY, records.pack(CALL))]),
+        "connector": (records.CONNECTORS.read, [unseal(KEY, records.pack(CONNECTOR))]),
+        "purge": (records.PURGES.read, [unseal(KEY, records.pack(PURGE))]),
         "message": (records.MESSAGES.read, [unseal(KEY, records.pack(MESSAGE))]),
     }
     return [
