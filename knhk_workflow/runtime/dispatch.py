@@ -248,8 +248,6 @@ class Dispatch:
         self._named: dict[WorkerKey, WorkSession] = {}
         self._holders: dict[Place, WorkSession] = {}
         self._parked: dict[tuple[str, str], set[Place]] = {}  # offers that wait for a commit of their case
-        self._trying: dict[tuple[str, str], int] = {}  # leases on their way, by case
-        self._moved: set[tuple[str, str]] = set()  # of those, cases with a commit since
         self._scans: dict[str, _Scan] = {}
         self._listening = False  # once somebody has subscribed
         self._restored = asyncio.Event()
@@ -407,12 +405,9 @@ class Dispatch:
         if items:
             for (activation, instance), item in items.items():
                 self._changed(Place(keys.tenant, keys.case_id, activation, instance), state, item)
-        if self._parked or self._trying:
-            name = keys.tenant, keys.case_id
-            for place in self._parked.pop(name, ()):
+        if self._parked:
+            for place in self._parked.pop((keys.tenant, keys.case_id), ()):
                 self._offer_again(place)
-            if name in self._trying:
-                self._moved.add(name)
         self._meet()
 
     def _changed(self, place: Place, case: Case, item: ItemInNet) -> None:
@@ -482,24 +477,17 @@ class Dispatch:
                 )
                 for _, place, attempt in part
             ]
-            for _, place, _ in part:
-                name = place.tenant, place.case_id
-                self._trying[name] = self._trying.get(name, 0) + 1
+            before = [self._sequence(place) for _, place, _ in part]
             answers = await self._carry(commands)
-            for (task, place, attempt), answer in zip(part, answers, strict=True):
+            for (task, place, attempt), seen, answer in zip(part, before, answers, strict=True):
                 if isinstance(answer, WorkflowError):
-                    self._not_leased(task, place, attempt, answer)
+                    self._not_leased(task, place, attempt, answer, seen)
                 self._leased(session, place, attempt, None if isinstance(answer, WorkflowError) else answer)
-            for _, place, _ in part:
-                self._tried((place.tenant, place.case_id))
 
-    def _tried(self, name: tuple[str, str]) -> None:
-        left = self._trying[name] - 1
-        if left:
-            self._trying[name] = left
-        else:
-            del self._trying[name]
-            self._moved.discard(name)
+    def _sequence(self, place: Place) -> int | None:
+        """How far the item's case is; None when it is not in memory."""
+        live = self._peek(place.tenant, place.case_id)
+        return live.state.sequence if live is not None and live.state is not None else None
 
     def _leased(self, session: WorkSession, place: Place, attempt: int, item: WorkItemView | None) -> None:
         """An item has begun, or could not."""
@@ -516,8 +504,9 @@ class Dispatch:
         elif not session.worker.name:
             self._give_back((lease,), "gone")
 
-    def _not_leased(self, task: Task, place: Place, attempt: int, error: WorkflowError) -> None:
-        """An item could not be begun: is it gone, has it to wait for its case, or for the store?"""
+    def _not_leased(self, task: Task, place: Place, attempt: int, error: WorkflowError, seen: int | None) -> None:
+        """An item could not be begun: is it gone, has it to wait for its case, or for the store? `seen` is how far the
+        case was before: it is tried again at once only when that has changed, so that trying comes to an end."""
         if isinstance(error, (*_LATER, StoreError)):
             self._offer_later(task, place, attempt)
             return
@@ -528,13 +517,14 @@ class Dispatch:
         if live is None or run is None:
             return
         if run.state == "offered" and run.attempt == attempt:
-            name = place.tenant, place.case_id
-            if name in self._moved:  # what kept it may be over
+            if seen is not None and self._sequence(place) != seen:  # what kept it may be over
                 self._offer(task, place, attempt)
                 self._meet()
                 return
-            self._parked.setdefault(name, set()).add(place)
-            if live.busy:  # with a command that may fail, and then there is no commit to wait for
+            self._parked.setdefault((place.tenant, place.case_id), set()).add(place)
+            # Busy with a command that may fail, there is no commit to wait for; of a case that was not in memory it is
+            # not known whether it has changed.
+            if live.busy or seen is None:
                 self._offer_later(task, place, attempt)
         elif run.state == "started" and run.lease and self._leases.find(place) is None:
             # A commit whose outcome was unknown for a while had begun it.
