@@ -149,6 +149,7 @@ async def test_rotation_of_svid_and_authority_fails_no_call(tmp_path: Path, budg
     agent = DevAgent(old, tmp_path / "s", path="/sidecar", dns=("localhost",))
     async with serving(agent), Sidecar(config_for(agent)) as sidecar:
         agent.renew(old, new)
+        await until(lambda: sidecar._tls is not None and new.ca.read_bytes() in sidecar._tls.material.ca)
         done, seen = 0, set[bytes]()
 
         async def caller(which: str) -> None:
@@ -180,6 +181,7 @@ async def test_an_authority_that_is_gone_counts_no_more_on_open_connections(tmp_
     agent = DevAgent(old, tmp_path / "s", path="/sidecar", dns=("localhost",))
     async with serving(agent), Sidecar(config_for(agent)) as sidecar:
         agent.renew(old, new)
+        await until(lambda: sidecar._tls is not None and new.ca.read_bytes() in sidecar._tls.material.ca)
         async with (
             secure(sidecar.addresses.grpc, *pem_of(old)) as before,
             secure(sidecar.addresses.grpc, new.ca.read_bytes(), *pem_of(new)[1:]) as after,
