@@ -265,6 +265,7 @@ class Sidecar:
         worker = worker_of(handlers, service, name, config.handlers_credit, config.drain_seconds / 2)
         await worker.__aenter__()
         self._stops.append(worker.stop)
+        self._spawn(worker.wait())  # should it end by itself, that is told
         _log.info("handlers", tasks=sorted(handlers))
 
     def _sign(self) -> None:

@@ -10,6 +10,7 @@ leased, retried and given back as everybody else's. What cannot be loaded keeps 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import EntryPoint, entry_points
@@ -21,6 +22,8 @@ from knhk_workflow import CallMeta, InvalidInput, WorkflowError
 
 GROUP: Final = "knhk_sidecar.handlers"
 PRINCIPAL: Final = "system:handlers"
+
+_log = logging.getLogger("knhk_sidecar.worker")
 
 
 class Unusable(Exception):
@@ -75,6 +78,9 @@ def worker_of(handlers: Mapping[str, Handler], service: Streams, name: str, cred
             raise Refused(error.message) from error
         except WorkflowError as error:
             raise ConnectionError(error.message) from error
+        except Exception as error:
+            _log.exception("the daemon's own worker is cut off")
+            raise ConnectionError(repr(error)) from error  # it connects again, as one outside would
         finally:
             await responses.aclose()
 

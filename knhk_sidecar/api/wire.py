@@ -62,6 +62,7 @@ ID_BYTES_MAX = 256  # the engine's limit of an id
 BATCH_MAX = 1_000  # elements of a list; one group commit holds about as many
 OPEN_ITEMS_SHOWN = 1_000  # of an executed case; the rest is in ListWorkItems
 NS_PER_S = 1_000_000_000
+DURATION_NS_MAX = 2**63 - 1  # a record holds 64 bits
 LEASE_DEFAULT = 30 * NS_PER_S  # several heart-beats of a worker, and no long wait after its death
 FAILED = "failed"  # the code of a failure that its reporter gave none
 
@@ -198,10 +199,12 @@ def spec_id(value: str) -> str:
 
 
 def duration_ns(value: Duration, field: str) -> int:
-    """A length of time in nanoseconds. An absent one is 0."""
+    """A length of time in nanoseconds. An absent one is 0. Raises InvalidInput for what no record can hold."""
     length = value.seconds * NS_PER_S + value.nanos
     if length < 0:
         raise InvalidInput.field(field, "must not be negative", "for example 1.5s")
+    if length > DURATION_NS_MAX:
+        raise InvalidInput.field(field, "is longer than 292 years", "for example 1.5s")
     return length
 
 

@@ -183,7 +183,7 @@ def _signed_by(certificate: x509.Certificate, authorities: Sequence[x509.Certifi
     for authority in authorities:
         try:
             certificate.verify_directly_issued_by(authority)
-        except (ValueError, TypeError, InvalidSignature):
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
             continue
         return True
     return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket as sockets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -63,18 +64,23 @@ class DevAgent:
         return f"unix://{self._socket}"
 
     async def start(self) -> None:
-        """Listens, for this user only. Raises OSError when the socket cannot be made."""
+        """Listens, for this user only. Raises OSError when the socket cannot be made, or somebody listens on it."""
         if len(os.fsencode(self._socket)) > PATH_BYTES_MAX:
             raise OSError(None, f"the path of a socket has at most {PATH_BYTES_MAX} bytes", str(self._socket))
-        self._socket.unlink(missing_ok=True)
+        if _answers(self._socket):
+            raise OSError(None, "another daemon listens there", str(self._socket))
+        self._socket.unlink(missing_ok=True)  # of one that was killed
         server = aio.server(options=[("grpc.so_reuseport", 0)])
         workload_pb2_grpc.add_SpiffeWorkloadAPIServicer_to_server(  # type: ignore[no-untyped-call]
             self._service, server
         )
+        before = os.umask(0o177)  # nobody else may open it, from its first moment on
         try:
             server.add_insecure_port(f"unix:{self._socket}")
         except RuntimeError as error:
             raise OSError(None, "the socket cannot be made", str(self._socket)) from error
+        finally:
+            os.umask(before)
         await server.start()
         self._socket.chmod(0o600)
         self._server = server
@@ -84,7 +90,18 @@ class DevAgent:
         self._service.leave()
         if self._server is not None:
             await self._server.stop(0.5)
-        self._socket.unlink(missing_ok=True)
+            self._socket.unlink(missing_ok=True)
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens on a socket."""
+    with sockets.socket(sockets.AF_UNIX) as trying:
+        trying.settimeout(1.0)
+        try:
+            trying.connect(os.fspath(path))
+        except OSError:
+            return False
+    return True
 
 
 class _Service(workload_pb2_grpc.SpiffeWorkloadAPIServicer):

@@ -17,12 +17,15 @@ from typing import Final, cast
 import grpc
 import structlog
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from knhk_sidecar.identity.certificate import Bundles, LeafCheck
 from knhk_sidecar.identity.spiffe_id import SpiffeId, TrustDomain
 
 LOOK_INTERVAL: Final = 1.0  # s; agents replace certificates minutes before they end, and three stats cost nothing
+STAYS: Final = "the previous certificate stays in use"
 FILE_BYTES_MAX: Final = 1024 * 1024  # a bundle of many authorities has some tens of KB
 
 _log = structlog.get_logger(__name__)
@@ -137,9 +140,13 @@ class FileSource(TlsSource):
     async def follow(self) -> None:
         while True:
             await asyncio.sleep(LOOK_INTERVAL)
-            material = await asyncio.to_thread(self._changed)
-            if material is not None:
-                self.adopt(material)
+            try:
+                material = await asyncio.to_thread(self._changed)
+                if material is not None:
+                    self.adopt(material)
+            except Exception as error:  # noqa: BLE001  # whoever stops looking never sees the files that mend it
+                self.problem = f"the new files are refused: {error!r}"
+                _log.error("tls_material_refused", problem=self.problem, consequence=STAYS, exc_info=error)
 
     def _changed(self) -> Material | None:
         """The files' new content when they changed and fit together."""
@@ -151,7 +158,7 @@ class FileSource(TlsSource):
             material = read_material(self._files)
         except InvalidMaterial as error:
             self.problem = f"the new files are refused: {error}"
-            _log.error("tls_material_refused", problem=str(error), consequence="the previous certificate stays in use")
+            _log.error("tls_material_refused", problem=str(error), consequence=STAYS)
             return None
         self.problem = ""
         return material
@@ -166,15 +173,23 @@ def read_material(files: TlsFiles) -> Material:
         raise InvalidMaterial(f"{files.cert} is not a PEM certificate: {error}") from error
     try:
         private = serialization.load_pem_private_key(key, None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InvalidMaterial(f"{files.key} is not an unencrypted PEM key") from error
     try:
         x509.load_pem_x509_certificates(ca)
     except ValueError as error:
         raise InvalidMaterial(f"{files.ca} has no PEM certificate: {error}") from error
-    if private.public_key() != leaf.public_key():
+    if not belongs(private, leaf):
         raise InvalidMaterial(f"the key in {files.key} does not belong to the certificate in {files.cert}")
     return Material(cert, key, ca, own_id(leaf), leaf.not_valid_after_utc.timestamp())
+
+
+def belongs(private: PrivateKeyTypes, leaf: x509.Certificate) -> bool:
+    """Whether a private key is the one of a certificate."""
+    try:
+        return private.public_key() == leaf.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return False
 
 
 def own_id(leaf: x509.Certificate) -> SpiffeId | None:
@@ -183,7 +198,7 @@ def own_id(leaf: x509.Certificate) -> SpiffeId | None:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         return SpiffeId.parse(uris[0]) if len(uris) == 1 else None
-    except (ValueError, x509.ExtensionNotFound):
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return None
 
 

@@ -16,13 +16,14 @@ from typing import Final
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from grpc import aio
 from spiffe._proto import workload_pb2
 
 from knhk_sidecar.identity.spiffe_id import InvalidSpiffeId, SpiffeId, TrustDomain
-from knhk_sidecar.identity.tls import InvalidMaterial, Material
+from knhk_sidecar.identity.tls import InvalidMaterial, Material, belongs, own_id
 
 SERVICE: Final = "SpiffeWorkloadAPI"
 HEADER: Final = (("workload.spiffe.io", "true"),)
@@ -124,11 +125,13 @@ def _material(svid: workload_pb2.X509SVID, federated: Mapping[TrustDomain, bytes
         spiffe_id = SpiffeId.parse(svid.spiffe_id)
         chain = _certificates(svid.x509_svid)
         key = serialization.load_der_private_key(svid.x509_svid_key, None)
-    except (InvalidSpiffeId, ValueError, TypeError) as error:
+    except (InvalidSpiffeId, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InvalidMaterial(f"the agent's SVID for {svid.spiffe_id!r} cannot be parsed: {error}") from error
     leaf = chain[0]
-    if key.public_key() != leaf.public_key():
+    if not belongs(key, leaf):
         raise InvalidMaterial(f"the agent's key does not belong to its SVID for {spiffe_id}")
+    if own_id(leaf) != spiffe_id:
+        raise InvalidMaterial(f"the agent's SVID for {spiffe_id} is a certificate of {own_id(leaf)}")
     return Material(
         b"".join(each.public_bytes(Encoding.PEM) for each in chain),
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),

@@ -107,6 +107,8 @@ class WorkloadSource(TlsSource):
                 problem = "the agent ended the stream"
             except (aio.AioRpcError, InvalidMaterial) as error:
                 problem = explained(error)
+            except Exception as error:  # noqa: BLE001  # whoever stops asking never hears of the next SVID
+                problem = f"what the agent sent cannot be used: {error!r}"
             if problem != self.problem:
                 self.problem = problem
                 _log.warning("workload_api_lost", problem=problem, consequence=STAYS)
@@ -124,11 +126,18 @@ class WorkloadSource(TlsSource):
             self.adopt(material)
 
     def _stand_in(self) -> None:
-        """Files that were renewed meanwhile."""
-        if self._files is not None:
-            self._files.refresh()
-            if self._files.material.not_after > self.material.not_after:
-                self.adopt(self._files.material)
+        """Files that were renewed meanwhile. Those of another trust domain vouch for nobody here."""
+        files = self._files
+        if files is None:
+            return
+        try:
+            files.refresh()
+            own = files.material.spiffe_id
+            ours = own is not None and own.trust_domain == self.trust_domain
+            if ours and files.material.not_after > self.material.not_after:
+                self.adopt(files.material)
+        except Exception as error:  # noqa: BLE001  # as above: the agent is asked again whatever the files are
+            _log.error("tls_material_refused", problem=repr(error), consequence=STAYS, exc_info=error)
 
 
 def _longer(pause: float) -> float:

@@ -27,11 +27,13 @@ from knhk_workflow.errors import (
     Busy,
     Fenced,
     InvalidInput,
+    NotFound,
     Stale,
     StoreCorrupt,
     StoreError,
     StoreUnavailable,
     WorkflowError,
+    WrongState,
 )
 from knhk_workflow.runtime.clock import NS_PER_S, Clock
 from knhk_workflow.runtime.inputs import checked_id, json_object, parse_item_id
@@ -60,6 +62,8 @@ TASK_NAME_MAX: Final = 520  # characters of a workflow's id and a task's
 SCAN_ROWS: Final = 512  # per read; about 2 ms of the event loop
 AT_ONCE: Final = 256  # commands given to the engine together: they share commits, and others get their turn
 PAUSE_S: Final = 0.5  # before what the store could not write is tried again
+UNREAD_MAX: Final = 1_024  # items that wait for a worker to read them; one that does not read gets no more
+UNREAD_BYTES: Final = 16 * 1024 * 1024  # the same, of their inputs
 PRINCIPAL: Final = "system:lease"
 
 Command = c.LeaseItem | c.ReturnItem | c.CompleteItem | c.FailItem
@@ -123,6 +127,7 @@ class WorkSession:
         self.lease = PERIOD_DEFAULT
         self._dispatch = dispatch
         self._fresh: list[LeasedItem] = []
+        self._unread_bytes = 0
         self._revoked: list[str] = []
 
     @property
@@ -131,6 +136,18 @@ class WorkSession:
         if self.draining or self.error is not None:
             return 0
         return max(0, self.capacity - len(self.held) - self.reserved)
+
+    @property
+    def stuffed(self) -> bool:
+        """Too much waits for it to be read."""
+        return self._unread_bytes >= UNREAD_BYTES
+
+    @property
+    def room(self) -> int:
+        """How many items it may be given now: its credit, unless it does not read what it was given already."""
+        if self.stuffed:
+            return 0
+        return min(self.credit, min(self.capacity, UNREAD_MAX) - len(self._fresh) - self.reserved)
 
     @property
     def finished(self) -> bool:
@@ -142,6 +159,9 @@ class WorkSession:
         """What is new. What was revoked before it was taken is not mentioned."""
         self.news.clear()
         fresh, self._fresh = self._fresh, []
+        self._unread_bytes = 0
+        if fresh:
+            self._dispatch.turn(self)
         revoked, self._revoked = self._revoked, []
         known = tuple(each for each in fresh if self._has(each.item.item_id))
         return Delivery(known, tuple(revoked), self.credit)
@@ -160,6 +180,7 @@ class WorkSession:
     def drain(self) -> None:
         """No further items; it is `finished` when those under way have ended."""
         self.draining = True
+        self._dispatch.rest(self)
         self.news.set()
 
     def no_more(self) -> None:
@@ -198,6 +219,7 @@ class WorkSession:
         """An item is in its hands."""
         self.held[lease.place] = lease
         self._fresh.append(LeasedItem(item, lease.until, redelivered))
+        self._unread_bytes += len(item.data)
         self.news.set()
 
     def lost(self, lease: Lease) -> None:
@@ -276,6 +298,8 @@ class Dispatch:
                     self.leave(before)
                 session.lease = wanted.lease
                 await self._redeliver(session, worker)
+                if session.error is not None:  # it connected again elsewhere meanwhile, or the engine ends
+                    raise session.error
             self.subscribe(session, wanted)
         except BaseException:
             self.leave(session)
@@ -301,10 +325,15 @@ class Dispatch:
         self.turn(session)
 
     def turn(self, session: WorkSession) -> None:
-        """A worker may have credit."""
-        if session.credit and session.group is not None and session.error is None:
+        """A worker may have room for items."""
+        if session.room > 0 and session.group is not None and session.error is None:
             self._offers.ready(session.group, session)
             self._meet()
+
+    def rest(self, session: WorkSession) -> None:
+        """A worker takes no items for now."""
+        if session.group is not None:
+            self._offers.rest(session.group, session)
 
     def leave(self, session: WorkSession) -> None:
         """A worker's connection is over."""
@@ -428,7 +457,7 @@ class Dispatch:
 
     def _offer(self, task: Task, place: Place, attempt: int) -> None:
         if not self._offers.add(task, place, attempt):
-            self._scan_of(place.tenant).missed = True
+            self._scan_of(place.tenant)  # it is read there in its turn
 
     def _drop(self, place: Place) -> None:
         """Nobody has the item any more."""
@@ -441,7 +470,7 @@ class Dispatch:
 
     def _meet(self) -> None:
         """Items and workers may meet: hand out once the present callbacks are over, so that many go together."""
-        if not self._handing and self._offers.meeting and not self._closed:
+        if not self._handing and (self._offers.meeting or self._offers.short) and not self._closed:
             self._handing = True
             asyncio.get_running_loop().call_soon(self._hand_out)
 
@@ -455,14 +484,14 @@ class Dispatch:
         for session, some in found.items():
             self._spawn(self._lease_all(session, some))
         for scan in self._scans.values():
-            if scan.missed and not scan.running and self._offers.roomy:
+            if not scan.running and self._offers.wanting(scan.tenant):
                 self._read(scan)
 
     async def _lease_all(self, session: WorkSession, some: Sequence[tuple[Task, Place, int]]) -> None:
         """Begin items for a worker, durably, and hand them over."""
         for first in range(0, len(some), AT_ONCE):
             part = some[first : first + AT_ONCE]
-            if session not in self._sessions:
+            if session not in self._sessions or session.stuffed:
                 for task, place, attempt in part:
                     session.reserved -= 1
                     self._offer(task, place, attempt)
@@ -514,9 +543,16 @@ class Dispatch:
         state = live.state if live is not None else None
         activation = state.activations.get(place.activation) if state is not None else None
         run = activation.instances.get(place.instance) if activation is not None else None
+        if state is None:
+            if not isinstance(error, NotFound) and not (isinstance(error, WrongState) and error.actual in c.ENDED):
+                self._offer_later(task, place, attempt)  # its case has left memory, and is asked again
+            return
         if live is None or run is None:
             return
-        if run.state == "offered" and run.attempt == attempt:
+        if run.state == "offered" and run.attempt != attempt:  # a row of the work list was read just before
+            self._offer(task, place, run.attempt)
+            self._meet()
+        elif run.state == "offered":
             if seen is not None and self._sequence(place) != seen:  # what kept it may be over
                 self._offer(task, place, attempt)
                 self._meet()
@@ -610,6 +646,7 @@ class Dispatch:
     def _read_from_start(self, tenant: str) -> None:
         scan = self._scan_of(tenant)
         scan.at = b""
+        scan.whole = True
         scan.again = scan.running
         if not scan.running:
             self._read(scan)
@@ -623,14 +660,16 @@ class Dispatch:
         try:
             while True:
                 scan.again = False
-                scan.missed = bool(scan.at)  # what lies before is looked at in the next round
-                if not await self._read_some(scan) or not (scan.again or (scan.missed and self._offers.roomy)):
+                await self._read_some(scan)
+                if not (scan.again or self._offers.wanting(scan.tenant)):
                     return
         finally:
             scan.running = False
 
-    async def _read_some(self, scan: _Scan) -> bool:
-        """One round. False: there is no room for more."""
+    async def _read_some(self, scan: _Scan) -> None:
+        """One round: to the end of the list, or, unless the `whole` of it is wanted, until no queue takes more."""
+        number = self._offers.begin_round() if not scan.at else 0
+        missed = b""
         for shard in range(self._keys.shards):
             start, end = self._keys.items(shard, scan.tenant)
             if scan.at >= end:
@@ -639,21 +678,31 @@ class Dispatch:
             while True:
                 rows = await self._rows((start, end))
                 if scan.again:
-                    return True
+                    return
                 for key, value in rows:
-                    row = _row(key, value)
-                    if row is None or row.state != "offered":
-                        continue
-                    task = Task(scan.tenant, row.spec_id, row.task, row.roles, row.priority)
-                    if not self._offers.add(task, Place(*parse_item(key)), row.attempt):
-                        scan.at, scan.missed = key, True
-                        return False
+                    if not self._remember(scan.tenant, key, value) and not missed:
+                        missed = key
                 self._meet()
+                if missed and not scan.whole and not self._offers.wanting(scan.tenant):
+                    scan.at = missed
+                    return
                 if len(rows) < SCAN_ROWS:
                     break
                 start = rows[-1][0] + b"\0"
         scan.at = b""
-        return True
+        scan.whole = False
+        if number:
+            self._offers.end_round(scan.tenant, number)
+
+    def _remember(self, tenant: str, key: bytes, value: bytes) -> bool:
+        """Offer what a row shows. False: somebody wants it, but there is no room."""
+        row = _row(key, value)
+        if row is None or row.state != "offered":
+            return True
+        place = Place(*parse_item(key))
+        if place in self._parked.get((tenant, place.case_id), ()):
+            return True  # it waits for its case
+        return self._offers.add(Task(tenant, row.spec_id, row.task, row.roles, row.priority), place, row.attempt)
 
     async def _rows(self, where: Range) -> list[tuple[bytes, bytes]]:
         """A page of rows. While the store cannot be read: later."""
@@ -675,13 +724,13 @@ class Dispatch:
 class _Scan:
     """How far the work list of a tenant has been read."""
 
-    __slots__ = ("again", "at", "missed", "running", "tenant")
+    __slots__ = ("again", "at", "running", "tenant", "whole")
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
         self.at = b""  # where to go on; empty = from the start
-        self.missed = False  # an item did not fit into memory
         self.running = False
+        self.whole = False  # a wish is new: all of it has to be looked at
         self.again = False  # a new wish came: from the start
 
 

@@ -85,9 +85,8 @@ def planned(record: ScheduleRecord, now: int) -> ScheduleRecord:
     return msgspec.structs.replace(record, anchor=anchor, next=rule_of(record.spec).after(now, anchor))
 
 
-def occurred(record: ScheduleRecord, schedule_id: str, now: int, *, open_: bool) -> ScheduleRecord:
-    """The record once the occurrence that is due, or those that were missed, have been decided on. `open_`: whether a
-    case that the schedule has started is still open."""
+def chosen_of(record: ScheduleRecord, now: int) -> int:
+    """Which of the occurrences that are due is to have a case; 0 = none, they were missed."""
     rule, anchor, first = rule_of(record.spec), record.anchor, record.next
     oldest = now - max(record.spec.catch_up_window, LATE_NS)
     chosen = first
@@ -96,10 +95,20 @@ def occurred(record: ScheduleRecord, schedule_id: str, now: int, *, open_: bool)
         late = record.spec.catch_up == "none" and now - chosen > LATE_NS
         if late or chosen < oldest or not first <= chosen <= now:
             chosen = 0
+    return chosen
+
+
+def occurred(
+    record: ScheduleRecord, schedule_id: str, chosen: int, now: int, *, open_: bool, had: bool
+) -> ScheduleRecord:
+    """The record once the occurrence that is due, or those that were missed, have been decided on. `open_`: whether a
+    case that the schedule has started is still open. `had`: the `chosen` one has had its case before the calendar was
+    set back; nothing follows from it, least of all that its own case has to give way to it."""
+    rule, anchor, first = rule_of(record.spec), record.anchor, record.next
     if chosen != first:
         record = _missed(record, rule, first, chosen or now + 1, now)
     record = msgspec.structs.replace(record, next=rule.after(chosen or now, anchor))
-    if not chosen:
+    if not chosen or had:
         return record
     return admitted(record, start_at(record.spec, schedule_id, chosen), now, open_=open_)
 

@@ -4,6 +4,9 @@ Items wait in one queue per task, roles and priority; workers with the same wish
 goes to a worker in constant time: the group's highest priority, its queues in turn, the oldest item, the worker whose
 turn it is. Whose items nobody wants is not remembered. What is here is a hint: the case decides whether an item can
 really be begun, and an entry that is out of date costs one refused command.
+
+Memory is bounded, and shared: where it is full, a queue below its share still takes items, so that no backlog keeps the
+items of others from their workers. A queue that had no room says so until the work list was read again (`wanting`).
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from typing import Final, NamedTuple, Protocol
 
 from knhk_workflow.runtime.leases import Place
 
-OFFERS_MAX: Final = 100_000  # items remembered, about 300 bytes each; the others are read from the store in their turn
+OFFERS_MAX: Final = 100_000  # items remembered, about 300 bytes each; the others are read from the store in their turn.
+# With n queues it may be ln n times as many: shares shrink as queues come, and nothing is thrown out for that.
 QUEUES_MAX: Final = 10_000  # tasks whose wishers are remembered; then those that have no items are forgotten
 GROUPS_IDLE_MAX: Final = 32  # groups without workers that are kept, so that workers who come back find their items
 
@@ -49,7 +53,7 @@ class Taker(Protocol):
     """A worker, as far as taking its turn goes."""
 
     @property
-    def credit(self) -> int:
+    def room(self) -> int:
         """How many more items it takes."""
         ...
 
@@ -68,7 +72,7 @@ class Group:
     def turn(self) -> Taker:
         """Whose turn it is."""
         taker, _ = self.ready.popitem(last=False)
-        if taker.credit > 1:
+        if taker.room > 1:
             self.ready[taker] = None
         return taker
 
@@ -107,19 +111,38 @@ class Offers:
         self._groups: OrderedDict[Wish, Group] = OrderedDict()
         self._hungry: dict[Group, None] = {}  # those that may have both a worker and an item
         self._count = 0
+        self._holding = 0  # queues with items
+        self._missed: dict[_Queue, int] = {}  # queues that had no room for an item, and in which round
+        self._round = 0
 
     def __len__(self) -> int:
         return self._count
 
     @property
-    def full(self) -> bool:
-        """No further item is remembered."""
-        return self._count >= self._limit
+    def short(self) -> bool:
+        """Whether some item was not remembered."""
+        return bool(self._missed)
+
+    def wanting(self, tenant: str) -> bool:
+        """Whether it is worth the while to read the work list of a tenant: a queue that had no room for all has some
+        now."""
+        low = self._share // 2
+        return any(queue.task.tenant == tenant and len(queue.items) <= low for queue in self._missed)
+
+    def begin_round(self) -> int:
+        """The work list of a tenant is read from the start; the number of this round."""
+        self._round += 1
+        return self._round
+
+    def end_round(self, tenant: str, number: int) -> None:
+        """It was read to the end: what was missed before that round has been seen again."""
+        for queue in [each for each, last in self._missed.items() if last < number and each.task.tenant == tenant]:
+            del self._missed[queue]
 
     @property
-    def roomy(self) -> bool:
-        """It is worth the while to read more."""
-        return self._count <= self._limit // 2
+    def _share(self) -> int:
+        """What a queue may hold however much others do."""
+        return max(self._limit // max(self._holding, 1), 1)
 
     def join(self, wish: Wish) -> tuple[Group, bool]:
         """The group of a wish with one more member, and whether it is new: then its items have to be added."""
@@ -149,6 +172,9 @@ class Offers:
             if gone in queue.groups:
                 queue.groups.remove(gone)
                 if not queue.groups:
+                    self._missed.pop(queue, None)
+                    if queue.items:
+                        self._holding -= 1
                     self._count -= len(queue.items)
                     queue.items.clear()
 
@@ -161,8 +187,11 @@ class Offers:
         if place in items:
             items[place] = attempt
             return True
-        if self._count >= self._limit:
+        if self._count >= self._limit and len(items) >= self._share:
+            self._missed[queue] = self._round
             return False
+        if not items:
+            self._holding += 1
         items[place] = attempt
         self._count += 1
         for group in queue.groups:
@@ -176,6 +205,10 @@ class Offers:
         if group.pending:
             self._hungry[group] = None
 
+    def rest(self, group: Group, taker: Taker) -> None:
+        """A member takes no items until it is ready again."""
+        group.ready.pop(taker, None)
+
     @property
     def meeting(self) -> bool:
         """Whether there may be an item for somebody."""
@@ -185,7 +218,7 @@ class Offers:
         """An item is not on offer any more."""
         queue = self._queues.get(task)
         if queue is not None and queue.items.pop(place, None) is not None:
-            self._count -= 1
+            self._gone(queue)
 
     def hand_out(self) -> Iterator[tuple[Taker, Task, Place, int]]:
         """Items and who gets them, until one side has nothing left; groups take turns too."""
@@ -197,10 +230,16 @@ class Offers:
             if queue is None:
                 continue
             place, attempt = queue.items.popitem(last=False)
-            self._count -= 1
+            self._gone(queue)
             yield group.turn(), queue.task, place, attempt
             if group.ready and group.pending:
                 hungry.append(group)
+
+    def _gone(self, queue: _Queue) -> None:
+        """An item has left a queue."""
+        self._count -= 1
+        if not queue.items:
+            self._holding -= 1
 
     def _tell(self, group: Group, queue: _Queue) -> None:
         group.pending.setdefault(queue.task.priority, OrderedDict())[queue] = None
@@ -209,7 +248,7 @@ class Offers:
 
     def _queue(self, task: Task) -> _Queue:
         if len(self._queues) >= QUEUES_MAX:
-            self._queues = {key: queue for key, queue in self._queues.items() if queue.items}
+            self._queues = {key: queue for key, queue in self._queues.items() if queue.items or queue in self._missed}
         queue = self._queues[task] = _Queue(task)
         queue.groups = [group for wish, group in self._groups.items() if wish.covers(task)]
         return queue

@@ -47,6 +47,7 @@ from knhk_workflow.runtime.occurrences import (
     admitted,
     between,
     carried_out,
+    chosen_of,
     next_times,
     occurred,
     planned,
@@ -316,7 +317,9 @@ class Schedules:
             now = self._clock.wall()
             record, open_ = await self._opened(live, record)
             for at in times:
-                record = admitted(record, start_at(record.spec, schedule_id, at, overlap), now, open_=open_)
+                found = start_at(record.spec, schedule_id, at, overlap)
+                if not await self._had(live, found.case_id):
+                    record = admitted(record, found, now, open_=open_)
             return record
 
         return await self._change(schedule_id, self._asked(meta, (schedule_id, start, end, overlap)), change)
@@ -368,8 +371,10 @@ class Schedules:
             record = live.record
             if record is None or record.paused or not 0 < record.next <= wall:
                 return
+            chosen = chosen_of(record, wall)
+            had = bool(chosen) and await self._had(live, start_at(record.spec, live.name[1], chosen).case_id)
             record, open_ = await self._opened(live, record)
-            await self._write(live, occurred(record, live.name[1], wall, open_=open_), ())
+            await self._write(live, occurred(record, live.name[1], chosen, wall, open_=open_, had=had), ())
         self._carry_on(live)
 
     async def _set_back(self, wall: int) -> None:
@@ -400,6 +405,18 @@ class Schedules:
             for case_id, head in zip(case_ids, heads, strict=True)
             if head is not None and head.state not in ENDED
         )
+
+    async def _had(self, live: _Live, case_id: str) -> bool:
+        """Whether this schedule has started a case, or has decided to, whatever became of it."""
+        tenant, schedule_id = live.name
+        if live.record is not None:
+            decided = (*live.record.starting, *live.record.waiting)
+            if any(start.case_id == case_id for start in decided):
+                return True
+        head = await self._head(tenant, case_id)
+        if head is not None:
+            return head.created_by == _principal(schedule_id)
+        return await self._reads.get(self._keys.case(tenant, case_id).purged()) is not None
 
     async def _head(self, tenant: str, case_id: str) -> CaseHead | None:
         key = self._keys.case_head(tenant, case_id)
@@ -470,7 +487,7 @@ class Schedules:
     async def _start(self, live: _Live, record: ScheduleRecord, start: ScheduledStart) -> ScheduleRun | None:
         """Start one case. None: it has to be tried again."""
         tenant, schedule_id = live.name
-        meta = CallMeta(tenant=tenant, principal=f"system:schedule/{schedule_id}", method="start_scheduled_case")
+        meta = CallMeta(tenant=tenant, principal=_principal(schedule_id), method="start_scheduled_case")
         outcome, message = "started", ""
         try:
             spec = record.spec
@@ -488,7 +505,7 @@ class Schedules:
 
     async def _end(self, live: _Live, case_ids: Iterable[str]) -> None:
         tenant, schedule_id = live.name
-        meta = CallMeta(tenant=tenant, principal=f"system:schedule/{schedule_id}", method="cancel_case")
+        meta = CallMeta(tenant=tenant, principal=_principal(schedule_id), method="cancel_case")
         for case_id in case_ids:
             try:
                 await self._cancel(case_id, f"schedule {schedule_id} starts its next case", meta)
@@ -618,6 +635,10 @@ def view_of(schedule_id: str, record: ScheduleRecord, times: int = TIMES_SHOWN) 
         record.created_by,
         record.updated_at,
     )
+
+
+def _principal(schedule_id: str) -> str:
+    return f"system:schedule/{schedule_id}"
 
 
 def _with_time(spec: ScheduleSpec, start: ScheduledStart) -> bytes:

@@ -74,8 +74,8 @@ class Steps:
         return self._carry_out(case_id, command, meta, _item_after, _encode, _decode_item)
 
     async def on_items(self, asked: Sequence[tuple[str, OnItem, CallMeta]]) -> list[WorkItemView | WorkflowError]:
-        """`on_item` for each; one's error is its own answer. Those whose cases are at hand share commits without a task
-        for each."""
+        """`on_item` for each; one's error is its own answer, a mistake of ours too. Those whose cases are at hand share
+        commits without a task for each."""
         answers: list[WorkItemView | WorkflowError | None] = [None] * len(asked)
         begun: list[tuple[int, WorkItemView, asyncio.Future[Outcome]]] = []
         others: list[int] = []
@@ -86,17 +86,17 @@ class Steps:
                 continue
             try:
                 view, told = self._step(live, command, meta, None, _item_after, _encode)
-            except WorkflowError as error:
-                answers[index] = error
+                assert told is not None, "no command on an item leaves everything as it is"
+            except Exception as error:  # noqa: BLE001  # the others in the list are not concerned
+                answers[index] = _mistake(case_id, error)
                 continue
-            assert told is not None, "no command on an item leaves everything as it is"
             begun.append((index, view, told))
 
         async def one(index: int) -> None:
             try:
                 answers[index] = await self.on_item(*asked[index])
-            except WorkflowError as error:
-                answers[index] = error
+            except Exception as error:  # noqa: BLE001  # the others in the list are not concerned
+                answers[index] = _mistake(asked[index][0], error)
 
         if others:
             await asyncio.gather(*map(one, others))
@@ -279,6 +279,15 @@ _decode_delivery = msgspec.msgpack.Decoder(TriggerDelivery).decode
 
 def _elsewhere(case_id: str) -> Fenced:
     return Fenced(f"case {case_id!r} was changed by somebody else; nothing was written, try again")
+
+
+def _mistake(case_id: str, error: Exception) -> WorkflowError:
+    """The answer of one element: the error, or that we made a mistake with it, which the log has."""
+    if isinstance(error, WorkflowError):
+        return error
+    told = f"a command on case {case_id!r} failed by a mistake of ours"
+    asyncio.get_running_loop().call_exception_handler({"message": told, "exception": error})
+    return WorkflowError(f"{told}; the log has the details")
 
 
 def _no_receipt(_: object) -> bytes:

@@ -336,6 +336,102 @@ async def test_what_does_not_fit_into_memory_is_read_later(
     assert {each.item.case_id for each in found} == {*early, *late}
 
 
+async def test_a_backlog_of_one_task_does_not_keep_the_items_of_others(
+    engine: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is full of items whose worker takes no more; other workers get theirs all the same, old and new ones."""
+    monkeypatch.setattr(engine._dispatch._offers, "_limit", 8)
+    backlog = {(await engine.run_case("one")).case_id for _ in range(30)}
+    early = {(await engine.run_case("line")).case_id for _ in range(30)}
+    slow = await engine.open_work(WorkSubscription(("sign",), credit=1))
+    [kept] = await some(slow)
+    await nothing(slow)
+    assert engine._dispatch._offers.short
+    quick = await engine.open_work(WorkSubscription(("first",), credit=100))
+    assert {each.item.case_id for each in await some(quick, 30)} == early
+    late = {(await engine.run_case("line")).case_id for _ in range(30)}
+    assert {each.item.case_id for each in await some(quick, 30)} == late
+    assert len(engine._dispatch._offers) <= 16
+    slow.add_credit(100)
+    assert {kept.item.case_id, *(each.item.case_id for each in await some(slow, 29))} == backlog
+    await nothing(slow)
+    assert not engine._dispatch._offers.short
+
+
+async def test_a_worker_that_does_not_read_gets_no_more_than_its_credit(place: Place, engine: WorkflowEngine) -> None:
+    for _ in range(10):
+        await engine.run_case("one")
+    session = await engine.open_work(WorkSubscription(("sign",), credit=3, lease=S))
+    for _ in range(5):
+        for _ in range(200):
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
+        place.clock.advance(1.5)
+    for _ in range(200):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.02)
+    told = session.take()
+    assert (told.items, len(told.revoked)) == ((), 3)
+    assert len(await some(session, 3)) == 3
+
+
+async def test_a_worker_that_drains_gets_no_more(engine: WorkflowEngine) -> None:
+    session = await engine.open_work(WorkSubscription(("sign",), credit=2))
+    session.drain()
+    await engine.run_case("one")
+    await nothing(session)
+    assert session.finished
+
+
+async def test_a_row_that_was_read_a_moment_too_early_hides_no_item(engine: WorkflowEngine) -> None:
+    case = await engine.run_case("one")
+    session = await engine.open_work(WorkSubscription(("sign",), credit=1, worker_id="w"))
+    [first] = await some(session)
+    session.drain()
+    session.extend(first.item.item_id, 0)
+    await settled(session)
+    [(task, queue)] = engine._dispatch._offers._queues.items()
+    [where] = queue.items
+    engine._dispatch._offers.add(task, where, 1)
+    other = await engine.open_work(WorkSubscription(("sign",), credit=1, worker_id="v"))
+    [again] = await some(other)
+    assert (again.item.case_id, again.item.attempt) == (case.case_id, 2)
+
+
+async def test_an_offer_whose_case_has_left_memory_is_made_again(engine: WorkflowEngine) -> None:
+    case = await engine.run_case("one")
+    session = await engine.open_work(WorkSubscription(("sign",), credit=0))
+    await settled(session)
+    [(task, queue)] = engine._dispatch._offers._queues.items()
+    [where] = queue.items
+    engine._dispatch._offers.remove(task, where)
+    engine._cases._cases.clear()
+    engine._dispatch._not_leased(task, where, 1, WrongState("case", case.case_id, "running", "suspended"))
+    session.add_credit(1)
+    [item] = await some(session)
+    assert item.item.case_id == case.case_id
+
+
+async def test_a_mistake_with_one_case_is_its_own_answer(engine: WorkflowEngine) -> None:
+    """The core is broken on purpose for one case of a list."""
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(str(context["message"])))
+    session = await engine.open_work(WorkSubscription(("sign",), credit=3))
+    for name in ("a", "b", "c"):
+        await engine.run_case("one", case_id=name)
+    items = await some(session, 3)
+    live = engine._cases.peek("default", "b")
+    assert live is not None
+    assert live.state is not None
+    live.state.nets.clear()
+    requests = [CompleteRequest(each.item.item_id, request_id=f"r{each.item.case_id}") for each in items]
+    answers = await session.complete(requests)
+    assert [isinstance(answer, WorkItemView) for answer in answers] == [True, False, True]
+    [again] = await session.complete([CompleteRequest(items[1].item.item_id)])
+    assert isinstance(again, WorkItemView), "nothing of it was kept"
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize(
     "wanted",
     [

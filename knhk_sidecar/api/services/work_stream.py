@@ -27,6 +27,9 @@ from knhk_workflow import (
 
 MESSAGES_MAX: Final = 16  # of one worker, whose results are on their way; then it has to wait
 RECEIPTS_MAX: Final = 1_000  # in one message to the worker, as many as results in one message of it
+UNREAD_MAX: Final = 20_000  # receipts that wait for the worker to read them; beyond that it is not listened to
+EXTENSIONS_MAX: Final = 10_000  # in one message: as many items as a worker can have
+EXTENSIONS_AT_ONCE: Final = 64  # about 1 ms of the event loop
 ITEMS_BYTES: Final = 1024 * 1024  # of input in one message to the worker; one more item still fits gRPC's 4 MB
 
 
@@ -72,6 +75,7 @@ class _Channel:
         self._room = asyncio.Semaphore(MESSAGES_MAX)
         self._running: set[asyncio.Task[None]] = set()
         self._receipts: list[pb.WorkItemReceipt] = []
+        self._sent = asyncio.Event()
         self._told = -1  # the credit that the worker knows of
 
     @property
@@ -86,6 +90,9 @@ class _Channel:
             if request.HasField("subscribe"):
                 self._session.subscribe(wire.subscription(request.subscribe))
             await self._take(request)
+            while len(self._receipts) > UNREAD_MAX:  # it does not read: then it has to wait
+                self._sent.clear()
+                await self._sent.wait()
         while self._running:
             await asyncio.wait(self._running)
         self._session.no_more()
@@ -99,6 +106,7 @@ class _Channel:
         """What is there to say, in messages of a good size."""
         delivery = self._session.take()
         receipts, self._receipts = self._receipts, []
+        self._sent.set()
         found: list[pb.StreamWorkItemsResponse] = []
         items: list[pb.LeasedWorkItem] = []
         size = 0
@@ -131,12 +139,17 @@ class _Channel:
         if len(request.completions) + len(request.failures) > wire.BATCH_MAX:
             count = len(request.completions) + len(request.failures)
             raise LimitExceeded("results in one message", wire.BATCH_MAX, count, "send several messages")
+        if len(request.extensions) > EXTENSIONS_MAX:
+            count = len(request.extensions)
+            raise LimitExceeded("extensions in one message", EXTENSIONS_MAX, count, "send several messages")
         if request.completions or request.failures:
             await self._room.acquire()
             task = asyncio.create_task(self._results(request))
             self._running.add(task)
             task.add_done_callback(self._over)
-        for extension in request.extensions:
+        for index, extension in enumerate(request.extensions):
+            if index % EXTENSIONS_AT_ONCE == 0:
+                await asyncio.sleep(0)
             try:
                 wire.present_attempt(wire.item_id(extension.item_id), extension.attempt)
                 given = extension.HasField("lease")

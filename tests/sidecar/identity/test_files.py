@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 import time
 from pathlib import Path
 
 import pytest
 
-from knhk_sidecar.identity import dev_ca
+from knhk_sidecar.identity import dev_ca, tls
 from knhk_sidecar.identity.spiffe_id import TrustDomain
 from knhk_sidecar.identity.tls import FileSource, InvalidMaterial, TlsFiles
 from tests.sidecar.identity.authority import Authority, Wish
@@ -120,3 +121,27 @@ def test_a_certificate_without_id_needs_a_trust_domain(tmp_path: Path) -> None:
     assert source.material.spiffe_id is None
     assert source.material.not_after > time.time()
     assert source.leaves.check(authority.issue()[0])
+
+
+async def test_files_of_any_kind_do_not_end_the_following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "LOOK_INTERVAL", 0.01)
+    authority = dev_ca.open_authority(tmp_path)
+    server = authority.issue_server()
+    source = FileSource(files_of(authority, server))
+    before = source.material
+    following = asyncio.create_task(source.follow())
+
+    def broken(_: object) -> None:
+        raise ArithmeticError("nobody thought of this")
+
+    with monkeypatch.context() as breaking:
+        breaking.setattr(source, "adopt", broken)
+        authority.issue_server()
+        async with asyncio.timeout(10):
+            while "nobody thought of this" not in source.problem:  # noqa: ASYNC110  # it tells nobody
+                await asyncio.sleep(0.01)
+    authority.issue_server()
+    async with asyncio.timeout(10):
+        while source.material is before or source.problem:  # noqa: ASYNC110  # it tells nobody
+            await asyncio.sleep(0.01)
+    following.cancel()

@@ -6,6 +6,7 @@ That agent stands in for SPIRE's: it speaks the same protocol and can be told wh
 from __future__ import annotations
 
 import asyncio
+import socket as sockets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -15,17 +16,18 @@ from pathlib import Path
 
 import grpc
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from grpc import aio
+from spiffe._proto import workload_pb2
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.app import CannotStart, Sidecar
 from knhk_sidecar.config import SidecarConfig
 from knhk_sidecar.identity import dev_ca
 from knhk_sidecar.identity.dev_agent import DevAgent
-from knhk_sidecar.identity.spiffe_id import TrustDomain
-from knhk_sidecar.identity.tls import InvalidMaterial
-from knhk_sidecar.identity.workload_api import HEADER, SERVICE, target_of, workload_api
+from knhk_sidecar.identity.spiffe_id import SpiffeId, TrustDomain
+from knhk_sidecar.identity.tls import FileSource, InvalidMaterial, TlsFiles
+from knhk_sidecar.identity.workload_api import HEADER, SERVICE, _x509_state, target_of, workload_api
 from knhk_sidecar.identity.workload_source import Agent, WorkloadSource
 from tests.conftest import Budget
 from tests.sidecar.server.client import ANY_PORT, developer, secure
@@ -277,3 +279,75 @@ async def test_developers_find_their_svid_at_the_socket_of_the_daemon(sidecar: S
         assert await principal(channel) == sidecar.addresses.spiffe_id
     async with developer(sidecar.addresses) as channel:
         assert await principal(channel) == sidecar.addresses.spiffe_id
+
+
+def test_a_certificate_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    """The id that the agent names and the one in the certificate differ."""
+    ours = authority(tmp_path)
+    key, leaf = ours.sign("x", SpiffeId.parse("spiffe://a.org/other"))
+    svid = workload_pb2.X509SVID(
+        spiffe_id="spiffe://a.org/sidecar",
+        x509_svid=leaf.public_bytes(Encoding.DER),
+        x509_svid_key=key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()),
+        bundle=_der(ours),
+    )
+    with pytest.raises(InvalidMaterial, match=r"is a certificate of spiffe://a.org/other"):
+        _x509_state(workload_pb2.X509SVIDResponse(svids=[svid]))
+
+
+def test_a_key_of_a_kind_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    ours = authority(tmp_path)
+    _, leaf = ours.sign("x", SpiffeId.parse("spiffe://a.org/x"))
+    unknown = bytes.fromhex("3010020100 3005 06032a0304 0404 00000000".replace(" ", ""))  # PKCS 8, algorithm 1.2.3.4
+    svid = workload_pb2.X509SVID(
+        spiffe_id="spiffe://a.org/x",
+        x509_svid=leaf.public_bytes(Encoding.DER),
+        x509_svid_key=unknown,
+        bundle=_der(ours),
+    )
+    with pytest.raises(InvalidMaterial, match="cannot be parsed"):
+        _x509_state(workload_pb2.X509SVIDResponse(svids=[svid]))
+
+
+async def test_what_nobody_thought_of_does_not_end_the_asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = authority(tmp_path)
+    agent = DevAgent(ours, tmp_path / "s", path="/sidecar", dns=("localhost",))
+    async with serving(agent):
+        source = await WorkloadSource.open(Agent(agent.endpoint))
+        following = asyncio.create_task(source.follow())
+
+        def broken(_: object) -> None:
+            raise ArithmeticError("nobody thought of this")
+
+        with monkeypatch.context() as breaking:
+            breaking.setattr(source, "_take", broken)
+            await until(lambda: "nobody thought of this" in source.problem)
+        before = source.material
+        await until(lambda: source.material is not before and not source.problem)
+        following.cancel()
+
+
+async def test_the_socket_of_a_living_daemon_is_not_taken_away(tmp_path: Path) -> None:
+    ours, path = authority(tmp_path), tmp_path / "s"
+    async with serving(DevAgent(ours, path)) as agent:
+        assert path.stat().st_mode & 0o777 == 0o600
+        second = DevAgent(ours, path)
+        with pytest.raises(OSError, match="another daemon listens there"):
+            await second.start()
+        await second.stop()
+        await Agent(agent.endpoint).first()
+    with sockets.socket(sockets.AF_UNIX) as killed:
+        killed.bind(str(path))
+    async with serving(DevAgent(ours, path)) as agent:
+        await Agent(agent.endpoint).first()
+
+
+async def test_files_of_another_domain_do_not_stand_in(tmp_path: Path) -> None:
+    ours, others = authority(tmp_path / "a"), authority(tmp_path / "b", OTHER)
+    svid = others.issue("web", "/web", life=timedelta(days=30))
+    files = FileSource(TlsFiles(str(svid.cert), str(svid.key), str(others.ca)))
+    agent = DevAgent(ours, tmp_path / "s", path="/sidecar")
+    async with serving(agent):
+        source = await WorkloadSource.open(Agent(agent.endpoint), files)
+    source._stand_in()
+    assert str(source.material.spiffe_id) == "spiffe://a.org/sidecar"

@@ -13,6 +13,9 @@ from google.protobuf.duration_pb2 import Duration
 from grpc import aio
 
 from knhk_sidecar.api import pb
+from knhk_sidecar.api.services.streams import closed_after
+from knhk_sidecar.api.services.work_stream import EXTENSIONS_MAX, UNREAD_MAX, work_stream
+from knhk_workflow import CallMeta
 from tests.sidecar.services.server import Sidecar, info_of, refused
 
 ROLE = ["clerk"]
@@ -286,3 +289,49 @@ async def test_a_first_message_that_makes_no_sense_is_refused(running: Sidecar) 
         while await one.read():
             pass
         assert await one.call.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_worker_that_does_not_read_is_not_listened_to(running: Sidecar) -> None:
+    """Its receipts would fill the memory; it goes on where it stopped once it reads."""
+    await cases(running, "a")
+    taken = 0
+
+    async def requests() -> AsyncIterator[pb.StreamWorkItemsRequest]:
+        nonlocal taken
+        yield wish(worker_id="w")
+        for _ in range(8):
+            taken += 1
+            yield pb.StreamWorkItemsRequest(extensions=[pb.LeaseExtension(item_id="1.1.1@b")] * EXTENSIONS_MAX)
+
+    assert running.engine is not None
+    async with closed_after(work_stream(running.engine, requests(), CallMeta())) as stream:
+        await anext(stream)
+        for _ in range(3_000):
+            await asyncio.sleep(0)
+        assert taken == UNREAD_MAX // EXTENSIONS_MAX + 1
+        found = 0
+        async with asyncio.timeout(WAIT_S):
+            while found < 8 * EXTENSIONS_MAX:
+                found += len((await anext(stream)).receipts)
+
+
+async def test_more_extensions_than_items_can_be_are_refused(running: Sidecar) -> None:
+    async with worker(running, wish()) as one:
+        many = [pb.LeaseExtension(item_id="1.1.1@b")] * (EXTENSIONS_MAX + 1)
+        await one.send(pb.StreamWorkItemsRequest(extensions=many))
+        while await one.read():
+            pass
+        assert await one.call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_times_that_no_record_can_hold_are_refused_one_by_one(running: Sidecar) -> None:
+    await cases(running, "a", "b")
+    async with worker(running, wish(credit=2)) as one:
+        items = await one.get(2)
+        failures = [
+            pb.FailWorkItemRequest(item_id=each.item.item_id, code="x", retry_after=Duration(seconds=seconds))
+            for each, seconds in zip(items, (2**62, 5), strict=True)
+        ]
+        await one.send(pb.StreamWorkItemsRequest(failures=failures, request_id="r"))
+        told = await one.told(2)
+        assert sorted(receipt.HasField("error") for receipt in told) == [False, True]
