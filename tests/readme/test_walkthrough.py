@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from knhk_sidecar.config import load
+from knhk_workflow.model.document import strict_yaml
+from knhk_workflow.model.parse import parse_spec
 from tests.readme.tables import README
 from tests.readme.walk import Block, Walk, adjacent, blocks, matches, stand_in
 
 RUN = ("python", "sh")
+SAMPLES = ("toml", "yaml")
 
 
 @contextmanager
@@ -30,7 +35,7 @@ def walking(directory: Path) -> Iterator[Walk]:
 def test_the_readme_does_what_it_says(tmp_path: Path) -> None:
     document = README.read_text(encoding="utf-8")
     found = [block for block in blocks(document) if block.language]
-    assert {block.language for block in found} == {*RUN, "text"}
+    assert {block.language for block in found} == {*RUN, "text", *SAMPLES}
     with walking(tmp_path) as walk:
         for position, block in enumerate(found):
             if block.language not in RUN:
@@ -39,6 +44,21 @@ def test_the_readme_does_what_it_says(tmp_path: Path) -> None:
             after = found[position + 1] if position + 1 < len(found) else block
             if after.language == "text" and adjacent(document, block, after):
                 assert matches(after.text, printed), f"README.md:{after.line} is not what was printed:\n{printed}"
+
+
+def test_its_samples_are_valid(tmp_path: Path) -> None:
+    found = [block for block in blocks(README.read_text(encoding="utf-8")) if block.language in SAMPLES]
+    assert {block.language for block in found} == set(SAMPLES)
+    for block in found:
+        if block.language == "toml":
+            file = tmp_path / "sidecar.toml"
+            file.write_text(block.text)
+            load(file=str(file), environ={})
+        else:
+            tasks = cast("dict[str, object]", strict_yaml(block.text))
+            (task,) = tasks
+            flows = [{"from": "start", "to": task}, {"from": task, "to": "end"}]
+            parse_spec({"id": "sample", "tasks": tasks, "flows": flows})
 
 
 @pytest.mark.long

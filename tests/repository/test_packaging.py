@@ -68,6 +68,10 @@ def distributions(top: str, dotted: str) -> set[str]:
 PROVIDERS = importlib.metadata.packages_distributions()
 
 
+BROUGHT_BY_WHO_LOADS = {("pytest_plugin.py", "pytest")}
+"""Modules that only the program they are for imports, so that the package need not bring it."""
+
+
 @pytest.mark.parametrize("package", tree.PACKAGES)
 def test_every_third_party_import_is_a_declared_dependency(package: str) -> None:
     project = tree.project()
@@ -80,6 +84,7 @@ def test_every_third_party_import_is_a_declared_dependency(package: str) -> None
         if top not in sys.stdlib_module_names
         and top not in tree.PACKAGES
         and top != "knhk"
+        and (path.name, top) not in BROUGHT_BY_WHO_LOADS
         and not distributions(top, dotted) & declared
     )
     assert undeclared == []

@@ -406,7 +406,7 @@ async def test_an_offer_whose_case_has_left_memory_is_made_again(engine: Workflo
     [where] = queue.items
     engine._dispatch._offers.remove(task, where)
     engine._cases._cases.clear()
-    engine._dispatch._not_leased(task, where, 1, WrongState("case", case.case_id, "running", "suspended"))
+    engine._dispatch._not_leased(task, where, 1, WrongState("case", case.case_id, "running", "suspended"), None)
     session.add_credit(1)
     [item] = await some(session)
     assert item.item.case_id == case.case_id

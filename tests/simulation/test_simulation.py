@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from functools import partial
@@ -109,8 +110,7 @@ def test_a_failing_episode_is_made_smaller() -> None:
     assert kind_of(outcome) == kind_of(report.failed)
     assert sum(len(numbers) for _, numbers in small.commands) < len(report.failed.commands)
     assert len(small.strikes) < len(report.failed.strikes)
-    words = command_line(small, f'--plant "{bug.name}"').split(maxsplit=9)
-    ended = _simulated(*words[1:9], words[9].split(" ", 1)[0], "--plant", bug.name)
+    ended = _simulated(*shlex.split(command_line(small, f'--plant "{bug.name}"'))[1:])
     assert ended.returncode == 1
     assert outcome.violations[0] in ended.stdout
 
