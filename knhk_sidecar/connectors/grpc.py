@@ -49,6 +49,8 @@ KEY: Final = "idempotency-key"
 MESSAGE_BYTES_MAX: Final = 1024 * 1024  # half of what case data may hold
 FILES_MAX: Final = 1_000  # of one service's description; real ones have fewer than 100
 CHANNELS_MAX: Final = 256  # targets that tasks name themselves
+DESCRIPTION_BYTES_MAX: Final = 16 * 1024 * 1024  # of one answer of reflection; a large service has some 100 KB
+PLACE_SHARE: Final = 0.5  # of a call's time: who waits longer for a place is told so, and not by the other side
 _MEMBERS: Final = frozenset({"method", "message", "metadata", "target"})
 
 _Code = grpc.StatusCode
@@ -136,7 +138,7 @@ class GrpcConnector:
         self.breaker = settings.breaker
         self.declared: ConnectorDelivery = settings.delivery or "keyed"
         self._lines: OrderedDict[tuple[str, int, str], _Line] = OrderedDict()
-        self._opening = asyncio.Lock()
+        self._closing: set[asyncio.Task[None]] = set()
         self._places = asyncio.Semaphore(settings.pool.size)
         self._active = 0
         self._waiting = 0
@@ -156,7 +158,10 @@ class GrpcConnector:
         own, secrets = self._credentials()
         self._waiting += 1
         try:
-            await self._places.acquire()
+            async with asyncio.timeout(self.timeout * PLACE_SHARE):
+                await self._places.acquire()
+        except TimeoutError:
+            raise CallFailed("pool_timeout", "all places of the connector are in use", blame=False) from None
         finally:
             self._waiting -= 1
         self._active += 1
@@ -200,7 +205,9 @@ class GrpcConnector:
         """Close all channels."""
         lines = list(self._lines.values())
         self._lines.clear()
-        await asyncio.gather(*(line.channel.close(0) for line in lines))
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*(line.channel.close(0) for line in lines), *self._closing, return_exceptions=True)
 
     # ---------------------------------------------------------------------------------------------------------- request
 
@@ -260,16 +267,27 @@ class GrpcConnector:
         """The channel to the addresses that a host has now; an earlier one is closed when they have changed."""
         addresses = await self._allowance.addresses(host, port)
         name = host, port, ",".join(sorted(addresses))
-        async with self._opening:
-            line = self._lines.get(name)
-            if line is None:
-                for old in [each for each in self._lines if each[:2] == (host, port)]:
-                    await self._lines.pop(old).channel.close(self.timeout)
-                if len(self._lines) >= CHANNELS_MAX:
-                    await self._lines.popitem(last=False)[1].channel.close(self.timeout)
-                line = self._lines[name] = _Line(self._channel(host, port, addresses))
-            self._lines.move_to_end(name)
-            return line
+        line = self._lines.get(name)
+        if line is None:
+            made = _Line(self._channel(host, port, addresses))
+            for old in [each for each in self._lines if each[:2] == (host, port)]:
+                self._let_go(self._lines.pop(old))
+            if len(self._lines) >= CHANNELS_MAX:
+                self._let_go(self._lines.popitem(last=False)[1])
+            line = self._lines[name] = made
+        self._lines.move_to_end(name)
+        return line
+
+    def _let_go(self, line: _Line) -> None:
+        """Close a channel once its calls have ended. Nobody waits for that: other calls go on by the new one."""
+
+        async def later() -> None:
+            await asyncio.sleep(self.timeout)  # a call that has the channel in hand may not have begun
+            await line.channel.close(self.timeout)
+
+        task = asyncio.get_running_loop().create_task(later())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     def _channel(self, host: str, port: int, addresses: list[str]) -> grpc.aio.Channel:
         six = any(":" in address for address in addresses)
@@ -392,8 +410,19 @@ class GrpcConnector:
         own, secrets = self._credentials()
         stub = reflection_pb2_grpc.ServerReflectionStub(line.channel)
         call = stub.ServerReflectionInfo(iter(asked), metadata=tuple(own), timeout=self.timeout)
+        answers: list[reflection_pb2.ServerReflectionResponse] = []
+        size = 0
         try:
-            return [answer async for answer in call]
+            async for answer in call:
+                answers.append(answer)
+                size += answer.ByteSize()
+                if size > DESCRIPTION_BYTES_MAX:
+                    call.cancel()
+                    raise CallFailed("no_method", "the server's description is too large", permanent=True, blame=False)
+                if len(answers) == len(asked):  # one for each; a server may have more to say, for ever
+                    call.cancel()
+                    break
+            return answers
         except grpc.aio.AioRpcError as error:
             if error.code() is _Code.UNIMPLEMENTED:
                 told = "the server has no reflection; give the connector a file of descriptors"
@@ -410,14 +439,27 @@ def make(data: bytes, surroundings: Surroundings) -> GrpcConnector:
         _place(settings.target)
     if settings.delivery == "verifiable":
         raise InvalidInput.field("config.delivery", "gRPC has no way to look a call up", "keyed or at-most-once")
+    secret = False
     for name, value in settings.metadata.items():
         if isinstance(value, Secret):
+            secret = True
             surroundings.vault.check(value, f"config.metadata.{name}")
-        elif name.lower() == "authorization":
+        elif name.lower() in ("authorization", "cookie", "x-api-key", "proxy-authorization"):
             raise InvalidInput.field(f"config.metadata.{name}", "a secret is given by reference", 'as {"env": "..."}')
     if settings.bearer is not None:
         surroundings.vault.check(settings.bearer, "config.bearer")
-    return GrpcConnector(settings, surroundings, _described(settings.descriptors) if settings.descriptors else None)
+    tls = settings.tls
+    named = (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key))
+    files = {name: surroundings.vault.path(file, f"config.tls.{name}") for name, file in named if file}
+    settings = msgspec.structs.replace(settings, tls=Certificates(**files, name=tls.name))
+    known = None
+    if settings.descriptors:
+        known = _described(surroundings.vault.path(settings.descriptors, "config.descriptors"))
+    if (secret or settings.bearer is not None or tls.cert) and not settings.target and not settings.allow:
+        raise InvalidInput.field(
+            "config.target", "is missing: a task would choose who gets the credentials", "set it, or allow"
+        )
+    return GrpcConnector(settings, surroundings, known)
 
 
 def _described(path: str) -> descriptor_pool.DescriptorPool:

@@ -26,6 +26,18 @@ REFUSED: Final = "not_allowed"
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+_HELD_BACK: Final = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "fec0::/10",  # site-local (RFC 3879)
+            "64:ff9b:1::/48",  # NAT64 of one network (RFC 8215)
+            "192.0.0.0/24",  # protocol assignments, and a metadata service among them
+            "168.63.129.16/32",  # Azure's virtual host: public by its number only
+        ),
+    )
+)
+"""Not public, whatever the address's own class says of it in some versions of Python."""
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -73,6 +85,8 @@ class Allowance:
                 infos = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
             except OSError as error:
                 raise CallFailed("unresolved", f"the name {name!r} has no address: {error.strerror}") from error
+            except UnicodeError as error:  # an empty label, or one of more than 63 bytes
+                raise CallFailed("unresolved", f"{name!r} is no name", permanent=True, blame=False) from error
             found = list(dict.fromkeys(str(info[4][0]) for info in infos))
         for text in found:
             if not self.permits_address(text):
@@ -93,6 +107,8 @@ class Allowance:
         inner = _inner(address)
         if inner is not None:
             return self.permits_address(str(inner))
+        if any(address.version == network.version and address in network for network in _HELD_BACK):
+            return False
         return address.is_global and not address.is_multicast and not address.is_reserved
 
 

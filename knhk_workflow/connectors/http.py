@@ -12,7 +12,8 @@ answer that was missed, 404 says that nothing was done.
 
 The answer is {status, headers, body}: `headers` are those that `response_headers` names, in small letters, `body` is
 the JSON of a JSON response and the text of any other one. Redirects are not followed. No proxy of the environment is
-used. Secrets are read for each call and taken out of whatever the server repeats.
+used. Secrets are read for each call and taken out of whatever the server repeats. A connector that has credentials and
+a `base_url` calls nobody else: a task must not choose who gets them.
 
 The name in the URL is resolved once for a connection, every address checked, and the connection made to a checked one;
 the certificate is still that of the name.
@@ -46,7 +47,8 @@ NS_PER_S: Final = 1_000_000_000
 
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})  # the same call may succeed later
-_NOT_DONE: Final = frozenset({408, 425, 429, 503})  # the server says that it did nothing
+_NOT_DONE: Final = frozenset({408, 425, 429})  # the server says that it did nothing; a 503 may be a gateway's
+PLACE_SHARE: Final = 0.5  # of a call's time: who waits longer for a connection is told so, and not by the other side
 _MEMBERS: Final = frozenset({"method", "url", "headers", "query", "body", "accept"})
 _METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "POST", "PATCH"})
 _HELD: Final = frozenset({"host", "content-length", "transfer-encoding", "connection", "upgrade", "trailer"})
@@ -113,11 +115,12 @@ class HttpConnector:
         self.breaker = settings.breaker
         self.declared: Delivery = settings.delivery or "keyed"
         self._network = _CheckedNetwork(surroundings.allowance)
+        self._only = _origin(httpx2.URL(settings.base_url)) if settings.base_url and _credentials(settings) else ""
         self._active = 0
         self._waiting = 0
         self._places = asyncio.Semaphore(settings.pool.size)
         self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=_tls(settings.tls),
+            ssl_context=_tls(_placed(settings.tls, surroundings)),
             max_connections=settings.pool.size,
             max_keepalive_connections=settings.pool.size,
             keepalive_expiry=settings.pool.idle_timeout,
@@ -233,6 +236,8 @@ class HttpConnector:
             raise _unfit(f"url: {error}") from error
         if url.scheme not in ("http", "https") or not url.host or url.userinfo:
             raise _unfit("url must be scheme://host[:port]/path without a user")
+        if self._only and _origin(url) != self._only:
+            raise _unfit(f"the connector's credentials are for {self._only}, not for {_origin(url)}")
         return url
 
     def _check(self, url: httpx2.URL) -> None:
@@ -292,7 +297,10 @@ class HttpConnector:
         """Wait for one of the pool's places."""
         self._waiting += 1
         try:
-            await self._places.acquire()
+            async with asyncio.timeout(self.timeout * PLACE_SHARE):
+                await self._places.acquire()
+        except TimeoutError:
+            raise CallFailed("pool_timeout", "all connections of the connector are in use", blame=False) from None
         finally:
             self._waiting -= 1
         self._active += 1
@@ -339,8 +347,8 @@ class HttpConnector:
             raise CallFailed("pool_timeout", f"no connection to {where} was free in time", blame=False) from None
         except httpcore2.TimeoutException as error:
             raise CallFailed("timeout", f"{where} does not answer in time", received="maybe") from error
-        except httpcore2.LocalProtocolError as error:
-            raise _unfit(f"the request cannot be sent: {error}") from error
+        except httpcore2.LocalProtocolError:  # whose words repeat the header, and that may be a secret
+            raise _unfit("a header, the url or a secret holds what HTTP does not allow, such as a line's end") from None
         except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
             said = str(error) or type(error).__name__
             raise CallFailed("connection_lost", f"the connection to {where} broke: {said}", received="maybe") from error
@@ -351,7 +359,9 @@ class HttpConnector:
         self, sent: _Sent, status: int, got: Mapping[str, str], content: bytes, secrets: tuple[str, ...]
     ) -> Answer:
         headers = {
-            name: got[name] for name in (each.lower() for each in self._settings.response_headers) if name in got
+            name: scrubbed(got[name], secrets)
+            for name in (each.lower() for each in self._settings.response_headers)
+            if name in got
         }
         body = _body(scrubbed(content.decode("utf-8", "replace"), secrets), got.get("content-type", ""))
         if 200 <= status < 300 or status in sent.accept:
@@ -482,7 +492,27 @@ def make(data: bytes, surroundings: Surroundings) -> HttpConnector:
         surroundings.vault.check(settings.auth.bearer, "config.auth.bearer")
     if settings.auth.basic is not None:
         surroundings.vault.check(settings.auth.basic.password, "config.auth.basic.password")
+    if _credentials(settings) and not settings.base_url and not settings.allow:
+        raise InvalidInput.field(
+            "config.base_url", "is missing: a task would choose who gets the credentials", "set it, or allow"
+        )
     return HttpConnector(settings, surroundings)
+
+
+def _credentials(settings: HttpSettings) -> bool:
+    """Whether its calls carry what only one other side should see."""
+    headers = any(isinstance(value, Secret) for value in settings.headers.values())
+    return headers or settings.auth != Authentication() or bool(settings.tls.cert)
+
+
+def _placed(files: Certificate, surroundings: Surroundings) -> Certificate:
+    """The same with the files where they may be read. Raises InvalidInput."""
+    found = {
+        name: surroundings.vault.path(file, f"config.tls.{name}")
+        for name, file in (("ca", files.ca), ("cert", files.cert), ("key", files.key))
+        if file
+    }
+    return Certificate(**found)
 
 
 @functools.lru_cache(maxsize=64)  # reading the authorities takes 10 ms, and most connectors trust the same ones

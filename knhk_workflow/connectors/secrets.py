@@ -73,6 +73,11 @@ class Vault:
             reason = error.strerror if isinstance(error, OSError) else "it is not text"
             raise CallFailed("no_credentials", f"{secret.file} cannot be read: {reason}", blame=False) from error
 
+    def path(self, file: str, path: str) -> str:
+        """Where a file is that settings name, such as a certificate. Raises InvalidInput when it may not be read."""
+        self.check(Secret(file=file), path)
+        return str(self._file(file))
+
     def _file(self, name: str) -> Path | None:
         path = Path(name)
         if self._trusted:

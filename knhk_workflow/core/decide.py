@@ -277,7 +277,7 @@ def _fail_item(step: Step, command: c.FailItem) -> None:
         run,
         command.code,
         command.message,
-        permanent=command.permanent,
+        permanent=command.permanent or run.calling,  # a call that was begun must not be made twice
         pause=command.retry_after,
     )
     settle(step)

@@ -3,8 +3,9 @@
 A timer task has got what it waited for: it goes on as a task whose signal came does, and where rivals wait for the same
 token they are withdrawn in the same step (WCP-16). A retry offers the work again. A time-out stops one attempt at the
 work, a deadline everything that the task still does; the flow to `on_timeout` is taken alone. Without one it counts as
-a failure with the code `timeout` or `deadline`: a time-out is tried again while attempts are left, then `on_error`
-decides (its own, or that of the nearest composite task around it), then a person.
+a failure with the code `timeout` or `deadline`: a time-out is tried again while attempts are left (but not a call that
+must not be made twice), then `on_error` decides (its own, or that of the nearest composite task around it), then a
+person.
 
 A suspended case lets its timers wait; those that are due fire when it is resumed.
 """
@@ -117,7 +118,13 @@ def _too_long(step: Step, node: TaskNode, activation: Activation, run: Instance)
     elif run.state == "terminated":  # a sub-net: it has no attempts
         give_up(step, node, activation, run.number, told)
     else:
-        failed(step, node, activation, run, "timeout", "it took too long")
+        failed(step, node, activation, run, "timeout", _late(run), permanent=run.calling)
+
+
+def _late(run: Instance) -> str:
+    if run.calling:
+        return "it took too long; whether its call was made is unknown, and it must not be made twice"
+    return "it took too long"
 
 
 def _too_late(step: Step, node: TaskNode, activation: Activation, kind: str) -> None:

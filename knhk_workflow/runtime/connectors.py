@@ -94,6 +94,7 @@ class Connectors:
         self._own: dict[str, dict[str, _Entry]] = {}
         self._broken: dict[tuple[str, str], str] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._changing = asyncio.Lock()  # what is replaced must be what was there when that was written
         for config in setup.configured:
             if config.name in self._shared:
                 raise AlreadyExists("connector", config.name)
@@ -152,6 +153,10 @@ class Connectors:
 
     async def put(self, asked: ConnectorConfig, meta: CallMeta) -> ConnectorView:
         """Create or replace a tenant's connector. The same again changes nothing. Raises InvalidInput, WrongState."""
+        async with self._changing:
+            return await self._put(asked, meta)
+
+    async def _put(self, asked: ConnectorConfig, meta: CallMeta) -> ConnectorView:
         checked_id(asked.name, "name")
         config = msgspec.structs.replace(asked, config=json_object(asked.config, "config_json"))
         if config.name in self._shared:
@@ -196,13 +201,14 @@ class Connectors:
 
     async def delete(self, name: str, meta: CallMeta) -> None:
         """Remove a tenant's connector. Raises NotFound, WrongState."""
-        own = self._own.get(meta.tenant, {})
-        self.check_own(meta.tenant, name)
-        await self._write(meta.tenant, [(self._keys.connector(meta.tenant, name), None)])
-        self._broken.pop((meta.tenant, name), None)
-        gone = own.pop(name, None)
-        if gone is not None:
-            self._let_go(gone.connector)
+        async with self._changing:
+            own = self._own.get(meta.tenant, {})
+            self.check_own(meta.tenant, name)
+            await self._write(meta.tenant, [(self._keys.connector(meta.tenant, name), None)])
+            self._broken.pop((meta.tenant, name), None)
+            gone = own.pop(name, None)
+            if gone is not None:
+                self._let_go(gone.connector)
 
     async def probe(self, tenant: str, name: str) -> Told:
         """One of them, with whether its other side can be reached."""
@@ -217,6 +223,8 @@ class Connectors:
             healthy = False
         except CallFailed as failure:
             healthy, detail = False, failure.message
+        except Exception as error:  # noqa: BLE001  # a connector may be anybody's code; the others are still to be told
+            healthy, detail = False, f"the connector itself failed: {type(error).__name__}"
         return msgspec.structs.replace(self._view(entry), healthy=healthy, detail=detail), entry.connector
 
     async def _write(self, tenant: str, writes: list[Write]) -> None:
@@ -244,7 +252,7 @@ class Connectors:
 
         async def later() -> None:
             try:
-                await asyncio.sleep(connector.timeout)
+                await asyncio.sleep(2 * connector.timeout)  # to look a call up, and to make it
             finally:
                 await connector.close()
 

@@ -932,7 +932,9 @@ class WorkflowEngine:
         if self._connector_setup is None:
             raise Unsupported("connectors", "make the engine with a ConnectorSetup")
         asked = ConnectorConfig(name, kind, json_object(config, "config_json"), default)
-        return await self._connectors.put(asked, meta)
+        view = await self._connectors.put(asked, meta)
+        self._outbox.moved(meta.tenant, name)
+        return view
 
     async def list_connectors(self, *, meta: CallMeta = LOCAL) -> tuple[ConnectorView, ...]:
         """Every connector that the tenant's tasks can name, by name."""
@@ -955,6 +957,7 @@ class WorkflowEngine:
         if user is not None:
             raise WrongState("connector", name, "named by no workflow", f"named by {user}", "delete that, or force it")
         await self._connectors.delete(name, meta)
+        self._outbox.moved(meta.tenant, name)
 
     def connector_totals(self) -> tuple[int, Sequence[ConnectorView]]:
         """Calls made since opening, and every connector of every tenant, for metrics."""

@@ -10,13 +10,15 @@ Calls to one target share a lane: a bound on how many are under way, and a circu
 wait here and use up no attempt; a task's own time-out still counts. How often and when a failed call is tried again is
 the core's decision (`core/due.py`), so that it survives as everything does.
 
-In memory are at most QUEUED_MAX calls. More stay in the store and are read when there is room.
+In memory are at most QUEUED_MAX calls, and of those that wait for one target at most WAITING_MAX, while that is left
+alone LEFT_ALONE_MAX, so that a target which is down or slow takes no room from the others. The rest stays in the store
+and is read when there is room. Calls that wait when their connector is replaced or deleted are for what is there then.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from hashlib import blake2b
 from typing import Final, TypeVar
@@ -24,11 +26,12 @@ from typing import Final, TypeVar
 import msgspec
 
 from knhk_workflow.connectors.breaker import Breaker, BreakerState
-from knhk_workflow.connectors.connector import Answer, Call, CallFailed, Connector
+from knhk_workflow.connectors.connector import Answer, Call, CallFailed, Connector, Delivery
 from knhk_workflow.core import commands as c
 from knhk_workflow.core.case import Activation, Case, Instance
 from knhk_workflow.core.step import ItemInNet
 from knhk_workflow.errors import Busy, Fenced, StoreError, StoreUnavailable, WorkflowError
+from knhk_workflow.model.parse import DEFAULT_CONNECTOR
 from knhk_workflow.runtime.clock import Alarm, Clock
 from knhk_workflow.runtime.records import CALLS, CallRecord, pack
 from knhk_workflow.runtime.views import ConnectorView
@@ -37,10 +40,15 @@ from knhk_workflow.store.keys import parse_effect
 
 PREFIX: Final = "call "
 QUEUED_MAX: Final = 10_000  # calls in memory; with requests of 1 KB about 20 MB
+WAITING_MAX: Final = 2_500  # for one target; a target that is slow leaves three quarters of the room to others
+LEFT_ALONE_MAX: Final = 100  # for one target that is left alone: one call goes there a minute
 LANES_MAX: Final = 1_000  # targets that are remembered; the idle and healthy ones go first
 PAGE: Final = 256  # rows per read; a row may hold a large request
 PAUSE_S: Final = 0.2  # before an outcome that could not be written is written again
+LOOK_PAUSE_S: Final = 5.0  # before the store is looked into again when that has failed
 KEY_BYTES: Final = 16
+SAID_BYTES_MAX: Final = 64 * 1024  # of what the other side said about a failure; a history is no archive of them
+SAID_CHARS_MAX: Final = 4_000  # of a failure's message
 UNKNOWN: Final = "outcome_unknown"
 CRASHED: Final = "connector_error"
 
@@ -113,20 +121,21 @@ class _Job(msgspec.Struct, eq=False):
     record: CallRecord
     recovered: bool
     sent: bool = False
-    wanted: bool = True
+    lane: _Lane | None = None  # where it waits
 
 
 class _Lane:
     """The calls to one target of one connector."""
 
-    __slots__ = ("active", "alarm", "breaker", "connector", "name", "queue", "target")
+    __slots__ = ("active", "alarm", "behind", "breaker", "connector", "name", "queue", "target")
 
     def __init__(self, name: str, target: str, connector: Connector) -> None:
         self.name = name
         self.target = target
         self.connector = connector
         self.breaker = Breaker(connector.breaker)
-        self.queue: deque[_Job] = deque()
+        self.queue: OrderedDict[_Job, None] = OrderedDict()
+        self.behind = False  # the store has calls for it that are not in memory
         self.active = 0
         self.alarm: Alarm | None = None
 
@@ -156,9 +165,12 @@ class Outbox:
         self._jobs: dict[Place, list[_Job]] = {}  # several: an attempt that was taken back while it was under way
         self._count = 0
         self._lanes: dict[tuple[int, str], _Lane] = {}
-        self._behind = False
+        self._behind = False  # there was no room for a call
+        self._wanted = False  # a lane has room for calls that are in the store
         self._closed = False
+        self._reading = asyncio.Lock()
         self._scanning = False
+        self._catching = False
         self._ended: set[Place] = set()  # while the store is scanned: what a page may still show
         self.made = 0
         """Calls that were made."""
@@ -189,8 +201,10 @@ class Outbox:
             record = change.record
             for job in list(self._jobs.get(place, ())):
                 if not job.sent and (record is None or record.attempt != job.record.attempt):
-                    job.wanted = False
+                    lane = job.lane
                     self._forget(job)
+                    if lane is not None:
+                        self._refill(lane)
             if record is not None:
                 self._take(place, record, recovered=False)
             elif self._scanning:
@@ -198,28 +212,52 @@ class Outbox:
 
     async def recover(self) -> None:
         """Take up what the store holds, as far as there is room."""
-        if self._scanning or self._idle:
+        if self._idle:
             return
-        self._scanning = True
-        self._behind = False
+        async with self._reading:
+            self._scanning = True
+            self._behind = self._wanted = False
+            try:
+                await self._read()
+            finally:
+                self._scanning = False
+                self._ended.clear()
+
+    async def _read(self) -> None:
+        """Take up what the store holds until there is no room."""
+        for shard in range(self._keyspace.shards):
+            start, end = self._keyspace.effects(shard)
+            while self._count < QUEUED_MAX:
+                page = await self._reads.scan(start, end, limit=PAGE)
+                for key, value in page:
+                    tenant, case_id, effect_id = parse_effect(key)
+                    if effect_id.startswith(PREFIX):
+                        activation, instance = map(int, effect_id.removeprefix(PREFIX).split("."))
+                        place = tenant, case_id, activation, instance
+                        if place not in self._ended:
+                            self._take(place, CALLS.read(key, value), recovered=True)
+                if len(page) < PAGE:
+                    break
+                start = page[-1][0] + b"\0"
+            else:
+                self._behind = True
+                return
+
+    def moved(self, tenant: str, name: str) -> None:
+        """A tenant's connector was put or deleted: the calls that wait for it are for what is there now."""
+        for lane in list(self._lanes.values()):
+            for job in list(lane.queue):
+                mine = job.place[0] == tenant and job.record.connector in (name, DEFAULT_CONNECTOR)
+                if mine and self._connector(job) is not lane.connector:
+                    self._forget(job, ended=False)
+                    self._take(job.place, job.record, recovered=job.recovered)
+            self._refill(lane)
+
+    def _connector(self, job: _Job) -> Connector | None:
         try:
-            for shard in range(self._keyspace.shards):
-                start, end = self._keyspace.effects(shard)
-                while not self._behind:
-                    page = await self._reads.scan(start, end, limit=PAGE)
-                    for key, value in page:
-                        tenant, case_id, effect_id = parse_effect(key)
-                        if effect_id.startswith(PREFIX):
-                            activation, instance = map(int, effect_id.removeprefix(PREFIX).split("."))
-                            place = tenant, case_id, activation, instance
-                            if place not in self._ended:
-                                self._take(place, CALLS.read(key, value), recovered=True)
-                    if len(page) < PAGE:
-                        break
-                    start = page[-1][0] + b"\0"
-        finally:
-            self._scanning = False
-            self._ended.clear()
+            return self._find(job.place[0], job.record.connector)
+        except CallFailed:
+            return None
 
     def close(self) -> None:
         """Make no further calls. What is under way is the caller's to cancel; it is taken up again after opening."""
@@ -232,59 +270,98 @@ class Outbox:
 
     def _take(self, place: Place, record: CallRecord, *, recovered: bool) -> None:
         known = self._jobs.get(place)
-        if known is not None and any(job.record.attempt == record.attempt for job in known):
+        if known is not None and any(job.record.attempt >= record.attempt for job in known):
             return
         if self._count >= QUEUED_MAX:
             self._behind = True
             return
         job = _Job(place, record, recovered)
+        lane = self._lane(job)
+        if lane is not None and (len(lane.queue) >= _room(lane) or (lane.behind and not recovered)):
+            lane.behind = True  # who comes later does not overtake those that are in the store
+            return
         self._jobs.setdefault(place, []).append(job)
         self._count += 1
+        if lane is not None:
+            job.lane = lane
+            lane.queue[job] = None
+            self._pump(lane)
+
+    def _lane(self, job: _Job) -> _Lane | None:
+        """Where a call waits; None: it cannot be made, and that is being told."""
+        record = job.record
         try:
-            connector = self._find(place[0], record.connector)
+            connector = self._find(job.place[0], record.connector)
             target = connector.target(record.request)
         except CallFailed as failure:
             job.sent = True
             self._spawn(self._refused(job, failure))
-            return
+            return None
+        except Exception as error:  # noqa: BLE001  # a connector may be anybody's code, and this may be a commit's end
+            job.sent = True
+            self._spawn(self._refused(job, _crash(record.connector, error)))
+            return None
         lane = self._lanes.get((id(connector), target))
         if lane is None or lane.connector is not connector:
             self._make_room()
             lane = self._lanes[id(connector), target] = _Lane(record.connector, target, connector)
-        lane.queue.append(job)
-        self._pump(lane)
+        return lane
 
     def _make_room(self) -> None:
         if len(self._lanes) < LANES_MAX:
             return
-        for name, lane in list(self._lanes.items()):
-            if not lane.active and not lane.queue and lane.breaker.state == "closed":
-                del self._lanes[name]
-                return
+        idle = [key for key, lane in self._lanes.items() if not (lane.active or lane.queue or lane.behind)]
+        healthy = [key for key in idle if self._lanes[key].breaker.state == "closed"]
+        if idle:
+            self._drop((healthy or idle)[0])
+
+    def _drop(self, key: tuple[int, str]) -> None:
+        alarm = self._lanes.pop(key).alarm
+        if alarm is not None:
+            alarm.cancel()
 
     def _pump(self, lane: _Lane) -> None:
         """Make calls as far as the lane lets them."""
         if self._closed:
             return
         while lane.queue and lane.active < lane.connector.max_concurrent:
-            if not lane.queue[0].wanted:
-                lane.queue.popleft()
-                continue
             now = self._clock.now()
             if not lane.breaker.admits(now):
-                if lane.breaker.state == "open" and lane.alarm is None:
-                    lane.alarm = self._clock.call_at(lane.breaker.reopens, lambda: self._again(lane))
-                return
-            job = lane.queue.popleft()
+                if lane.breaker.state == "open":
+                    self._left_alone(lane)
+                break
+            job, _ = lane.queue.popitem(last=False)
+            job.lane = None
             job.sent = True
             lane.active += 1
             self._spawn(self._run(lane, job))
+        self._refill(lane)
+
+    def _left_alone(self, lane: _Lane) -> None:
+        """A target that is down keeps a few calls here; the others are in the store, and wait there."""
+        while len(lane.queue) > LEFT_ALONE_MAX:
+            self._forget(next(reversed(lane.queue)), ended=False)
+            lane.behind = True
+        if lane.alarm is None:
+            lane.alarm = self._clock.call_at(lane.breaker.reopens, lambda: self._again(lane))
+
+    def _refill(self, lane: _Lane) -> None:
+        """Look into the store when it has calls for a lane that has room for them."""
+        least = WAITING_MAX // 2 if lane.breaker.state == "closed" else 0
+        if lane.behind and len(lane.queue) <= least:
+            lane.behind = False
+            self._wanted = True
+            self._look()
 
     def _again(self, lane: _Lane) -> None:
         lane.alarm = None
         self._pump(lane)
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: _Job, *, ended: bool = True) -> None:
+        """A call is not in memory any more. `ended`: nor wanted."""
+        if job.lane is not None:
+            del job.lane.queue[job]
+            job.lane = None
         jobs = self._jobs.get(job.place)
         if jobs is None or job not in jobs:
             return
@@ -292,16 +369,32 @@ class Outbox:
         if not jobs:
             del self._jobs[job.place]
         self._count -= 1
-        if self._scanning:
+        if self._scanning and ended:
             self._ended.add(job.place)
-        if not self._closed and self._behind and self._count <= QUEUED_MAX // 2 and not self._scanning:
+        self._look()
+
+    def _look(self) -> None:
+        """Read what is only in the store, when there is room again."""
+        if self._lacks() and not self._catching and not self._closed:
+            self._catching = True
             self._spawn(self._catch_up())
+
+    def _lacks(self) -> bool:
+        """Whether the store has calls that there is room for: for enough of them to be worth the look."""
+        return (self._behind and self._count <= QUEUED_MAX // 2) or (
+            self._wanted and self._count <= QUEUED_MAX - WAITING_MAX // 2
+        )
 
     async def _catch_up(self) -> None:
         try:
-            await self.recover()
-        except StoreError:
-            self._behind = True  # the next call that ends tries again
+            while self._lacks():
+                try:
+                    await self.recover()
+                except StoreError:
+                    self._wanted = True
+                    await asyncio.sleep(LOOK_PAUSE_S)
+        finally:
+            self._catching = False
 
     # ------------------------------------------------------------------------------------------------------------ calls
 
@@ -329,8 +422,9 @@ class Outbox:
         """Make the call; the command that reports it."""
         connector, record = lane.connector, job.record
         call = Call(record.key, record.request, record.attempt)
-        delivery = connector.delivery(record.request)
+        delivery: Delivery = "at-most-once"
         try:
+            delivery = connector.delivery(record.request)
             if delivery == "at-most-once":
                 if record.begun:
                     lane.breaker.undecided()
@@ -343,6 +437,7 @@ class Outbox:
                 answer = await self._within(connector, connector.verify(call))
             if answer is None:
                 answer = await self._within(connector, connector.call(call))
+            _check(answer)
         except CallFailed as failure:
             if failure.blame:
                 lane.breaker.failed(self._clock.now())
@@ -353,17 +448,20 @@ class Outbox:
             if delivery == "at-most-once" and failure.received == "maybe":
                 return _unknown(job, failure.message)
             return _failed(job, failure)
-        except (asyncio.CancelledError, WorkflowError):
-            raise
-        except Exception as error:  # noqa: BLE001  # a connector may be anybody's code: its fault is the call's failure
+        # A connector may be anybody's code: its fault is the call's failure.
+        except (asyncio.CancelledError, Exception) as error:
+            if isinstance(error, asyncio.CancelledError) and self._stopped():
+                raise
             lane.breaker.undecided()
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": f"connector {lane.name!r} has failed", "exception": error}
-            )
-            crash = CallFailed(CRASHED, f"the connector itself failed: {type(error).__name__}", received="maybe")
+            crash = _crash(lane.name, error)
             return _unknown(job, crash.message) if delivery == "at-most-once" else _failed(job, crash)
         lane.breaker.succeeded()
         return c.CompleteCall(_ref(job), answer.body, answer.status)
+
+    def _stopped(self) -> bool:
+        """Whether it is us who end this call, and not something in the connector."""
+        task = asyncio.current_task()
+        return self._closed or task is None or bool(task.cancelling())
 
     def _repeats(self, job: _Job) -> bool:
         """Whether this may not be the first time that the effect is asked for."""
@@ -395,8 +493,30 @@ def _ref(job: _Job) -> c.ItemRef:
     return c.ItemRef(job.place[2], job.place[3], job.record.attempt)
 
 
+def _room(lane: _Lane) -> int:
+    """How many calls may wait in a lane."""
+    return WAITING_MAX if lane.breaker.state == "closed" else LEFT_ALONE_MAX
+
+
+def _check(answer: Answer) -> None:
+    """Raises CallFailed for an answer that is none; what would be made of it is a mistake that nobody is told of."""
+    try:
+        msgspec.json.decode(answer.body, type=dict[str, msgspec.Raw])
+    except msgspec.MsgspecError:
+        message = "the connector's answer is no JSON object"
+        raise CallFailed(CRASHED, message, received="maybe", permanent=True, blame=False) from None
+
+
+def _crash(name: str, error: Exception | asyncio.CancelledError) -> CallFailed:
+    """A mistake of the connector itself, for the log and for the case."""
+    asyncio.get_running_loop().call_exception_handler({"message": f"connector {name!r} has failed", "exception": error})
+    return CallFailed(CRASHED, f"the connector itself failed: {type(error).__name__}", received="maybe")
+
+
 def _failed(job: _Job, failure: CallFailed) -> c.FailCall:
-    return c.FailCall(_ref(job), failure.code, failure.message, failure.data, failure.permanent, failure.pause)
+    data = failure.data if len(failure.data) <= SAID_BYTES_MAX else b""
+    message = failure.message[:SAID_CHARS_MAX]
+    return c.FailCall(_ref(job), failure.code, message, data, failure.permanent, failure.pause)
 
 
 def _unknown(job: _Job, why: str) -> c.FailCall:

@@ -19,7 +19,7 @@ import msgspec
 from knhk_workflow.core import commands as c
 from knhk_workflow.core.decide import decide
 from knhk_workflow.core.step import Step
-from knhk_workflow.errors import Busy, Fenced, StoreError, StoreUnavailable, WorkflowError
+from knhk_workflow.errors import Busy, Fenced, StoreError, StoreUnavailable, WorkflowError, WrongState
 from knhk_workflow.fortune5.slo import ServiceLevels
 from knhk_workflow.runtime import query
 from knhk_workflow.runtime.clock import Clock
@@ -133,10 +133,16 @@ class Steps:
             await poisoned(self._cases, self._clock, case_id, meta, error)
             return "done"
 
-    def report_call(self, tenant: str, case_id: str, command: c.Command) -> Awaitable[None]:
+    async def report_call(self, tenant: str, case_id: str, command: c.Command) -> None:
         """What became of a connector's call."""
         meta = CallMeta(tenant=tenant, principal=CONNECTOR, method="report_call")
-        return self._carry_out(case_id, command, meta, lambda *_: None, _no_receipt, lambda _: None)
+        try:
+            await self._carry_out(case_id, command, meta, lambda *_: None, _no_receipt, lambda _: None)
+        except WorkflowError:
+            raise
+        except Exception as error:  # whatever the core did wrong, it is this case's affair
+            await poisoned(self._cases, self._clock, case_id, meta, error)
+            raise WrongState("call", case_id, "reported", "stopped by a mistake of the engine") from error
 
     async def _carry_out(
         self,

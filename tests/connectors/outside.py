@@ -14,6 +14,7 @@ so that nothing is forgotten when somebody kills this process.
     /text           answers a plain text
     /large/N        answers N bytes
     /reset          resets the connection
+    /repeats        404 with the header X-Key as X-Seen
     /missed/KEY     200 and the effect of a key, or 404
     /effects        GET: how many were done, how many requests came
 """
@@ -140,6 +141,8 @@ class Outside:
             return await _send(writer, 200, "x" * int(parts[1]))
         if parts[0] == "reset":
             return _reset(writer)
+        if parts[0] == "repeats":
+            return await _send(writer, 404, {}, f"X-Seen: {headers['x-key']}\r\n")
         return await _send(writer, 404, {})
 
 

@@ -48,7 +48,8 @@ def test_names(pattern: str, permitted: list[str], refused: list[str]) -> None:
         "127.0.0.1", "127.8.8.8", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
         "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fe80::1%eth0", "fd00::1", "fc00::1", "ff02::1",
         "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::",
-        "2001:db8::1", "192.0.2.1", "198.18.0.1",
+        "2001:db8::1", "192.0.2.1", "198.18.0.1", "fec0::1", "64:ff9b:1::7f00:1", "192.0.0.192", "168.63.129.16",
+        "::ffff:168.63.129.16", "::127.0.0.1",
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_public_are_refused(address: str) -> None:
@@ -61,6 +62,13 @@ def test_networks_that_are_listed_are_permitted_and_no_others() -> None:
         True
     ] * 4
     assert [allowance.permits_address(each) for each in ("10.0.0.1", "::1", "169.254.169.254")] == [False] * 3
+
+
+async def test_what_is_no_name_is_refused_for_good() -> None:
+    for name in ("a..b", "x" * 64 + ".org"):
+        with pytest.raises(CallFailed) as failed:
+            await Allowance(["*://*:*"]).addresses(name, 80)
+        assert failed.value.permanent
 
 
 async def test_a_name_with_one_bad_address_is_refused() -> None:

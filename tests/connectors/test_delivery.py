@@ -22,6 +22,7 @@ from knhk_workflow import (
     StateStore,
     Surroundings,
     WorkflowEngine,
+    WorkItemFilter,
 )
 from tests.connectors.calling import calls, data, engine, history, setup, until_open
 
@@ -172,6 +173,23 @@ async def test_a_time_out_of_the_task_takes_the_call_back(outside: str) -> None:
         assert "timeout: it took too long" in case.incidents[0].message
         kinds = [event.event_type for event in await history(opened, case.case_id)]
         assert kinds.count("connector_called") == 2
+
+
+async def test_what_must_not_be_made_twice_is_not_repeated_by_a_time_out_or_a_failure_that_is_reported() -> None:
+    for reported in (False, True):
+        plug = Plug("at-most-once", ["hang"])
+        plug.timeout = 60
+        async with engine(plugged(plug)) as opened:
+            await opened.register_workflow(calls(CALL if reported else {**CALL, "timeout": "200ms"}))
+            case_id = (await opened.run_case("calls")).case_id
+            await plug.called.wait()
+            if reported:
+                item = (await opened.list_work_items(WorkItemFilter(case_id=case_id))).items[0]
+                await opened.fail_work_item(item.item_id, "by_hand")
+            case = await until_open(opened, case_id)
+            assert case.incidents[0].kind == "connector_failed"
+            assert len(plug.keys) == 1
+            assert reported or "whether its call was made is unknown" in case.incidents[0].message
 
 
 @pytest.mark.parametrize(("url", "least", "most"), [("/status/503?after=7", 7.0, 7.5), ("/status/500", 1.0, 2.1)])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2
 
 from knhk_sidecar.connectors.grpc import make
 from knhk_workflow import ConnectorConfig, ConnectorSetup, InvalidInput, WorkflowEngine
@@ -103,4 +106,33 @@ async def test_what_is_unavailable_is_tried_again(port: int) -> None:
 async def test_a_secret_is_named_and_not_written(port: int) -> None:
     with pytest.raises(InvalidInput, match="a secret is given by reference"):
         async with engine(setup(port, metadata={"authorization": "Bearer x"})):
+            pass
+
+
+async def test_a_description_that_does_not_end_is_cut_off() -> None:
+    """A server that answers one question about itself for ever."""
+
+    async def endless(
+        asked: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> AsyncIterator[bytes]:
+        answer = reflection_pb2.ServerReflectionResponse()
+        answer.error_response.error_message = "no"
+        while True:
+            yield answer.SerializeToString()
+
+    server = grpc.aio.server()
+    method = grpc.stream_stream_rpc_method_handler(endless)
+    name = "grpc.reflection.v1alpha.ServerReflection"
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": method}),))
+    found = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with engine(setup(found)) as opened, asyncio.timeout(10):
+        case = await until_open(opened, await ran(opened, document(PLACE, ORDER, retry=1)))
+        assert "no_method: " in case.incidents[0].message
+    await server.stop(0)
+
+
+async def test_a_task_does_not_choose_who_gets_the_credentials(port: int) -> None:
+    with pytest.raises(InvalidInput, match="credentials"):
+        async with engine(setup(port, target="", bearer={"env": "SHOP"})):
             pass

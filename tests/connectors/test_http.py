@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from knhk_workflow import CallMeta, InvalidDocument
+from knhk_workflow import CallMeta, InvalidDocument, InvalidInput
 from tests.connectors.calling import calls, data, engine, history, setup, until_open
+from tests.connectors.conftest import Started
 
 AT_ONCE = {"max_attempts": 3, "backoff": 0}
 
@@ -141,6 +143,60 @@ async def test_secrets_are_sent_and_never_recorded(outside: str, tmp_path: Path)
         whole = str(await history(opened, case.case_id)) + str(await opened.list_connectors())
         assert "very-secret" not in whole
         assert "another-secret" not in whole
+
+
+async def test_a_secret_that_cannot_be_sent_is_not_told(outside: str, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("very-secret\ntoken ")
+    async with engine(setup(outside, auth={"bearer": {"file": str(file)}})) as opened:
+        await opened.register_workflow(calls({"request": {"url": "/echo"}}))
+        case = await until_open(opened, (await opened.run_case("calls")).case_id)
+        assert "bad_request: " in case.incidents[0].message
+        assert "very-secret" not in str(await history(opened, case.case_id)) + str(case)
+
+
+async def test_a_secret_in_a_header_that_the_server_repeats_is_taken_out(outside: str) -> None:
+    task = {"request": {"url": "/repeats", "accept": [404]}, "result": {"seen": "data.headers"}}
+    connectors = setup(
+        outside, environ={"KEY": "another-secret"}, headers={"X-Key": {"env": "KEY"}}, response_headers=["x-seen"]
+    )
+    async with engine(connectors) as opened:
+        await opened.register_workflow(calls(task))
+        assert data(await opened.wait_case((await opened.run_case("calls")).case_id))["seen"] == {"x-seen": "********"}
+
+
+async def test_credentials_go_to_nobody_but_the_base(outside: str, start_outside: Started) -> None:
+    other = f"http://127.0.0.1:{start_outside()}"
+    connectors = setup(outside, environ={"KEY": "another-secret"}, auth={"bearer": {"env": "KEY"}})
+    connectors = dataclasses.replace(connectors, allow=("http://127.0.0.1:*",))
+    async with engine(connectors) as opened:
+        await opened.register_workflow(calls({"request": {"url": f"{other}/effects"}}))
+        case = await until_open(opened, (await opened.run_case("calls")).case_id)
+        assert "credentials are for" in case.incidents[0].message
+    with pytest.raises(InvalidInput, match="base_url"):
+        async with engine(setup(outside, base_url="", auth={"bearer": {"env": "KEY"}})):
+            pass
+
+
+async def test_files_of_a_connector_that_is_put_lie_where_its_secrets_do(outside: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "key.pem").write_text("daemon's own")
+    connectors = dataclasses.replace(setup(outside), secrets_directory=str(tmp_path / "mine"))
+    async with engine(connectors) as opened:
+        for file in (str(tmp_path / "key.pem"), "../key.pem"):
+            with pytest.raises(InvalidInput, match="must lie in the directory"):
+                await opened.put_connector("x", "http", {"base_url": outside, "tls": {"cert": file}})
+
+
+async def test_who_waits_for_a_connection_does_not_blame_the_other_side(outside: str) -> None:
+    connectors = setup(outside, timeout=0.6, pool={"size": 1}, breaker={"failures": 1})
+    async with engine(connectors) as opened:
+        await opened.register_workflow(calls({"request": {"url": "/slow/0.5"}, "retry": 1}))
+        cases = [(await opened.run_case("calls")).case_id for _ in range(3)]
+        ended = [await until_open(opened, case_id) for case_id in cases]
+        assert [case.state for case in ended].count("completed") == 1
+        assert all("pool_timeout: " in case.incidents[0].message for case in ended if case.incidents)
+        assert (await opened.list_connectors())[0].breakers == ((outside, "closed"),)
 
 
 async def test_a_missing_secret_is_a_failure_that_names_it(outside: str) -> None:
