@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from knhk_sidecar.identity.principal import ANONYMOUS, Principal
 from knhk_sidecar.pipeline.permissions import Permission, permission_of
+from knhk_workflow import Witness
 
 Protocol = Literal["grpc", "rest"]
 Request = Message | AsyncIterator[Message]
@@ -52,9 +53,9 @@ class Method:
 
 
 class Call:
-    """One call. The transports make it, `identify` sets the principal; nothing changes afterwards."""
+    """One call. The transports make it, `identify` sets the principal, `audit` the witness; nothing else changes."""
 
-    __slots__ = ("deadline", "leaf", "metadata", "method", "peer", "principal", "protocol", "send")
+    __slots__ = ("deadline", "leaf", "metadata", "method", "peer", "principal", "protocol", "send", "witness")
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class Call:
         self.metadata = metadata
         self.send = send
         self.principal: Principal = ANONYMOUS
+        self.witness: Witness | None = None
 
     @property
     def trace_id(self) -> str:

@@ -70,10 +70,10 @@ _TABLE: Final[Mapping[str, Mapping[Permission, str]]] = {
     },
     f"{_OURS}.AdminService": {
         _P.STATUS: "GetStatus",
-        _P.ADMIN_READ: "GetSlo GetPromotion ListAudit VerifyHistory GetReceipt ListDeadLetters ListConnectors GetConfig"
-        " ExplainPolicy ListLegalHolds",
+        _P.ADMIN_READ: "GetSlo GetPromotion ListAudit GetCheckpoint GetAuditProof VerifyHistory GetReceipt"
+        " ListDeadLetters ListConnectors GetConfig ExplainPolicy ListLegalHolds",
         _P.ADMIN_WRITE: "SetPromotion RetryDeadLetter DiscardDeadLetter PutConnector DeleteConnector SetLogLevel Backup"
-        " CreateLegalHold ReleaseLegalHold AdvanceTime",
+        " ExportAudit CreateLegalHold ReleaseLegalHold AdvanceTime",
     },
     f"{_OURS}.SubscriptionService": {
         _P.SUBSCRIPTION_READ: "GetSubscription ListSubscriptions ListDeliveries",

@@ -12,10 +12,12 @@ from google.protobuf.message import Message
 from knhk_sidecar.config import SidecarConfig
 from knhk_sidecar.identity.certificate import LeafCheck
 from knhk_sidecar.identity.principal import Principal
+from knhk_sidecar.pipeline.audit import Audit
 from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.stages import Admit, Authorize, Handler, Identify, Invoke, Observe, Translate
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
+from knhk_workflow import Operation
 
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -42,8 +44,17 @@ class Limits:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Auditing:
+    """Where calls that change nothing are recorded: `full` says that no more can be. `reads`: good reads too."""
+
+    record: Callable[[Operation, str], None]
+    full: Callable[[], bool]
+    reads: bool = True
+
+
 class Pipeline:
-    """observe( translate( identify( authorize( admit( handler ) ) ) ) )"""
+    """observe( audit( translate( identify( authorize( admit( handler ) ) ) ) ) )"""
 
     def __init__(
         self,
@@ -56,14 +67,16 @@ class Pipeline:
         log: Log,
         counters: Counters,
         limits: Limits = Limits(),
+        auditing: Auditing | None = None,
     ) -> None:
         """`services` by full proto name, their functions named like the RPCs in snake case; an RPC without one answers
-        UNIMPLEMENTED. `leaves` and `plain` as for Identify; `now` is the engine's clock.
+        UNIMPLEMENTED. `leaves` and `plain` as for Identify; `now` is the engine's clock. Without `auditing` only
+        effects are in the audit.
         """
         self.methods = methods
         self._now = now
         self._timeout = limits.timeout
-        invoke = Invoke(handlers_of(methods, services))
+        invoke = Invoke(handlers_of(methods, services), self._opened if auditing is not None else None)
         admit = Admit(
             invoke.run,
             now=now,
@@ -76,7 +89,17 @@ class Pipeline:
         authorize = Authorize(admit.run)
         identify = Identify(authorize.run, leaves, plain)
         translate = Translate(identify.run)
-        self._observe = Observe(translate.run, log, counters)
+        self._audit: Audit | None = None
+        if auditing is not None:
+            self._audit = Audit(
+                translate.run,
+                methods,
+                record=auditing.record,
+                full=auditing.full,
+                now=now,
+                reads=auditing.reads,
+            )
+        self._observe = Observe(translate.run if self._audit is None else self._audit.run, log, counters)
         counters.gauge("calls_in_flight", "Unary calls being executed.", lambda: admit.in_flight)
         counters.gauge("calls_queued", "Unary calls that wait for their turn.", lambda: admit.queued)
         counters.gauge("calls_waiting", "Calls that wait for a case.", lambda: admit.waiting)
@@ -85,6 +108,10 @@ class Pipeline:
     async def run(self, call: Call, request: Request) -> Message | None:
         """The response of a unary call, None after a response stream. Raises Refusal and CancelledError only."""
         return await self._observe.run(call, request)
+
+    def _opened(self, call: Call, request: Request) -> None:
+        if self._audit is not None:
+            self._audit.opened(call, request)
 
     def end_streams(self, *, working: bool) -> None:
         """For going down: ends the streams that only watch; with `working` all streams, and calls that only wait."""

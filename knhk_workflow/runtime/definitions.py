@@ -25,6 +25,7 @@ from knhk_workflow.model.net import Model, compile_spec
 from knhk_workflow.model.parse import canonical, findings, parse_spec, spec_digest, unsupported
 from knhk_workflow.model.spec import Spec
 from knhk_workflow.model.verify import VerifyBudget, verify
+from knhk_workflow.runtime.audited import audited
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.meta import CallMeta
 from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
@@ -186,15 +187,16 @@ class Definitions:
         )
         return Page(tuple(views), encode_token(rows[size - 1][0], "versions") if len(rows) > size else "")
 
-    async def delete(self, tenant: str, spec_id: str, version: int) -> None:
+    async def delete(self, spec_id: str, version: int, meta: CallMeta) -> None:
         """Take a version (0 = all) out of use. The caller has made sure that no case is open on it."""
         for _ in range(REGISTER_TRIES):
-            if await self._delete(tenant, spec_id, version):
+            if await self._delete(spec_id, version, meta):
                 return
         raise ExpectationFailed(())
 
-    async def _delete(self, tenant: str, spec_id: str, version: int) -> bool:
+    async def _delete(self, spec_id: str, version: int, meta: CallMeta) -> bool:
         """False: somebody registered or deleted a version of it at the same moment."""
+        tenant = meta.tenant
         latest = self._keys.definition_latest(tenant, spec_id)
         newest = await self._reads.get(latest)
         start, end = self._keys.definitions(tenant, spec_id)
@@ -216,7 +218,12 @@ class Definitions:
             raise NotFound("workflow", spec_id if not version else f"{spec_id}@{version}")
         writes.append((latest, remaining.to_bytes(_u64, "big") if remaining else None))
         try:
-            await self._journal.append(Unit(META_SHARD, tenant, "", 0, 0, b"", writes, [(latest, newest)]))
+            entry = audited(self._keys, META_SHARD, meta, f"workflows/{spec_id}", now)
+            writes.append(entry.write)
+            expect = [(latest, newest)]
+            await self._journal.append(
+                Unit(META_SHARD, tenant, "", 0, 0, b"", writes, expect, audits=(entry.reference,))
+            )
         except ExpectationFailed:
             return False
         return True
@@ -313,6 +320,7 @@ class Definitions:
         key = self._keys.definition(tenant, spec_id, number)
         written = number.to_bytes(_u64, "big")
         latest_key = self._keys.definition_latest(tenant, spec_id)
+        entry = audited(self._keys, META_SHARD, meta, f"workflows/{spec_id}", definition.registered_at)
         unit = Unit(
             META_SHARD,
             tenant,
@@ -320,8 +328,9 @@ class Definitions:
             0,
             0,
             b"",
-            [(key, pack(definition)), (latest_key, written), (digest_key, written)],
+            [(key, pack(definition)), (latest_key, written), (digest_key, written), entry.write],
             [(key, None), (digest_key, None)],
+            audits=(entry.reference,),
         )
         try:
             await self._journal.append(unit)
