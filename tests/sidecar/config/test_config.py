@@ -65,7 +65,6 @@ LATER = {
     "KGC_SIDECAR_PROMOTION_ENABLED": "true",
     "WORKFLOW_FORTUNE5_ENABLED": "true",
     "WORKFLOW_OTEL_ENDPOINT": "http://collector:4317",
-    "WORKFLOW_AUDIT_ENABLED": "true",
     "WORKFLOW_RATE_LIMIT_ENABLED": "true",
 }
 
