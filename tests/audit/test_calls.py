@@ -128,8 +128,9 @@ async def outcome_of(office: Office, method: Method) -> str:
 
 
 async def nothing() -> AsyncIterator[Message]:
-    for never in ():
-        yield never
+    never: tuple[Message, ...] = ()
+    for each in never:
+        yield each
 
 
 async def test_every_call_leaves_one_entry_whatever_becomes_of_it(office: Office) -> None:

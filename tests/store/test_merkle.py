@@ -13,6 +13,7 @@ from knhk_workflow.store.merkle import (
     EMPTY_ROOT,
     TILE,
     Edge,
+    TileName,
     consistency_ranges,
     consistent,
     cover,
@@ -158,7 +159,8 @@ def test_tiles_have_what_every_proof_needs() -> None:
     """Grown leaf by leaf over more than one tile of the second level."""
     size = TILE * TILE + 3 * TILE + 7
     leaves = [leaf_hash(b"%d" % number) for number in range(size)]
-    edge, tiles = Edge(), {}
+    edge = Edge()
+    tiles: dict[TileName, bytes] = {}
     for leaf in leaves:
         tiles.update(edge.append(leaf))
     assert (edge.size, edge.root()) == (size, tree_root(leaves))
