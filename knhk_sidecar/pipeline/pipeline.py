@@ -17,7 +17,7 @@ from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.stages import Admit, Authorize, Handler, Identify, Invoke, Observe, Translate
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
-from knhk_workflow import Operation
+from knhk_workflow import Like, Operation
 
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -46,9 +46,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Auditing:
-    """Where calls that change nothing are recorded: `full` says that no more can be. `reads`: good reads too."""
+    """Where calls that change nothing are recorded: `again` counts one like those of the same second, `full` says that
+    no more can be taken. `reads`: good reads too."""
 
     record: Callable[[Operation, str], None]
+    again: Callable[[Like], bool]
     full: Callable[[], bool]
     reads: bool = True
 
@@ -95,6 +97,7 @@ class Pipeline:
                 translate.run,
                 methods,
                 record=auditing.record,
+                again=auditing.again,
                 full=auditing.full,
                 now=now,
                 reads=auditing.reads,

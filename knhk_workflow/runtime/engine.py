@@ -36,7 +36,7 @@ from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.patterns.catalogue import PATTERNS, find
 from knhk_workflow.runtime import messages, query, sandbox
 from knhk_workflow.runtime.audit_export import export_audit
-from knhk_workflow.runtime.audit_stream import AuditStream
+from knhk_workflow.runtime.audit_stream import AuditStream, Like
 from knhk_workflow.runtime.audit_trail import EVERYTHING, AuditEntry, AuditFilter, Trail
 from knhk_workflow.runtime.audit_trees import Trees
 from knhk_workflow.runtime.audited import audited
@@ -783,6 +783,11 @@ class WorkflowEngine:
         needs none of this: its commit says who asked for it. Never blocks."""
         if self._store is not None:
             self._stream.take(tenant, operation)
+
+    def record_again(self, like: Like) -> bool:
+        """Count one more of an operation that was recorded within the same second; False when there is none like it.
+        Cheaper than making the operation."""
+        return self._store is not None and self._stream.again(like)
 
     def audit_full(self) -> bool:
         """Whether nothing more can be recorded for now, so that reads had better be refused."""
