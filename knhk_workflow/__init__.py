@@ -78,9 +78,9 @@ from knhk_workflow.runtime.skipping import TimeView
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.upgrade import UpgradePlan, plan_upgrade
 from knhk_workflow.runtime.views import (
+    CaseCounts,
     CaseFilter,
     CaseView,
-    CaseCounts,
     ConnectorView,
     CountsView,
     DeadLetterView,
