@@ -30,6 +30,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "restore": ("backup", "restore", "Make a store from backups."),
     "verify": ("backup", "verify", "Examine a store, or a backup, to the last byte."),
     "config": ("settings", "config", "The settings and where each comes from."),
+    "token": ("token", "token", "A JWT-SVID from the SPIFFE agent of this host."),
     "doctor": ("doctor", "doctor", "Look for what could be wrong here, and say how to mend it."),
     "version": ("version", "version", "The versions of knhk and of what it stands on."),
     "completion": ("completion", "completion", "Completion for bash, zsh or fish."),
