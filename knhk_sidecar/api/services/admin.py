@@ -81,7 +81,7 @@ class AdminService(ConnectorCalls):
         """The daemon at a glance. The health of the whole is that of its worst part."""
         daemon = self._daemon
         status = self._engine.status() if self._engine else None
-        timers = await self._engine.count_timers() if self._engine else 0
+        counts = await self._engine.count(meta=meta) if self._engine else None
         components = daemon.components()
         patterns = self._engine.list_patterns() if self._engine else ()
         return pb.GetStatusResponse(
@@ -90,7 +90,7 @@ class AdminService(ConnectorCalls):
             engine_enabled=self._engine is not None,
             instance_id=daemon.instance_id,
             store_kind=status.store if status else "",
-            counts=pb.Counts(cached_cases=status.cached_cases, timers=timers) if status else None,
+            counts=wire.counts(counts, status.cached_cases) if status and counts else None,
             features=sorted(daemon.features),
             unavailable_features=sorted(self._unavailable()),
             document_schema_json=b"" if request.omit_document_schema else daemon.document_schema,

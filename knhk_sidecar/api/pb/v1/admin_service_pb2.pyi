@@ -117,7 +117,7 @@ Global___ComponentHealth: _TypeAlias = ComponentHealth  # noqa: Y015
 
 @_typing.final
 class Counts(_message.Message):
-    """How much there is. Counted as the store counts, not by scanning."""
+    """How much there is of the caller's tenant. Kept up to date by what is committed, not by scanning."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -133,8 +133,9 @@ class Counts(_message.Message):
     DEAD_LETTERS_FIELD_NUMBER: _builtins.int
     TIMERS_FIELD_NUMBER: _builtins.int
     CACHED_CASES_FIELD_NUMBER: _builtins.int
+    COUNTING_FIELD_NUMBER: _builtins.int
     workflow_versions: _builtins.int
-    """Registered workflow versions."""
+    """Registered workflow versions that are in use."""
     cases_created: _builtins.int
     """Cases created and not started."""
     cases_running: _builtins.int
@@ -154,9 +155,11 @@ class Counts(_message.Message):
     dead_letters: _builtins.int
     """Effects that were given up."""
     timers: _builtins.int
-    """Timers armed, as of at most five seconds ago."""
+    """Timers armed, of all tenants, as of at most five seconds ago."""
     cached_cases: _builtins.int
-    """Live cases held in memory."""
+    """Live cases of all tenants held in memory."""
+    counting: _builtins.bool
+    """True for a while after the start with very many cases: they are being counted; fields 2 to 9 are 0 until then."""
     def __init__(
         self,
         *,
@@ -172,10 +175,11 @@ class Counts(_message.Message):
         dead_letters: _builtins.int = ...,
         timers: _builtins.int = ...,
         cached_cases: _builtins.int = ...,
+        counting: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_cases", b"cached_cases", "cases_cancelled", b"cases_cancelled", "cases_completed", b"cases_completed", "cases_created", b"cases_created", "cases_failed", b"cases_failed", "cases_running", b"cases_running", "cases_suspended", b"cases_suspended", "dead_letters", b"dead_letters", "open_incidents", b"open_incidents", "open_work_items", b"open_work_items", "timers", b"timers", "workflow_versions", b"workflow_versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_cases", b"cached_cases", "cases_cancelled", b"cases_cancelled", "cases_completed", b"cases_completed", "cases_created", b"cases_created", "cases_failed", b"cases_failed", "cases_running", b"cases_running", "cases_suspended", b"cases_suspended", "counting", b"counting", "dead_letters", b"dead_letters", "open_incidents", b"open_incidents", "open_work_items", b"open_work_items", "timers", b"timers", "workflow_versions", b"workflow_versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
