@@ -103,20 +103,25 @@ class TokenCheck:
         for source in self.sources:
             source.changed = self._passed.clear
 
-    async def check(self, credentials: str) -> Bearer:
-        """Who calls with this value of the header `authorization`. Raises RefusedToken."""
+    def known(self, credentials: str) -> Bearer | None:
+        """Who calls with this value of the header `authorization`, when it passed before. Raises RefusedToken."""
         if len(credentials) > TOKEN_BYTES_MAX + len(_SCHEME):
             raise RefusedToken(f"has more than {TOKEN_BYTES_MAX} bytes")
-        digest = hashlib.sha256(credentials.encode("utf-8", "surrogatepass")).digest()
+        digest = _digest(credentials)
         known = self._passed.get(digest)
+        if known is not None and self._clock() >= known.expires:
+            del self._passed[digest]
+            raise RefusedToken("has expired")
+        return known
+
+    async def check(self, credentials: str) -> Bearer:
+        """Who calls with this value of the header, whether it is known or not. Raises RefusedToken."""
+        known = self.known(credentials)
         if known is None:
             known = await self._checked(credentials)
             if len(self._passed) >= CACHE_SIZE:  # the oldest goes
                 del self._passed[next(iter(self._passed))]
-            self._passed[digest] = known
-        elif self._clock() >= known.expires:
-            del self._passed[digest]
-            raise RefusedToken("has expired")
+            self._passed[_digest(credentials)] = known
         return known
 
     def left(self, bearer: Bearer) -> float:
@@ -128,7 +133,7 @@ class TokenCheck:
             raise RefusedToken("is not of the scheme Bearer")
         token = read_token(credentials[len(_SCHEME) :])
         trust = self._trust(token.claims)
-        _fits(token, trust, self._clock())
+        judged(token, trust, self._clock())
         if trust.keys.keys.find(token.key_id) is None:
             await trust.keys.renew()
         key = trust.keys.keys.find(token.key_id)  # nothing is awaited from here on: these keys count now
@@ -138,7 +143,7 @@ class TokenCheck:
             raise RefusedToken(f"is signed with {token.algorithm}, which its key is not for")
         if not key.verifies(token.algorithm, token.signed, token.signature):
             raise RefusedToken(f"is not signed by the key {token.key_id[:80]!r} of {trust.keys.name}")
-        return Bearer(_principal(token.claims, trust), _end(token.claims, trust, self._clock()))
+        return judged(token, trust, self._clock())
 
     def _trust(self, claims: Mapping[str, object]) -> Trust:
         """Whose token it claims to be. Raises RefusedToken when that is nobody that counts here."""
@@ -156,14 +161,19 @@ class TokenCheck:
         raise RefusedToken(f"is of the issuer {issuer[:SUBJECT_CHARS_MAX]!r}, which does not count here")
 
 
-def _fits(token: Token, trust: Trust, now: float) -> None:
-    """The rules that need no key. Raises RefusedToken."""
+def _digest(credentials: str) -> bytes:
+    """Of a token; the token itself is kept nowhere."""
+    return hashlib.sha256(credentials.encode("utf-8", "surrogatepass")).digest()
+
+
+def judged(token: Token, trust: Trust, now: float) -> Bearer:
+    """Who the token says is calling, after every rule that needs no key. Raises RefusedToken."""
     if token.algorithm not in trust.algorithms:
         raise RefusedToken(f"has the algorithm {token.algorithm[:40]!r}, which {trust.keys.name} may not use")
     if token.type not in (OIDC_TYPES if trust.kind == "oidc" else SVID_TYPES):
         raise RefusedToken(f"has the type {token.type[:40]!r}")
     claims = token.claims
-    _end(claims, trust, now)
+    end = _end(claims, trust, now)
     _audience(claims.get("aud"), trust.audiences)
     if "cnf" in claims:
         raise RefusedToken("is bound to a key, so that it is no bearer token")
@@ -173,6 +183,7 @@ def _fits(token: Token, trust: Trust, now: float) -> None:
     for name, wanted in trust.required.items():
         if not _has(name, claims.get(name), wanted):
             raise RefusedToken(f"has not the {name} that is required")
+    return Bearer(_principal(claims, trust), end)
 
 
 def _end(claims: Mapping[str, object], trust: Trust, now: float) -> int:

@@ -86,7 +86,11 @@ class Call:
     @property
     def authorization(self) -> Sequence[str | bytes]:
         """Every value of the header `authorization`."""
-        return [value for key, value in self.metadata if key == "authorization"]
+        found: tuple[str | bytes, ...] = ()
+        for key, value in self.metadata:
+            if key == "authorization":
+                found += (value,)
+        return found
 
     @property
     def private(self) -> bool:

@@ -174,7 +174,7 @@ class Identify:
                 raise RefusedToken("came over a connection that others can read")
             if len(credentials) > 1 or not isinstance(credentials[0], str):
                 raise RefusedToken("is not the only one, or no text")
-            return await tokens.check(credentials[0])
+            return tokens.known(credentials[0]) or await tokens.check(credentials[0])
         except RefusedToken as refused:
             _log.warning("token_refused", peer=call.peer, problem=f"the token {refused}")
             raise faults.TokenRefused from refused

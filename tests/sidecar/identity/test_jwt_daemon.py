@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 import time
@@ -16,10 +17,16 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from knhk_sidecar.api import pb
-from knhk_sidecar.bearer import TokenFile
+from knhk_sidecar.app import Sidecar
+from knhk_sidecar.bearer import AgentToken, NoToken, TokenFile, TokenSource
 from knhk_sidecar.client import Client, Endpoint, NotReachable
+from knhk_sidecar.config import SidecarConfig
+from knhk_sidecar.identity.dev_agent import DevAgent
 from knhk_sidecar.identity.dev_ca import DevAuthority, open_authority
+from knhk_sidecar.identity.spiffe_id import TrustDomain
+from knhk_sidecar.worker import Worker
 from tests.cli.daemon import Daemon, knhk, running
+from tests.sidecar.identity.test_jwks import until
 from tests.sidecar.identity.test_jwt_attacks import swapped
 from tests.sidecar.identity.tokens import Forge, HttpIssuer, b64, http_issuer, jwk, key, key_set
 
@@ -227,6 +234,60 @@ def test_the_command_line_takes_tokens(house: House, tmp_path: Path) -> None:
     assert done.returncode == 4
     assert "not accepted" in done.stderr
     assert bad not in done.stderr
+
+
+async def test_a_worker_takes_work_with_a_token(house: House) -> None:
+    forge = house.forge
+    token = shown(forge.token(forge.claims(sub="worker")))
+    spec = {
+        "id": "tokens",
+        "tasks": {"pack": {"required_roles": ["packer"]}},
+        "flows": [{"from": "start", "to": "pack"}, {"from": "pack", "to": "end"}],
+    }
+    with house.http() as http:
+        headers = {"authorization": f"Bearer {token}"}
+        assert http.post("/workflows", json={"spec": spec}, headers=headers).status_code == 200
+        async with Worker(house.endpoint(token), {"tokens/pack": lambda: {"packed": True}}, roles=("packer",)):
+            body = {"spec_id": "tokens", "case_id": "packed"}
+            assert (await asyncio.to_thread(http.post, "/cases:run", json=body, headers=headers)).status_code == 200
+            waiting = "/cases/packed/wait"
+            found = await asyncio.to_thread(http.get, waiting, headers={**headers, "prefer": "wait=10"})
+        assert found.json()["case"]["data"]["packed"] is True
+        events = http.get("/cases/packed/history", headers=headers).text
+    assert f"jwt:{house.issuer.url}#worker" in events
+
+
+async def test_the_agent_says_whose_svids_count(tmp_path: Path) -> None:
+    """Production: mTLS and JWT keys from the Workload API, which goes away meanwhile."""
+    own = open_authority(tmp_path / "ca", TrustDomain("a.org"))
+    agent = DevAgent(own, tmp_path / "agent.sock", path="/sidecar", dns=("localhost",))
+    await agent.start()
+    config = SidecarConfig(
+        workflow_db_path=":memory:",
+        spiffe_enabled=True,
+        spiffe_socket=agent.endpoint,
+        jwt_svid_audiences=("spiffe://a.org/sidecar",),
+        address="127.0.0.1:0",
+        token_address="127.0.0.1:0",
+        http_address="",
+        metrics_address="",
+    )
+    good, other = (AgentToken(agent.endpoint, f"spiffe://a.org/{name}") for name in ("sidecar", "another"))
+
+    def asked(source: TokenSource) -> str:
+        with Client(Endpoint(sidecar.addresses.grpc_token, own.ca, server_name="localhost", token=source)) as client:
+            return client.admin.GetStatus(STATUS, timeout=10, wait_for_ready=True).principal
+
+    async with Sidecar(config) as sidecar:
+        await until(lambda: sidecar.components()[-1].status == "Healthy")
+        assert await asyncio.to_thread(asked, good) == "spiffe://a.org/sidecar"
+        with pytest.raises(grpc.RpcError, match="not accepted"):
+            await asyncio.to_thread(asked, other)
+        await agent.stop()
+        await until(lambda: sidecar.components()[-1].status == "Degraded")
+        assert await asyncio.to_thread(asked, good) == "spiffe://a.org/sidecar"
+        with pytest.raises(NoToken, match="gave no token"):
+            AgentToken(agent.endpoint, "spiffe://a.org/sidecar")()
 
 
 def test_a_stream_ends_with_its_token(house: House) -> None:
