@@ -34,12 +34,15 @@ from knhk_sidecar.api.services import Daemon, Setting, services
 from knhk_sidecar.api.services import Health as AdminHealth
 from knhk_sidecar.config import ConfigError, Loaded, SidecarConfig, is_loopback
 from knhk_sidecar.identity import principal as principals
+from knhk_sidecar.identity.policy_document import InvalidPolicy
+from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import ANONYMOUS, Principal
 from knhk_sidecar.identity.signing_key import KEY_NAME, InvalidKey, read_key, read_or_make_key
 from knhk_sidecar.identity.spiffe_id import InvalidSpiffeId, TrustDomain
 from knhk_sidecar.identity.tls import FileSource, InvalidMaterial, TlsFiles, TlsSource
 from knhk_sidecar.pipeline import Limits, Method, Pipeline
 from knhk_sidecar.pipeline.call import methods_of
+from knhk_sidecar.pipeline.explaining import Explaining
 from knhk_sidecar.pipeline.health import Component, Status
 from knhk_sidecar.service import engine_of
 from knhk_sidecar.telemetry.connections import connections
@@ -141,6 +144,7 @@ class Sidecar:
         self._tls: TlsSource | None = None
         self._tokens: TokenCheck | None = None
         self._dev_keys = b""  # what the developer's Workload API says of JWT
+        self._policies = Policies.developer()
         self.pipeline: Pipeline
         self._health: Health
         self._rpc: RpcServer
@@ -183,11 +187,13 @@ class Sidecar:
         await self._open_engine()
         identities = await self._identities()
         self._tokens = self._token_check()
+        plain = self._plain_principal()
+        self._policies = self._policy()
         names = [service.full_name for service in pb.SERVICES]
         self._health = Health(names)
         handlers = self._handlers()
         implementations: dict[str, object] = {
-            **services(self.engine, self._daemon()),
+            **services(self.engine, self._daemon(plain)),
             HEALTH.full_name: self._health,
         }
         methods = {path: method for service in (*pb.SERVICES, HEALTH) for path, method in methods_of(service).items()}
@@ -197,12 +203,13 @@ class Sidecar:
             methods,
             implementations,
             leaves=self._tls.leaves if self._tls is not None else None,
-            plain=self._plain_principal(),
+            plain=plain,
             now=self._clock,
             log=self._log,
             counters=self.counters,
             limits=Limits.of(self.config),
             tokens=self._tokens,
+            policies=self._policies,
         )
         self.addresses = await self._listen(identities)
         if handlers:
@@ -211,6 +218,7 @@ class Sidecar:
         self._spawn(self._keep_looking())
         if self._tls is not None:
             self._spawn(self._tls.follow())
+        self._spawn(self._policies.follow())
         self._write_ready_files()
         gc.freeze()  # what start-up made lives as long as the process: no collection has to look at it again
         _log.info("ready", version=__version__, **_told(self.addresses))
@@ -439,6 +447,20 @@ class Sidecar:
             )
         return ANONYMOUS
 
+    def _policy(self) -> Policies:
+        """Who may do what: the file's rules, or one role for the own trust domain."""
+        config = self.config
+        if config.policy_file:
+            try:
+                return Policies.of_file(config.policy_file)
+            except InvalidPolicy as error:
+                mend = "mend what is listed; `knhk policy validate FILE` lists it too"
+                raise CannotStart(
+                    f"the policy {config.policy_file} cannot be used: {error}", EXIT_SETTINGS, mend
+                ) from error
+        domain = self._tls.trust_domain.name if self._tls is not None else ""
+        return Policies.without_file(domain, "admin" if config.dev else config.policy_default_role)
+
     async def _listen(self, identities: Addresses) -> Addresses:
         config = self.config
         self._rpc = RpcServer(self.pipeline, config)
@@ -539,6 +561,7 @@ class Sidecar:
             found.append(_identity(self._tls))
         if self._tokens is not None:
             found.append(_token_keys(self._tokens.sources))
+        found.append(_policy_health(self._policies))
         return found
 
     def ready(self) -> tuple[bool, str]:
@@ -557,7 +580,7 @@ class Sidecar:
             self._look()
 
     # ------------------------------------------------------------------------------------------------- what admin shows
-    def _daemon(self) -> Daemon:
+    def _daemon(self, plain: Principal) -> Daemon:
         config = self.config
         features = [
             *(["rest"] if config.http_address else []),
@@ -567,6 +590,7 @@ class Sidecar:
             *(["reflection"] if config.dev or config.reflection_enabled else []),
             *(["dev"] if config.dev else []),
             *(["virtual-time"] if config.virtual_time else []),
+            *(["policy-file"] if config.policy_file else []),
         ]
         return Daemon(
             version=__version__,
@@ -582,6 +606,7 @@ class Sidecar:
             ],
             settings=self._settings,
             set_log_level=self._set_log_level,
+            policy=Explaining(self._policies, plain),
         )
 
     def _settings(self) -> Sequence[Setting]:
@@ -697,6 +722,13 @@ def _token_keys(sources: Sequence[KeySource]) -> Component:
     """Never unhealthy: keys that cannot be renewed still verify, and callers with certificates need none."""
     problems = [f"{source.name}: {source.problem}" for source in sources if source.problem]
     return Component("tokens", "Degraded" if problems else "Healthy", "; ".join(problems))
+
+
+def _policy_health(policies: Policies) -> Component:
+    """Serving with the policy before when the newest cannot be used."""
+    if policies.problem:
+        return Component("policy", "Degraded", f"{policies.problem}; the policy before it is in force")
+    return Component("policy", "Healthy")
 
 
 async def _renew(authority: DevAuthority) -> None:

@@ -246,7 +246,9 @@ class SidecarConfig:
         address=True,
     )
     reflection_enabled: bool = setting(
-        False, "gRPC server reflection for identified callers", "it tells what is here; developer mode has it on"
+        False,
+        "gRPC server reflection for callers whom policy allows `reflect`",
+        "it tells what is here; developer mode has it on",
     )
     auth_enabled: bool = setting(
         True,
@@ -315,6 +317,19 @@ class SidecarConfig:
         "s",
         at_least=60,
         at_most=86_400,
+    )
+
+    # --- policy
+    policy_file: str = setting(
+        "",
+        "YAML or JSON file that says who may do what; followed while running, what cannot be used does not count",
+        "empty: policy_default_role decides",
+    )
+    policy_default_role: str = setting(
+        "application",
+        "built-in role of every SPIFFE id of the own trust domain as long as there is no policy_file; others have none",
+        "what an application beside its sidecar needs; operating the daemon itself has to be given to somebody",
+        choices=("none", "viewer", "worker", "application", "operator", "auditor", "admin"),
     )
 
     # --- limits

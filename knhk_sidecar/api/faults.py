@@ -87,12 +87,14 @@ class TokenRefused(Unauthenticated):
 
 
 class PermissionDenied(WorkflowError):
-    """The caller may not do this. Opaque on purpose; the audit has the rule that decided."""
+    """The caller may not do this. Opaque on purpose: `rule`, which decided, is for the log and the audit alone; it is
+    empty when no rule allows it."""
 
     reason = "PERMISSION_DENIED"
 
-    def __init__(self) -> None:
+    def __init__(self, rule: str = "") -> None:
         super().__init__("permission denied")
+        self.rule = rule
 
 
 class SlowReader(WorkflowError):

@@ -29,6 +29,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "backup": ("backup", "backup", "Take a backup of a running daemon's store."),
     "restore": ("backup", "restore", "Make a store from backups."),
     "verify": ("backup", "verify", "Examine a store, or a backup, to the last byte."),
+    "policy": ("policy", "policy", "Who may do what: explain, show, validate."),
     "config": ("settings", "config", "The settings and where each comes from."),
     "token": ("token", "token", "A JWT-SVID from the SPIFFE agent of this host."),
     "doctor": ("doctor", "doctor", "Look for what could be wrong here, and say how to mend it."),

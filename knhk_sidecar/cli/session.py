@@ -247,7 +247,7 @@ _MENDS: Final[Mapping[str, str]] = {
     "LIMIT_EXCEEDED": "make the request smaller",
     "UNIMPLEMENTED_FEATURE": "leave it out, or use a daemon whose version has it",
     "UNAUTHENTICATED": "give --ca, --cert and --key, or a --token-file, of an identity that the daemon knows",
-    "PERMISSION_DENIED": "ask whoever keeps the daemon's policy; its audit has the rule that decided",
+    "PERMISSION_DENIED": "ask whoever keeps the daemon's policy; `knhk policy explain` says what would be needed",
     "STORE_FULL": "free space on the daemon's volume; it goes on by itself",
     "RESUME_EXPIRED": "watch again without --after",
     "STALE": "read it again, then repeat",

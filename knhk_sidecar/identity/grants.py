@@ -16,6 +16,12 @@ from knhk_sidecar.identity.permission import Permission
 NO_RULE: Final = ""  # the rule of a denial that follows from there being no rule
 
 
+class Beginning(str):
+    """The set of all ids with this beginning, where a request names a set."""
+
+    __slots__ = ()
+
+
 class Resource(NamedTuple):
     """One thing that a call is about, as far as the request says so; None: it does not say."""
 
@@ -41,10 +47,15 @@ class Selector:
     prefixes: tuple[str, ...] = ()
 
     def holds(self, resource: Resource) -> bool | None:
-        """Whether a thing is in the set; None when the request does not say which one it is."""
+        """Whether a thing is in the set; None when the request does not say which it is, or names more."""
         name: str | int | None = resource[_FIELD[self.kind]]
         if name is None:
             return None
+        if isinstance(name, Beginning):
+            if name.startswith(self.prefixes):
+                return True
+            within = (*self.prefixes, *(each for each in self.exact if isinstance(each, str)))
+            return None if any(each.startswith(name) for each in within) else False
         return name in self.exact or (isinstance(name, str) and name.startswith(self.prefixes))
 
 
@@ -106,8 +117,10 @@ class Verdict:
 
     def about(self, resources: tuple[Resource, ...]) -> Verdict:
         """The verdict on a call about these things; it is denied when it is for any of them."""
+        if not self.narrowed:
+            return self
         rule = self.rule
-        for resource in resources:
+        for resource in resources or (Resource(),):
             for denial in self.denials:
                 if denial.covers(resource) is not False:
                     return Verdict(False, denial.rule)

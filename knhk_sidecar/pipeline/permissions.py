@@ -53,7 +53,7 @@ _TABLE: Final[Mapping[str, Mapping[Permission, str]]] = {
         _P.HOLD_READ: "ListLegalHolds",
         _P.HOLD_WRITE: "CreateLegalHold ReleaseLegalHold",
         _P.AUDIT_READ: "ListAudit GetReceipt VerifyHistory",
-        _P.POLICY_READ: "ExplainPolicy",
+        _P.POLICY_READ: "ExplainPolicy GetPolicy",
         _P.ADMIN_READ: "GetSlo GetPromotion GetConfig",
         _P.ADMIN_WRITE: "SetPromotion SetLogLevel AdvanceTime",
         _P.BACKUP: "Backup",

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from knhk_sidecar.config import SidecarConfig
 from knhk_sidecar.identity.certificate import LeafCheck
+from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import Principal
 from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.stages import Admit, Authorize, Handler, Identify, Invoke, Observe, Translate
@@ -60,9 +61,11 @@ class Pipeline:
         counters: Counters,
         limits: Limits = Limits(),
         tokens: TokenCheck | None = None,
+        policies: Policies | None = None,
     ) -> None:
         """`services` by full proto name, their functions named like the RPCs in snake case; an RPC without one answers
-        UNIMPLEMENTED. `leaves`, `plain` and `tokens` as for Identify; `now` is the engine's clock.
+        UNIMPLEMENTED. `leaves`, `plain` and `tokens` as for Identify; `now` is the engine's clock. Without `policies`
+        only developers and local callers may do anything.
         """
         self.methods = methods
         self._now = now
@@ -77,7 +80,7 @@ class Pipeline:
             streams_per_connection=limits.streams_per_connection,
         )
         self._admit = admit
-        authorize = Authorize(admit.run)
+        authorize = Authorize(admit.run, policies or Policies.developer())
         identify = Identify(authorize.run, leaves, plain, tokens)
         self.takes_tokens = tokens is not None
         translate = Translate(identify.run)

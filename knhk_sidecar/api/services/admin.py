@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from knhk_sidecar.api import pb, wire
 from knhk_sidecar.api.services.connectors import ConnectorCalls
+from knhk_sidecar.api.services.policy import PolicyCalls, PolicyView
 from knhk_sidecar.api.services.streams import closed_after
 from knhk_workflow import CallMeta, InvalidInput, StoreCorrupt, WorkflowEngine, prove_export
 
@@ -66,13 +67,16 @@ class Daemon:
     settings: Callable[[], Sequence[Setting]]
     set_log_level: Callable[[str, str, float], str]
     """(level, logger, seconds; 0 = until restart) -> the level before. Raises InvalidInput for an unknown logger."""
+    policy: PolicyView | None = None
+    """Who may do what; None where nothing decides that."""
 
 
-class AdminService(ConnectorCalls):
+class AdminService(ConnectorCalls, PolicyCalls):
     """Over the daemon's own state; the engine may be absent."""
 
     def __init__(self, engine: WorkflowEngine | None, daemon: Daemon, unavailable: Callable[[], Sequence[str]]) -> None:
-        super().__init__(engine)
+        ConnectorCalls.__init__(self, engine)
+        PolicyCalls.__init__(self, daemon.policy)
         self._daemon = daemon
         self._unavailable = unavailable
         self._advanced: dict[tuple[str, str, str], pb.AdvanceTimeResponse] = {}
