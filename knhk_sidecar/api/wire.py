@@ -24,10 +24,10 @@ from google.rpc.status_pb2 import Status
 from knhk_sidecar.api import pb
 from knhk_workflow import (
     CallMeta,
+    CaseCounts,
     CaseFilter,
     CaseView,
     CompleteRequest,
-    CaseCounts,
     ConnectorView,
     CountsView,
     DeadLetterView,

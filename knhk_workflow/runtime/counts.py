@@ -1,4 +1,4 @@
-"""How many cases there are, by tenant and state, with their open work: counted once at the start, kept up to date after.
+"""How many cases there are, by tenant and state, with their open work: counted at the start, kept up to date from then.
 
 A start reads the heads of all cases from a snapshot, in portions, beside the calls. Every unit that is committed says
 what the head of its case was and what it is now, so from then on nothing is read. Units are folded when somebody asks,

@@ -218,9 +218,7 @@ class Definitions:
         receipt = await self._requests.receipt(META_SHARD, tenant, request)
         return None if receipt is None else _decode_numbers(receipt)
 
-    async def _delete(
-        self, tenant: str, spec_id: str, version: int, request: Request | None
-    ) -> tuple[int, ...] | None:
+    async def _delete(self, tenant: str, spec_id: str, version: int, request: Request | None) -> tuple[int, ...] | None:
         """None: somebody registered or deleted a version of it at the same moment, or did the same."""
         latest = self._keys.definition_latest(tenant, spec_id)
         newest = await self._reads.get(latest)

@@ -59,9 +59,7 @@ class Requests:
         record = RequestRecord(request.fingerprint, keys.case_id, sequence, receipt)
         return keys.request(request.scope), pack(record)
 
-    def record_in(
-        self, shard: int, tenant: str, request: Request | None, receipt: bytes
-    ) -> tuple[bytes, bytes] | None:
+    def record_in(self, shard: int, tenant: str, request: Request | None, receipt: bytes) -> tuple[bytes, bytes] | None:
         """Likewise of one that did something to a shard, and to no case in particular."""
         if request is None:
             return None

@@ -29,7 +29,6 @@ from knhk_workflow.errors import (
     InvalidInput,
     LimitExceeded,
     NotFound,
-    RequestMismatch,
     Stale,
     StoreUnavailable,
     WorkflowError,
@@ -59,10 +58,8 @@ from knhk_workflow.runtime.occurrences import (
 from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
 from knhk_workflow.runtime.records import (
     HEADS,
-    REQUESTS,
     SCHEDULES,
     CaseHead,
-    RequestRecord,
     ScheduledStart,
     ScheduleRecord,
     ScheduleRun,
