@@ -17,6 +17,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from knhk_sidecar.api import faults, pb
 from knhk_sidecar.identity.certificate import Bundles, LeafCheck
 from knhk_sidecar.identity.jwt_check import CACHE_SIZE, LEEWAY, TokenCheck, Trust, trust_of_domain
+from knhk_sidecar.identity.policy import Policy
+from knhk_sidecar.identity.policy_document import parse
+from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import ANONYMOUS, Principal
 from knhk_sidecar.identity.spiffe_id import TrustDomain
 from knhk_sidecar.pipeline import Refusal
@@ -72,13 +75,20 @@ def trusts() -> list[Trust]:
     ]  # fmt: skip
 
 
+def everybody() -> Policies:
+    """A policy by which whoever is identified may do everything."""
+    document = parse(b"{version: 1, rules: [{id: all, who: {anyone: true}, effect: allow, roles: [admin]}]}")
+    return Policies(Policy(document, origin="test"))
+
+
 class Judge:
     """A road whose callers have tokens only."""
 
     def __init__(self, plain: Principal = ANONYMOUS, leaves: LeafCheck | None = None) -> None:
         self.times = Times()
         self.trusts = trusts()
-        self.road = Road(plain=plain, leaves=leaves, tokens=TokenCheck(self.trusts, self.times))
+        check = TokenCheck(self.trusts, self.times)
+        self.road = Road(plain=plain, leaves=leaves, tokens=check, policies=everybody())
 
     async def ask(self, *credentials: str, peer: str = "ipv4:127.0.0.1:1", leaf: bytes | None = None) -> str:
         """The principal that the engine is told. Raises Refusal."""
@@ -602,7 +612,7 @@ async def test_remembered_tokens_are_bounded() -> None:
 
 
 async def test_a_stream_ends_with_its_token() -> None:
-    road = Road(plain=ANONYMOUS, tokens=TokenCheck(trusts(), lambda: NOW + 599.8), act=never)
+    road = Road(plain=ANONYMOUS, tokens=TokenCheck(trusts(), lambda: NOW + 599.8), act=never, policies=everybody())
     call = road.call("WatchCase", metadata=(("authorization", f"Bearer {GOOD.token()}"),))
     with pytest.raises(Refusal) as caught:
         await road.pipeline.run(call, pb.WatchCaseRequest(case_id="c"))

@@ -90,10 +90,16 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     authority.issue_client()
     (root / "svids.json").write_bytes(key_set(jwk(key("svid", "ES256"), "svid", use="jwt-svid")))
     with http_issuer(jwk(key("one"), "one")) as issuer:
+        policy = root / "policy.yaml"
+        policy.write_text(
+            "version: 1\nrules:\n"
+            f"  - {{id: tokens, who: {{issuer: '{issuer.url}'}}, effect: allow, roles: [admin], work_roles: [packer]}}\n"
+            "  - {id: workloads, who: {trust_domain: knhk.dev}, effect: allow, roles: [viewer]}\n"
+        )
         settings = root / "sidecar.toml"
         settings.write_text(
             f'tls_enabled = true\ntls_cert = "{server.cert}"\ntls_key = "{server.key}"\ntls_ca = "{authority.ca}"\n'
-            f'token_address = "127.0.0.1:0"\n'
+            f'token_address = "127.0.0.1:0"\npolicy_file = "{policy}"\n'
             f'jwt_svid_audiences = ["{OURS}"]\njwt_svid_bundle = "{root / "svids.json"}"\n'
             f'[issuers.test]\nissuer = "{issuer.url}"\naudiences = ["knhk"]\nrefetch_seconds = 1\n'
         )
@@ -279,12 +285,12 @@ async def test_the_agent_says_whose_svids_count(tmp_path: Path) -> None:
             return client.admin.GetStatus(STATUS, timeout=10, wait_for_ready=True).principal
 
     async with Sidecar(config) as sidecar:
-        await until(lambda: sidecar.components()[-1].status == "Healthy")
+        await until(lambda: tokens_of(sidecar) == "Healthy")
         assert await asyncio.to_thread(asked, good) == "spiffe://a.org/sidecar"
         with pytest.raises(grpc.RpcError, match="not accepted"):
             await asyncio.to_thread(asked, other)
         await agent.stop()
-        await until(lambda: sidecar.components()[-1].status == "Degraded")
+        await until(lambda: tokens_of(sidecar) == "Degraded")
         assert await asyncio.to_thread(asked, good) == "spiffe://a.org/sidecar"
         with pytest.raises(NoToken, match="gave no token"):
             AgentToken(agent.endpoint, "spiffe://a.org/sidecar")()
@@ -332,3 +338,8 @@ def eventually(true: Callable[[], bool]) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+def tokens_of(sidecar: Sidecar) -> str:
+    (found,) = (part.status for part in sidecar.components() if part.name == "tokens")
+    return found
