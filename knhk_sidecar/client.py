@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 
 from knhk_sidecar.api import pb
+from knhk_sidecar.bearer import TokenSource, with_token
 
 if TYPE_CHECKING:
     from knhk_sidecar.worker import Failed as Failed
@@ -49,6 +50,12 @@ class Endpoint:
     key: Path | None = None
     server_name: str = ""
     """The DNS name that the server's certificate must carry; empty: the host of the address."""
+    token: TokenSource | None = None
+    """Who calls, where no certificate says it; see bearer.py. Only over TLS, or to this host."""
+
+    def __post_init__(self) -> None:
+        if self.token is not None and self.ca is None and not is_loopback(self.address):
+            raise NotReachable(f"a token to {self.address} can be read on the way", "use TLS: give --ca")
 
     @property
     def secure(self) -> bool:
@@ -68,7 +75,20 @@ class Ready:
     cert: str
     key: str
     spiffe_id: str
+    workload_api: str
+    grpc_token: str
     pid: int
+
+    def endpoint_for(self, token: TokenSource) -> Endpoint:
+        """How to reach it with a token instead of a certificate."""
+        if self.grpc_token and self.ca:
+            return Endpoint(self.grpc_token, Path(self.ca), server_name=DEV_SERVER_NAME, token=token)
+        if self.grpc_plain:
+            return Endpoint(self.grpc_plain, token=token)
+        raise NotReachable(
+            f"the daemon with process id {self.pid} has no listener for tokens that {self.path} tells how to trust",
+            "set its token_address, and give --address with --ca",
+        )
 
     @property
     def endpoint(self) -> Endpoint:
@@ -90,7 +110,17 @@ def read_ready(path: Path) -> Ready:
         pid = int(found["pid"])
         entries = {
             name: str(found.get(name) or "")
-            for name in ("grpc", "grpc_plain", "http", "ca", "cert", "key", "spiffe_id")
+            for name in (
+                "grpc",
+                "grpc_plain",
+                "http",
+                "ca",
+                "cert",
+                "key",
+                "spiffe_id",
+                "workload_api",
+                "grpc_token",
+            )
         }
     except FileNotFoundError as error:
         raise NotReachable(
@@ -117,17 +147,27 @@ def alive(pid: int) -> bool:
     return True
 
 
-def named_endpoint(address: str, ca: Path | None, cert: Path | None, key: Path | None, server_name: str) -> Endpoint:
+def named_endpoint(
+    address: str,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    server_name: str,
+    token: TokenSource | None = None,
+) -> Endpoint:
     """An endpoint as given on the command line. Raises `NotReachable` when it cannot be used safely."""
+    if token is not None and cert is not None:
+        raise NotReachable("a token beside a certificate says nothing", "give --token-file or --cert and --key")
     if ca is None and cert is None and key is None:
         if not is_loopback(address):
             raise NotReachable(
-                f"{address} is not this host, so the connection has to be mTLS", "give --ca, --cert and --key"
+                f"{address} is not this host, so the connection has to be mTLS",
+                "give --ca, --cert and --key, or --ca and --token-file",
             )
-        return Endpoint(address)
+        return Endpoint(address, token=token)
     if ca is None or (cert is None) != (key is None):
         raise NotReachable("the certificates are incomplete", "give --ca, and --cert together with --key")
-    return Endpoint(address, ca, cert, key, server_name or (DEV_SERVER_NAME if is_loopback(address) else ""))
+    return Endpoint(address, ca, cert, key, server_name or (DEV_SERVER_NAME if is_loopback(address) else ""), token)
 
 
 def is_loopback(address: str) -> bool:
@@ -154,6 +194,8 @@ class Client:
             self._channel = grpc.insecure_channel(endpoint.address, options)
         else:
             self._channel = grpc.secure_channel(endpoint.address, credentials, options)
+        if endpoint.token is not None:
+            self._channel = with_token(self._channel, endpoint.token)
         self.patterns = pb.PatternServiceStub(self._channel)
         self.workflows = pb.WorkflowServiceStub(self._channel)
         self.cases = pb.CaseServiceStub(self._channel)

@@ -27,6 +27,7 @@ import socket
 import typing
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import Final, Self, cast
 
 import grpc
@@ -36,6 +37,7 @@ from google.rpc.status_pb2 import Status
 from grpc import aio
 
 from knhk_sidecar.api import pb
+from knhk_sidecar.bearer import NoToken, header_of
 from knhk_sidecar.client import Endpoint, NotReachable, channel_options, credentials_of
 
 Handler = Callable[..., object]
@@ -208,7 +210,7 @@ class Worker:
                     if self._heard and error.code() is not grpc.StatusCode.ABORTED:
                         pause = PAUSE_FIRST_S
                     problem = f"{error.code().name}: {error.details()}"
-                except (NotReachable, OSError) as error:
+                except (NotReachable, NoToken, OSError) as error:
                     problem = str(error)
                 _log.info("worker %s is disconnected, again in %.1f s: %s", self.worker_id, pause, problem)
                 await asyncio.sleep(random.uniform(pause / 2, pause))
@@ -455,4 +457,8 @@ async def _channel(endpoint: Endpoint) -> AsyncIterator[Exchange]:
     else:
         channel = aio.secure_channel(endpoint.address, credentials, options)
     async with channel:
-        yield cast("Exchange", pb.WorkItemServiceStub(channel).StreamWorkItems)
+        exchange = cast("Exchange", pb.WorkItemServiceStub(channel).StreamWorkItems)
+        if endpoint.token is not None:
+            header = await asyncio.to_thread(header_of, endpoint.token)
+            exchange = cast("Exchange", partial(pb.WorkItemServiceStub(channel).StreamWorkItems, metadata=(header,)))
+        yield exchange

@@ -79,6 +79,13 @@ class Unauthenticated(WorkflowError):
         super().__init__(message)
 
 
+class TokenRefused(Unauthenticated):
+    """A bearer token was shown that does not count here; the log says why, the caller is told only that."""
+
+    def __init__(self) -> None:
+        super().__init__("the bearer token is not accepted here")
+
+
 class PermissionDenied(WorkflowError):
     """The caller may not do this. Opaque on purpose: `rule`, which decided, is for the log and the audit alone; it is
     empty when no rule allows it."""

@@ -31,6 +31,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "verify": ("backup", "verify", "Examine a store, or a backup, to the last byte."),
     "policy": ("policy", "policy", "Who may do what: explain, show, validate."),
     "config": ("settings", "config", "The settings and where each comes from."),
+    "token": ("token", "token", "A JWT-SVID from the SPIFFE agent of this host."),
     "doctor": ("doctor", "doctor", "Look for what could be wrong here, and say how to mend it."),
     "version": ("version", "version", "The versions of knhk and of what it stands on."),
     "completion": ("completion", "completion", "Completion for bash, zsh or fish."),

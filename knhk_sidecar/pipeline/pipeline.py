@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from google.protobuf.message import Message
 
@@ -17,6 +17,9 @@ from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.stages import Admit, Authorize, Handler, Identify, Invoke, Observe, Translate
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
+
+if TYPE_CHECKING:
+    from knhk_sidecar.identity.jwt_check import TokenCheck
 
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -57,11 +60,12 @@ class Pipeline:
         log: Log,
         counters: Counters,
         limits: Limits = Limits(),
+        tokens: TokenCheck | None = None,
         policies: Policies | None = None,
     ) -> None:
         """`services` by full proto name, their functions named like the RPCs in snake case; an RPC without one answers
-        UNIMPLEMENTED. `leaves` and `plain` as for Identify; `now` is the engine's clock. Without `policies` only
-        developers and local callers may do anything.
+        UNIMPLEMENTED. `leaves`, `plain` and `tokens` as for Identify; `now` is the engine's clock. Without `policies`
+        only developers and local callers may do anything.
         """
         self.methods = methods
         self._now = now
@@ -77,7 +81,8 @@ class Pipeline:
         )
         self._admit = admit
         authorize = Authorize(admit.run, policies or Policies.developer())
-        identify = Identify(authorize.run, leaves, plain)
+        identify = Identify(authorize.run, leaves, plain, tokens)
+        self.takes_tokens = tokens is not None
         translate = Translate(identify.run)
         self._observe = Observe(translate.run, log, counters)
         counters.gauge("calls_in_flight", "Unary calls being executed.", lambda: admit.in_flight)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import grpc
 import structlog
@@ -21,6 +21,7 @@ from knhk_sidecar.api import faults
 from knhk_sidecar.identity import principal as principals
 from knhk_sidecar.identity.certificate import LeafCheck, RefusedCertificate
 from knhk_sidecar.identity.grants import Verdict
+from knhk_sidecar.identity.jwt_token import RefusedToken
 from knhk_sidecar.identity.policy import Policy
 from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import Principal
@@ -30,6 +31,9 @@ from knhk_sidecar.pipeline.resources import resources_of
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
 from knhk_workflow import Busy, CallMeta, DeadlineExceeded, StoreUnavailable, Unsupported, WorkflowError
+
+if TYPE_CHECKING:
+    from knhk_sidecar.identity.jwt_check import Bearer, TokenCheck
 
 Proceed = Callable[[Call, Request], Awaitable[Message | None]]
 UnaryHandler = Callable[[Request, CallMeta], Awaitable[Message]]
@@ -156,18 +160,58 @@ class Translate:
 
 
 class Identify:
-    """Says who is calling: by the certificate that TLS verified, else by the listener. Never by what a caller sent."""
+    """Says who is calling: by the certificate that TLS verified; without one by a bearer token; else by the listener.
 
-    def __init__(self, proceed: Proceed, leaves: LeafCheck | None, plain: Principal) -> None:
-        """`leaves` checks certificates (None without TLS); `plain` is whoever comes without one."""
+    A certificate decides alone: a token beside it is not looked at, so that it can give nothing. Without a certificate
+    a token that is shown has to count: one that does not is refused, and never leads to what the listener alone gives.
+    Nothing else that a caller sends says who it is. A stream ends when its token does.
+    """
+
+    def __init__(
+        self, proceed: Proceed, leaves: LeafCheck | None, plain: Principal, tokens: TokenCheck | None = None
+    ) -> None:
+        """`leaves` checks certificates (None without TLS), `tokens` bearer tokens (None: the header means nothing
+        here); `plain` is whoever comes without either."""
         self._proceed = proceed
         self._leaves = leaves
         self._plain = plain
+        self._tokens = tokens
         self._principals: dict[str, Principal] = {}
 
     async def run(self, call: Call, request: Request) -> Message | None:
-        call.principal = self._plain if call.leaf is None else self._of_leaf(call.leaf, call.peer)
+        if call.leaf is not None:
+            call.principal = self._of_leaf(call.leaf, call.peer)
+        elif self._tokens is None or not (credentials := call.authorization):
+            call.principal = self._plain
+        else:
+            bearer = await self._of_token(self._tokens, call, credentials)
+            call.principal = bearer.principal
+            if call.method.streams:
+                return await self._until_end(self._tokens.left(bearer), call, request)
         return await self._proceed(call, request)
+
+    async def _of_token(self, tokens: TokenCheck, call: Call, credentials: Sequence[str | bytes]) -> Bearer:
+        try:
+            if not call.private:
+                raise RefusedToken("came over a connection that others can read")
+            if len(credentials) > 1 or not isinstance(credentials[0], str):
+                raise RefusedToken("is not the only one, or no text")
+            return tokens.known(credentials[0]) or await tokens.check(credentials[0])
+        except RefusedToken as refused:
+            _log.warning("token_refused", peer=call.peer, problem=f"the token {refused}")
+            raise faults.TokenRefused from refused
+
+    async def _until_end(self, seconds: float, call: Call, request: Request) -> Message | None:
+        """A stream, for as long as the token that opened it."""
+        ending = asyncio.timeout(seconds)
+        try:
+            async with ending:
+                return await self._proceed(call, request)
+        except TimeoutError as error:
+            if not ending.expired():
+                raise
+            _log.info("token_ended", peer=call.peer, principal=call.principal.name)
+            raise faults.TokenRefused from error
 
     def _of_leaf(self, pem: bytes, peer: str) -> Principal:
         if self._leaves is None:
