@@ -98,11 +98,13 @@ class RpcServer:
         run, deadline = self._pipeline.run, self._pipeline.deadline
 
         async def unary(request: Message, context: Context) -> Message:
+            leaf, chain = _certificates(context)
             call = Call(
                 method,
                 protocol="grpc",
                 peer=context.peer(),
-                leaf=_leaf(context),
+                leaf=leaf,
+                chain=chain,
                 deadline=deadline(context.time_remaining()),
                 metadata=cast("tuple[tuple[str, str | bytes], ...]", context.invocation_metadata()),
             )
@@ -120,11 +122,13 @@ class RpcServer:
 
         async def stream(request: Message | AsyncIterator[Message], context: Context) -> Message | None:
             remaining = context.time_remaining()
+            leaf, chain = _certificates(context)
             call = Call(
                 method,
                 protocol="grpc",
                 peer=context.peer(),
-                leaf=_leaf(context),
+                leaf=leaf,
+                chain=chain,
                 deadline=0 if remaining is None else deadline(remaining),
                 metadata=cast("tuple[tuple[str, str | bytes], ...]", context.invocation_metadata()),
                 send=context.write if method.server_streaming else None,
@@ -177,10 +181,11 @@ KEEPALIVE_TIMEOUT_MS: Final = 20_000  # gRPC's default; a paused container answe
 PING_STRIKES_MAX: Final = 2  # gRPC's default
 
 
-def _leaf(context: Context) -> bytes | None:
-    """The PEM of the client certificate that TLS verified; None on a plain connection."""
-    found = context.auth_context().get("x509_pem_cert")
-    return next(iter(found)) if found else None
+def _certificates(context: Context) -> tuple[bytes | None, bytes]:
+    """The PEM of the client certificate that TLS verified, None on a plain connection, and of what came with it."""
+    told = context.auth_context()
+    leaf = told.get("x509_pem_cert")
+    return (next(iter(leaf)), b"".join(told.get("x509_pem_cert_chain", ()))) if leaf else (None, b"")
 
 
 async def _abort(context: Context, fault: faults.Fault) -> Message:

@@ -39,6 +39,8 @@ class Session:
     cert: Path | None = None
     key: Path | None = None
     server_name: str = ""
+    server_id: str = ""
+    workload_api: str = ""
     data_dir: Path | None = None
     timeout: float = DEFAULT_TIMEOUT
     output: str = "table"
@@ -48,7 +50,9 @@ class Session:
 
         try:
             if self.address:
-                return named_endpoint(self.address, self.ca, self.cert, self.key, self.server_name)
+                return named_endpoint(
+                    self.address, self.ca, self.cert, self.key, self.server_name, self.server_id, self.workload_api
+                )
             return read_ready(ready_path(self.data_dir)).endpoint
         except NotReachable as error:
             raise Failure(Exit.UNAVAILABLE, str(error), error.mend) from error
@@ -101,6 +105,14 @@ _OPTIONS: Final = (
     click.option(
         "--server-name", envvar="KNHK_SERVER_NAME", default="", metavar="NAME", expose_value=False, callback=_store,
         help="DNS name in the daemon's certificate, when it is not the host of --address.",
+    ),
+    click.option(
+        "--server-id", envvar="KNHK_SERVER_ID", default="", metavar="ID", expose_value=False, callback=_store,
+        help="SPIFFE id that the daemon must have, or spiffe:// and its trust domain.",
+    ),
+    click.option(
+        "--workload-api", envvar="KNHK_WORKLOAD_API", default="", metavar="SOCKET", expose_value=False,
+        callback=_store, help="SPIFFE agent to take certificates from, in place of files: unix:///PATH.",
     ),
     click.option(
         "--data-dir", envvar="KGC_SIDECAR_DATA_DIR", type=click.Path(path_type=Path), expose_value=False,

@@ -54,7 +54,7 @@ class Method:
 class Call:
     """One call. The transports make it, `identify` sets the principal; nothing changes afterwards."""
 
-    __slots__ = ("deadline", "leaf", "metadata", "method", "peer", "principal", "protocol", "send")
+    __slots__ = ("chain", "deadline", "leaf", "metadata", "method", "peer", "principal", "protocol", "send")
 
     def __init__(
         self,
@@ -63,17 +63,20 @@ class Call:
         protocol: Protocol,
         peer: str,
         leaf: bytes | None = None,
+        chain: bytes = b"",
         deadline: int = 0,
         metadata: Metadata = (),
         send: Send | None = None,
     ) -> None:
-        """`peer` names the connection (`ipv4:127.0.0.1:1234`), `leaf` is the PEM of a certificate that TLS verified,
-        `deadline` is nanoseconds of the engine's clock (0 = none), `send` takes the messages of a response stream.
+        """`peer` names the connection (`ipv4:127.0.0.1:1234`), `leaf` is the PEM of a certificate that TLS verified and
+        `chain` of those that came with it, `deadline` is nanoseconds of the engine's clock (0 = none), `send` takes the
+        messages of a response stream.
         """
         self.method = method
         self.protocol = protocol
         self.peer = peer
         self.leaf = leaf
+        self.chain = chain
         self.deadline = deadline
         self.metadata = metadata
         self.send = send
