@@ -19,7 +19,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, PreconditionFail
 from google.rpc.status_pb2 import Status
 
 from knhk_sidecar.cli.failure import Exit, Failure, settings_refused
-from knhk_sidecar.client import Client, Endpoint, NotReachable, named_endpoint, read_ready
+from knhk_sidecar.client import Client, Endpoint, NotReachable, is_loopback, named_endpoint, read_ready
 from knhk_sidecar.config import ConfigError, load
 
 P = ParamSpec("P")
@@ -41,6 +41,7 @@ class Session:
     server_name: str = ""
     server_id: str = ""
     workload_api: str = ""
+    spiffe_socket: str = ""
     data_dir: Path | None = None
     timeout: float = DEFAULT_TIMEOUT
     output: str = "table"
@@ -50,8 +51,10 @@ class Session:
 
         try:
             if self.address:
+                needed = self.ca is None and not is_loopback(self.address)  # where a plain connection is refused
+                agent = self.workload_api or (self.spiffe_socket if needed else "")
                 return named_endpoint(
-                    self.address, self.ca, self.cert, self.key, self.server_name, self.server_id, self.workload_api
+                    self.address, self.ca, self.cert, self.key, self.server_name, self.server_id, agent
                 )
             return read_ready(ready_path(self.data_dir)).endpoint
         except NotReachable as error:
@@ -113,6 +116,10 @@ _OPTIONS: Final = (
     click.option(
         "--workload-api", envvar="KNHK_WORKLOAD_API", default="", metavar="SOCKET", expose_value=False,
         callback=_store, help="SPIFFE agent to take certificates from, in place of files: unix:///PATH.",
+    ),
+    click.option(
+        "--spiffe-socket", envvar="SPIFFE_ENDPOINT_SOCKET", default="", hidden=True, expose_value=False,
+        callback=_store,
     ),
     click.option(
         "--data-dir", envvar="KGC_SIDECAR_DATA_DIR", type=click.Path(path_type=Path), expose_value=False,
