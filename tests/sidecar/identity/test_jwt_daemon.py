@@ -205,7 +205,7 @@ def test_a_certificate_decides_alone(house: House) -> None:
         answer = house.get(credentials, certificate=True)
         assert answer.json()["principal"] == "spiffe://knhk.dev/dev/client"
     ca, cert, private = (house.authority.directory / name for name in ("ca.pem", "client.pem", "client.key"))
-    with Client(Endpoint(house.daemon.ready["grpc"], ca, cert, private, "localhost", lambda: token)) as client:
+    with Client(Endpoint(house.daemon.ready["grpc"], ca, cert, private, "localhost", token=lambda: token)) as client:
         assert client.admin.GetStatus(STATUS, timeout=10).principal == "spiffe://knhk.dev/dev/client"
     with Client(replace(house.endpoint(token), address=house.daemon.ready["grpc"])) as client:
         with pytest.raises(grpc.RpcError) as refused:
