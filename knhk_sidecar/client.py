@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 
 from knhk_sidecar.api import pb
+from knhk_sidecar.retries import Policy, Retries
 
 if TYPE_CHECKING:
     from knhk_sidecar.worker import Failed as Failed
@@ -144,9 +145,13 @@ def is_loopback(address: str) -> bool:
 
 
 class Client:
-    """The services of one daemon. A context manager; connecting happens at the first call."""
+    """The services of one daemon. A context manager; connecting happens at the first call.
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    Calls are made again where that is safe and the daemon has room for them, as knhk_sidecar/retries.py says.
+    """
+
+    def __init__(self, endpoint: Endpoint, retries: Policy | None = None) -> None:
+        """`retries`: another policy than the usual one; `Policy(attempts=1)` makes every call once."""
         self.endpoint = endpoint
         options = channel_options(endpoint)
         credentials = credentials_of(endpoint)
@@ -154,12 +159,13 @@ class Client:
             self._channel = grpc.insecure_channel(endpoint.address, options)
         else:
             self._channel = grpc.secure_channel(endpoint.address, credentials, options)
-        self.patterns = pb.PatternServiceStub(self._channel)
-        self.workflows = pb.WorkflowServiceStub(self._channel)
-        self.cases = pb.CaseServiceStub(self._channel)
-        self.work = pb.WorkItemServiceStub(self._channel)
-        self.schedules = pb.ScheduleServiceStub(self._channel)
-        self.admin = pb.AdminServiceStub(self._channel)
+        channel = grpc.intercept_channel(self._channel, Retries(retries))
+        self.patterns = pb.PatternServiceStub(channel)
+        self.workflows = pb.WorkflowServiceStub(channel)
+        self.cases = pb.CaseServiceStub(channel)
+        self.work = pb.WorkItemServiceStub(channel)
+        self.schedules = pb.ScheduleServiceStub(channel)
+        self.admin = pb.AdminServiceStub(channel)
 
     def __enter__(self) -> Client:
         return self

@@ -12,6 +12,14 @@ Kind = Literal["mtls", "dev", "local", "anonymous"]
 
 
 @dataclass(frozen=True, slots=True)
+class Rate:
+    """How many requests somebody may make: `per_second` in the long run, `burst` of them at once after a pause."""
+
+    per_second: float
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """A caller. `name` is what the engine records: the SPIFFE id, or `anonymous`.
 
@@ -23,6 +31,8 @@ class Principal:
     name: str
     tenant: str = DEFAULT_TENANT
     roles: tuple[str, ...] = ()
+    rate: Rate | None = None
+    """What the policy grants; None: what the settings do."""
 
     @property
     def identified(self) -> bool:

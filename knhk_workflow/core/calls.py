@@ -93,6 +93,7 @@ def _failed(
     permanent: bool = False,
     pause: int = 0,
 ) -> None:
+    message = step.told(message)
     step.emit(e.ConnectorFailed(*place_of(activation, run), code, message, data))
     step.changed(activation, run)
     after = _pause(step, node, activation, run, pause)
