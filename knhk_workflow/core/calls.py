@@ -94,7 +94,7 @@ def _failed(
     pause: int = 0,
 ) -> None:
     message = step.told(message)
-    step.emit(e.ConnectorFailed(*place_of(activation, run), code, message, data))
+    step.emit(e.ConnectorFailed(*place_of(activation, run), code, message, step.reported(data)))
     step.changed(activation, run)
     after = _pause(step, node, activation, run, pause)
     due.failed(step, node, activation, run, code, message, permanent=permanent, pause=after)

@@ -268,7 +268,7 @@ def _fail_item(step: Step, command: c.FailItem) -> None:
     _need(step, "running", "suspended")
     _, node, activation, run = _begin(step, command.item, "fail", command.owner)
     message = step.told(command.message)
-    step.emit(e.ItemFailed(*place_of(activation, run), command.code, message, command.data))
+    step.emit(e.ItemFailed(*place_of(activation, run), command.code, message, step.reported(command.data)))
     if run.timer:
         step.disarm(run.timer)
     due.failed(

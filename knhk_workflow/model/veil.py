@@ -68,20 +68,45 @@ class Veil(msgspec.Struct, frozen=True):
         """The element of a list that an instance of a task is for."""
         return _MASKED if task in self.elements else self.json(data)
 
-    def message(self, text: str, datas: Iterable[bytes]) -> str:
+    def message(self, text: str, documents: Iterable[bytes]) -> str:
         """`text` without the sensitive values in these data (JSON)."""
-        if not self.names:
-            return text
+        for leaf in self._values(documents):
+            text = text.replace(leaf, MASK)
+        return text
+
+    def report(self, data: bytes, documents: Iterable[bytes]) -> bytes:
+        """What somebody outside says about work, JSON: without sensitive fields, and without the values in `documents`
+        wherever they stand, because it may quote what it was sent."""
+        if not self.names or not data:
+            return data
+        values = self._values(documents)
+
+        def clean(found: object) -> object:
+            if isinstance(found, dict):
+                return {key: clean(each) for key, each in found.items()}
+            if isinstance(found, list):
+                return [clean(each) for each in found]
+            if isinstance(found, str):
+                for leaf in values:
+                    found = found.replace(leaf, MASK)
+            elif str(found) in values:
+                return MASK
+            return found
+
+        return msgspec.json.encode(clean(self.value(msgspec.json.decode(data))))
+
+    def _values(self, documents: Iterable[bytes]) -> list[str]:
+        """The sensitive values in these documents, the longest first."""
         values: set[str] = set()
-        for data in datas:
+        if not self.names:
+            return []
+        for data in documents:
             for leaf in self._hidden(msgspec.json.decode(data), False):
                 if len(leaf) >= VALUE_CHARACTERS_MIN:
                     values.add(leaf)
                 if len(values) >= VALUES_MAX:
                     break
-        for leaf in sorted(values, key=len, reverse=True):
-            text = text.replace(leaf, MASK)
-        return text
+        return sorted(values, key=len, reverse=True)
 
     def _hidden(self, found: object, inside: bool) -> Iterator[str]:
         """The sensitive leaves, as a message may have them."""

@@ -50,7 +50,7 @@ HEAD = b"".join(
         (":path", "/knhk.sidecar.v1.AdminService/GetStatus"),
         (":authority", "localhost"),
         ("content-type", "application/grpc"),
-        ("te", "trailers"),
+        ("te", "trailers"),  # codespell:ignore te
         ("grpc-encoding", "gzip"),
     )
 )
@@ -160,6 +160,7 @@ async def test_a_ping_flood_is_sent_away_and_disturbs_nobody(target: Sidecar, bu
         await until(lambda: len(calls) >= before + 10)
 
 
+@pytest.mark.long
 async def test_silent_connections_are_closed_and_disturb_nobody(target: Sidecar, budget: Budget) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 3 * SILENT_MOST
@@ -196,6 +197,7 @@ async def test_silent_http_connections_are_bounded(target: Sidecar) -> None:
             each.close()
 
 
+@pytest.mark.long
 async def test_a_gzip_bomb_is_refused_and_disturbs_nobody(target: Sidecar, budget: Budget) -> None:
     size = share(budget, 500_000_000)
     packed = gzip.compress(bytes(1_000_000), 9)
