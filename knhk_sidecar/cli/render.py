@@ -129,7 +129,7 @@ def veil(message: Message) -> None:
     """Masks the fields of data that are named beside it as sensitive, in place."""
     for field, value in message.ListFields():
         if field.name == "sensitive_fields":
-            for name in _DATA & message.DESCRIPTOR.fields_by_name.keys():
+            for name in _DATA.intersection(message.DESCRIPTOR.fields_by_name):
                 if data := getattr(message, name):
                     setattr(message, name, json.dumps(_veiled(json.loads(data), frozenset(value))).encode())
         elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
