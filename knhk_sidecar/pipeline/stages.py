@@ -24,7 +24,7 @@ from knhk_sidecar.pipeline.call import Call, Request
 from knhk_sidecar.pipeline.permissions import Permission
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
-from knhk_workflow import Busy, CallMeta, StoreUnavailable, Unsupported, WorkflowError
+from knhk_workflow import Busy, CallMeta, DeadlineExceeded, StoreUnavailable, Unsupported, WorkflowError
 
 Proceed = Callable[[Call, Request], Awaitable[Message | None]]
 UnaryHandler = Callable[[Request, CallMeta], Awaitable[Message]]
@@ -48,18 +48,22 @@ class Stage(Protocol):
 class Refusal(Exception):
     """How a call ends that did not succeed; the only exception besides CancelledError that leaves the pipeline.
 
-    `fault` is the gRPC form; REST makes its own from `error`.
+    `fault` is the gRPC form, made when it is sent; REST makes its own from `error`.
     """
 
     def __init__(self, error: WorkflowError) -> None:
         super().__init__(error.message)
         self.error = error
-        self.fault = faults.to_rpc(error)
+
+    @property
+    def fault(self) -> faults.Fault:
+        """The gRPC form."""
+        return faults.to_rpc(self.error)
 
     @property
     def code(self) -> grpc.StatusCode:
         """The status code of the call."""
-        return self.fault.code
+        return faults.answer(self.error).code
 
 
 class Leaving(StoreUnavailable):
@@ -103,17 +107,17 @@ class Observe:
                 _log.debug("call", **_line(call, request, code, took), reason=reason)
 
     def _tells(self, error: WorkflowError) -> bool:
-        """Count a refusal; whether it gets a line of its own. Of those that limits made, one a second does: writing a
-        line costs as much as refusing, and there are many when the daemon has the least time for them."""
+        """Count a refusal; whether it gets a line of its own. Of those that limits and deadlines made, one a second
+        does: writing a line costs as much as refusing, and there are many when there is the least time for them."""
         self._counters.refused(error.reason)
-        if not isinstance(error, Busy):
+        if not isinstance(error, Busy | DeadlineExceeded):
             return True
         now = time.monotonic()
         if now < self._silent_until:
             self._untold += 1
             return False
         if self._untold:
-            _log.info("calls_refused", count=self._untold, detail="by limits, since the last such line")
+            _log.info("calls_refused", count=self._untold, detail="by limits or deadlines, since the last such line")
         self._silent_until, self._untold = now + REFUSALS_TOLD_SECONDS, 0
         return True
 
