@@ -40,6 +40,7 @@ from knhk_sidecar.api import pb
 from knhk_sidecar.bearer import NoToken, TokenSource, header_of
 from knhk_sidecar.client import Endpoint, NotReachable, channel_options
 from knhk_sidecar.credentials import LOOK_SECONDS, Way, Ways
+from knhk_sidecar.retries import SPREAD, Metadata, asked_delay, push_back
 
 Handler = Callable[..., object]
 """Takes the input, a `Job`, both or neither; returns the output, or an awaitable of it."""
@@ -199,6 +200,7 @@ class Worker:
         try:
             while True:
                 self._heard = False
+                asked = 0.0
                 try:
                     async with self._connect() as exchange:
                         await self._talk(exchange)
@@ -212,10 +214,11 @@ class Worker:
                     if self._heard and error.code() is not grpc.StatusCode.ABORTED:
                         pause = PAUSE_FIRST_S
                     problem = f"{error.code().name}: {error.details()}"
+                    asked = push_back(cast(Metadata, error.trailing_metadata() or ())) or 0.0
                 except (NotReachable, NoToken, OSError) as error:
                     problem = str(error)
                 _log.info("worker %s is disconnected, again in %.1f s: %s", self.worker_id, pause, problem)
-                await asyncio.sleep(random.uniform(pause / 2, pause))
+                await asyncio.sleep(asked * random.uniform(1, 1 + SPREAD) + random.uniform(pause / 2, pause))
                 pause = min(2 * pause, PAUSE_MAX_S)
         finally:
             beat.cancel()
@@ -346,7 +349,8 @@ class Worker:
                 pass  # it was sent twice, and this is the second answer
             elif refused and _again(receipt.error):
                 self._results[name] = result
-                asyncio.get_running_loop().call_later(PAUSE_FIRST_S, self._send_again, name)
+                wait = (asked_delay(receipt.error) or PAUSE_FIRST_S) * random.uniform(1, 1 + SPREAD)
+                asyncio.get_running_loop().call_later(wait, self._send_again, name)
             elif refused:
                 self.refused += 1
                 _log.info("the result of %s is refused: %s", name, receipt.error.message)
