@@ -55,6 +55,7 @@ from knhk_workflow.fortune5.config import (
     SpiffeConfig,
 )
 from knhk_workflow.fortune5.slo import Fortune5Integration, SloMetrics
+from knhk_workflow.model.document import strict_json, strict_yaml
 from knhk_workflow.model.fields import duration as parse_duration
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.runtime.audit_export import AuditProof, prove_audit
@@ -85,9 +86,11 @@ from knhk_workflow.runtime.skipping import TimeView
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.upgrade import UpgradePlan, plan_upgrade
 from knhk_workflow.runtime.views import (
+    CaseCounts,
     CaseFilter,
     CaseView,
     ConnectorView,
+    CountsView,
     DeadLetterView,
     EngineStatus,
     Explanation,
@@ -144,6 +147,7 @@ __all__ = [
     "Call",
     "CallFailed",
     "CallMeta",
+    "CaseCounts",
     "CaseFilter",
     "CaseView",
     "Clock",
@@ -155,6 +159,7 @@ __all__ = [
     "ConnectorSetup",
     "ConnectorView",
     "ConnectorDelivery",
+    "CountsView",
     "DeadLetterView",
     "PoolState",
     "Secret",
@@ -258,6 +263,8 @@ __all__ = [
     "prove_export",
     "restore_store",
     "store_mendings",
+    "strict_json",
+    "strict_yaml",
     "verify_store",
     "__version__",
 ]

@@ -25,11 +25,13 @@ from knhk_sidecar.api import pb
 from knhk_workflow import (
     AuditEntry,
     CallMeta,
+    CaseCounts,
     CaseFilter,
     CaseView,
     Checkpoint,
     CompleteRequest,
     ConnectorView,
+    CountsView,
     DeadLetterView,
     Explanation,
     FailRequest,
@@ -364,6 +366,8 @@ def case(view: CaseView, full: bool = True) -> pb.Case:
     }
     if full:
         fields["data_json"] = view.data
+        if view.sensitive:
+            fields["sensitive_fields"] = view.sensitive
         if view.work or view.incidents:
             fields["live_tasks"] = _live_tasks(view)
     if view.open_items:
@@ -654,6 +658,8 @@ def work_item(view: WorkItemView) -> pb.WorkItem:
         fields["owner"] = view.owner
     if view.data:
         fields["data_json"] = view.data
+        if view.sensitive:
+            fields["sensitive_fields"] = view.sensitive
     if view.priority:
         fields["priority"] = view.priority
     if view.due_at:
@@ -838,6 +844,26 @@ def pattern_ran(result: PatternResult) -> pb.ExecutePatternResponse:
 
 
 # -- times ------------------------------------------------------------------------------------------------------------
+
+
+def counts(view: CountsView, cached_cases: int) -> pb.Counts:
+    """How much there is, as GetStatus says it."""
+    cases = view.cases or CaseCounts()
+    return pb.Counts(
+        workflow_versions=view.workflow_versions,
+        cases_created=cases.created,
+        cases_running=cases.running,
+        cases_suspended=cases.suspended,
+        cases_completed=cases.completed,
+        cases_cancelled=cases.cancelled,
+        cases_failed=cases.failed,
+        open_work_items=cases.open_items,
+        open_incidents=cases.open_incidents,
+        dead_letters=view.dead_letters,
+        timers=view.timers,
+        cached_cases=cached_cases,
+        counting=view.cases is None,
+    )
 
 
 def connector(view: ConnectorView) -> pb.Connector:

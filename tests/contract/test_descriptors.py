@@ -53,6 +53,7 @@ READING = {
         "ExportAudit",
         "GetConfig",
         "ExplainPolicy",
+        "GetPolicy",
         "ListLegalHolds",
     ],
     "ScheduleService": ["GetSchedule", "ListSchedules"],
