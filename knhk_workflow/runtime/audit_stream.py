@@ -153,12 +153,21 @@ class AuditStream:
         for tenant, operations in by_tenant.items():
             for at in range(0, len(operations), TOGETHER):
                 part = tuple(operations[at : at + TOGETHER])
-                await self._commit(AuditRecord(tenant, part))
+                try:
+                    await self._commit(AuditRecord(tenant, part))
+                except Exception as error:  # noqa: BLE001  # what cannot be written must not keep everything else out
+                    problem = f"{len(part)} entries of the audit cannot be written"
+                    asyncio.get_running_loop().call_exception_handler({"message": problem, "exception": error})
+                    self.overflowed += len(part)
                 self._writing -= len(part)
 
     async def _commit(self, record: AuditRecord) -> None:
         while True:
-            entry = recorded(self._keys, SHARD, record, self._clock.now())
+            try:
+                entry = recorded(self._keys, SHARD, record, self._clock.now())
+            except UnicodeEncodeError:  # half a character, as JSON of a token may have
+                record = msgspec.structs.replace(record, operations=tuple(map(_whole, record.operations)))
+                continue
             unit = Unit(SHARD, record.tenant, "", 0, 0, b"", (entry.write,), audits=(entry.reference,))
             try:
                 await self._journal.append(unit)
@@ -168,6 +177,16 @@ class AuditStream:
                 await asyncio.sleep(PAUSE_S)
                 continue
             return
+
+
+def _whole(operation: Operation) -> Operation:
+    """An operation whose texts can be written as UTF-8."""
+    texts = {
+        name: value.encode("utf-8", "replace").decode()
+        for name in operation.__struct_fields__
+        if isinstance(value := getattr(operation, name), str)
+    }
+    return msgspec.structs.replace(operation, **texts)
 
 
 def shortened(text: str) -> str:

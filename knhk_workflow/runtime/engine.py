@@ -857,7 +857,8 @@ class WorkflowEngine:
         if self._store is None:
             await self.open()
         assert self._store is not None
-        return await step_receipt(self._store, self._keyspace, self._trees, case_id, sequence, meta)
+        veils = self._definitions.veil
+        return await step_receipt(self._store, self._keyspace, veils, self._trees, case_id, sequence, meta)
 
     async def check_checkpoint(self, known: Checkpoint) -> str:
         """Why a checkpoint that was kept elsewhere does not fit this store; empty when it does."""
@@ -885,7 +886,14 @@ class WorkflowEngine:
         store = await self._trees.identity()
         async with self._moment() as reads:
             async for piece in export_audit(
-                reads, self._keyspace, self._trees, checkpoints, store, self._clock.now(), full=full
+                reads,
+                self._keyspace,
+                self._definitions.veil,
+                self._trees,
+                checkpoints,
+                store,
+                self._clock.now(),
+                full=full,
             ):
                 yield piece
 
