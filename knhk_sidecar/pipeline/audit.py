@@ -17,6 +17,7 @@ from typing import Final
 from google.protobuf.message import Message
 
 from knhk_sidecar.api.faults import PermissionDenied, Unauthenticated
+from knhk_sidecar.identity.principal import ANONYMOUS
 from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.permissions import Permission
 from knhk_sidecar.pipeline.stages import Proceed, Refusal
@@ -117,6 +118,19 @@ class Audit:
         about = self._about.get(call.method.path)
         if about is not None and not about.beforehand and (self._reads or not about.reads):
             self._take(call, request, about, "OK", "")
+
+    def turned_away(self, method: str, peer: str, reason: str) -> None:
+        """Somebody was refused by a transport, before it was known what call it is. Nothing that was sent is in
+        `method` and `reason`."""
+        denial = Operation(
+            self._now(),
+            ANONYMOUS.name,
+            method,
+            outcome="PERMISSION_DENIED",
+            reason=reason,
+            peer=peer,
+        )
+        self._record(denial, ANONYMOUS.tenant)
 
     def _take(self, call: Call, request: Request, about: _About, outcome: str, reason: str) -> None:
         resource = ""
