@@ -33,6 +33,7 @@ from knhk_workflow import (
 )
 from knhk_workflow.runtime import audit_stream, audit_trail
 from knhk_workflow.runtime.pages import encode_token
+from knhk_workflow.store import seal
 from tests.audit.conftest import ALICE, BOB, SIGN, by, lived, read_of
 
 BAREST = AuditFilter()
@@ -303,8 +304,14 @@ async def test_checkpoints_continue_each_other_over_restarts_and_tiles(tmp_path:
                 path = await engine.audit_consistency(0, earlier, size)
                 assert checkpoints_consistent(earlier, size, was, root, path)
             if life == 3:
-                stored = await engine._store.scan(*engine._keyspace.tiles(0, 0), limit=10)  # type: ignore[union-attr]
+                store = engine._store
+                assert store is not None
+                stored = await store.scan(*engine._keyspace.tiles(0, 0), limit=10)
                 assert len(stored) == 2
+                assert (await engine.verify_store()).intact
+                await store.commit([(stored[1][0], seal(bytes(256 * 32)))], (), True)
+                found = (await engine.verify_store()).findings
+                assert [(one.code, one.position) for one in found] == [("TREE_WRONG", 512)]
     assert len({size for size, _ in seen}) == len(seen)
 
 
