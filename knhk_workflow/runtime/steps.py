@@ -252,8 +252,9 @@ class Steps:
 
     def carry_on(self, live: LiveCase) -> None:
         """A case has a paused cascade: carry it on in the background, slice by slice."""
-        if live.continuing is None:
-            live.continuing = self._spawn(self._carry_on(live))
+        if live.continuing is None or live.continuing.done():
+            live.continuing = task = self._spawn(self._carry_on(live))
+            task.add_done_callback(lambda done: _carried(live, done))
 
     async def _carry_on(self, live: LiveCase) -> None:
         keys = live.keys
@@ -273,16 +274,20 @@ class Steps:
             return  # the case is broken or gone; whoever touches it is told
         except Exception as error:  # noqa: BLE001  # whatever the core did wrong, it is this case's affair
             await poisoned(self._cases, self._clock, keys.case_id, meta, error)
-        finally:
-            live.continuing = None
-            for event in live.changed:
-                event.set()
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_item = msgspec.msgpack.Decoder(WorkItemView).decode
 _decode_instances = msgspec.msgpack.Decoder(InstancesView).decode
 _decode_delivery = msgspec.msgpack.Decoder(TriggerDelivery).decode
+
+
+def _carried(live: LiveCase, task: asyncio.Task[None]) -> None:
+    """A cascade is not carried on any more. Told by its task, since one that is cancelled at once never begins."""
+    if live.continuing is task:
+        live.continuing = None
+    for event in live.changed:
+        event.set()
 
 
 def _elsewhere(case_id: str) -> Fenced:
