@@ -38,7 +38,8 @@ from grpc import aio
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.bearer import NoToken, header_of
-from knhk_sidecar.client import Endpoint, NotReachable, channel_options, credentials_of
+from knhk_sidecar.client import Endpoint, NotReachable, channel_options
+from knhk_sidecar.credentials import LOOK_SECONDS, Way, Ways
 
 Handler = Callable[..., object]
 """Takes the input, a `Job`, both or neither; returns the output, or an awaitable of it."""
@@ -116,7 +117,8 @@ class Worker:
         roles: Iterable[str] = (),
         grace: float = 30.0,
     ) -> None:
-        """`endpoint`: the daemon, or what says where it is each time the worker connects. `worker_id`: must be this
+        """`endpoint`: the daemon, or what says where it is each time the worker connects; it connects anew when its
+        certificates change. `worker_id`: must be this
         worker's own; empty: host, process and a random part. `credit`: items at once. `lease`: seconds that an item
         stays with this worker when it is not heard of any more. `roles`: only items that one of them may take."""
         if not handlers:
@@ -128,7 +130,7 @@ class Worker:
         """Items whose failure was taken."""
         self.refused = 0
         """Results that came too late."""
-        self._connect = _connect_to(endpoint)
+        self._connect = _Daemon(endpoint)
         self._handlers = {task: _Handler(handler) for task, handler in handlers.items()}
         self._subscription = pb.WorkSubscription(
             worker_id=self.worker_id,
@@ -221,6 +223,7 @@ class Worker:
                 job.cancel()
             await asyncio.gather(beat, *self._jobs.values(), return_exceptions=True)
             self._quiet.set()
+            self._connect.close()
 
     async def _talk(self, exchange: Exchange) -> None:
         """One connection, until it ends."""
@@ -436,29 +439,76 @@ def _duration(seconds: float) -> Duration:
     return made
 
 
-def _connect_to(endpoint: Endpoint | Callable[[], Endpoint] | Connect) -> Connect:
-    if isinstance(endpoint, Endpoint):
-        return lambda: _channel(endpoint)
+class _Daemon:
+    """Connections to the daemon that an endpoint names, each with the newest certificates."""
 
-    def connect() -> AbstractAsyncContextManager[Exchange]:
-        found = endpoint()
-        return _channel(found) if isinstance(found, Endpoint) else found
+    def __init__(self, endpoint: Endpoint | Callable[[], Endpoint] | Connect) -> None:
+        self._endpoint = endpoint
+        self._known: Endpoint | None = None
+        self._ways: Ways | None = None
 
-    return connect
+    def __call__(self) -> AbstractAsyncContextManager[Exchange]:
+        found = self._endpoint if isinstance(self._endpoint, Endpoint) else self._endpoint()
+        if not isinstance(found, Endpoint):
+            return found
+        if found != self._known:
+            self.close()
+            self._ways = Ways(found) if found.secure else None
+            self._known = found
+        return _plain(found) if self._ways is None else _secure(self._ways, found)
+
+    def close(self) -> None:
+        """Certificates are not followed any more; the next connection begins to again."""
+        if self._ways is not None:
+            self._ways.close()
+        self._ways = self._known = None
+
+
+_KEEPALIVE: Final = ("grpc.keepalive_time_ms", KEEPALIVE_MS)
 
 
 @asynccontextmanager
-async def _channel(endpoint: Endpoint) -> AsyncIterator[Exchange]:
-    """A channel of its own for each connection: certificates are read anew."""
-    options = [*channel_options(endpoint), ("grpc.keepalive_time_ms", KEEPALIVE_MS)]
-    credentials = credentials_of(endpoint)
-    if credentials is None:
-        channel = aio.insecure_channel(endpoint.address, options)
-    else:
-        channel = aio.secure_channel(endpoint.address, credentials, options)
-    async with channel:
-        exchange = cast("Exchange", pb.WorkItemServiceStub(channel).StreamWorkItems)
-        if endpoint.token is not None:
-            header = await asyncio.to_thread(header_of, endpoint.token)
-            exchange = cast("Exchange", partial(pb.WorkItemServiceStub(channel).StreamWorkItems, metadata=(header,)))
-        yield exchange
+async def _plain(endpoint: Endpoint) -> AsyncIterator[Exchange]:
+    async with aio.insecure_channel(endpoint.address, [*channel_options(endpoint), _KEEPALIVE]) as channel:
+        stream = pb.WorkItemServiceStub(channel).StreamWorkItems
+        yield cast("Exchange", partial(stream, metadata=await _metadata(endpoint)))
+
+
+@asynccontextmanager
+async def _secure(ways: Ways, endpoint: Endpoint) -> AsyncIterator[Exchange]:
+    """A channel of its own for each connection, which ends when there are newer certificates."""
+    way = await asyncio.to_thread(ways.newest)  # the server is checked
+    metadata = await _metadata(endpoint)
+
+    async def exchange(requests: AsyncIterator[pb.StreamWorkItemsRequest]) -> AsyncIterator[pb.StreamWorkItemsResponse]:
+        call = stream(requests, metadata=metadata)
+        leaving = asyncio.create_task(_leave(call, ways, way))
+        try:
+            async for response in call:
+                yield response
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not leaving.done() or (task is not None and task.cancelling()):
+                raise
+        finally:
+            leaving.cancel()
+            call.cancel()
+
+    try:
+        async with aio.secure_channel(way.target, way.credentials, [*way.options, _KEEPALIVE]) as channel:
+            stream = pb.WorkItemServiceStub(channel).StreamWorkItems
+            yield exchange
+    finally:
+        ways.lost(way)
+
+
+async def _metadata(endpoint: Endpoint) -> tuple[tuple[str, str], ...]:
+    """The token of a connection; where that comes from may block. Raises NoToken."""
+    return () if endpoint.token is None else (await asyncio.to_thread(header_of, endpoint.token),)
+
+
+async def _leave(call: aio.Call, ways: Ways, way: Way) -> None:
+    """Ends a call when there are newer certificates than it was made with."""
+    while not ways.moved(way):  # noqa: ASYNC110  # files tell nobody
+        await asyncio.sleep(LOOK_SECONDS)
+    call.cancel()

@@ -71,19 +71,23 @@ _log = structlog.get_logger(__name__)
 
 
 class Unauthenticated(WorkflowError):
-    """Nobody knows who is calling. The message says what a caller has to show, never why a credential was refused."""
+    """Nobody knows who is calling. The message says what a caller has to show, never why a credential was refused: that
+    is `rule`, for logs and the audit."""
 
     reason = "UNAUTHENTICATED"
 
-    def __init__(self, message: str = "this call needs an identity: a client certificate or a bearer token") -> None:
+    def __init__(
+        self, message: str = "this call needs an identity: a client certificate or a bearer token", *, rule: str = ""
+    ) -> None:
         super().__init__(message)
+        self.rule = rule
 
 
 class TokenRefused(Unauthenticated):
-    """A bearer token was shown that does not count here; the log says why, the caller is told only that."""
+    """A bearer token was shown that does not count here; `rule` says why, the caller is told only that."""
 
-    def __init__(self) -> None:
-        super().__init__("the bearer token is not accepted here")
+    def __init__(self, rule: str) -> None:
+        super().__init__("the bearer token is not accepted here", rule=f"token: {rule}")
 
 
 class PermissionDenied(WorkflowError):

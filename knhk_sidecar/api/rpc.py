@@ -103,12 +103,13 @@ class RpcServer:
         run, deadline = self._pipeline.run, self._pipeline.deadline
 
         async def unary(request: Message, context: Context) -> Message:
-            leaf, tls = _security(context)
+            leaf, chain, tls = _security(context)
             call = Call(
                 method,
                 protocol="grpc",
                 peer=context.peer(),
                 leaf=leaf,
+                chain=chain,
                 tls=tls,
                 deadline=deadline(context.time_remaining()),
                 metadata=cast("tuple[tuple[str, str | bytes], ...]", context.invocation_metadata()),
@@ -127,12 +128,13 @@ class RpcServer:
 
         async def stream(request: Message | AsyncIterator[Message], context: Context) -> Message | None:
             remaining = context.time_remaining()
-            leaf, tls = _security(context)
+            leaf, chain, tls = _security(context)
             call = Call(
                 method,
                 protocol="grpc",
                 peer=context.peer(),
                 leaf=leaf,
+                chain=chain,
                 tls=tls,
                 deadline=0 if remaining is None else deadline(remaining),
                 metadata=cast("tuple[tuple[str, str | bytes], ...]", context.invocation_metadata()),
@@ -187,13 +189,14 @@ PING_STRIKES_MAX: Final = 2  # gRPC's default
 _TLS = b"ssl"
 
 
-def _security(context: Context) -> tuple[bytes | None, bool]:
-    """The PEM of the client certificate that TLS verified, None without one; and whether the connection is TLS."""
-    about = context.auth_context()
-    found = about.get("x509_pem_cert")
-    if found:
-        return next(iter(found)), True
-    return None, _TLS in about.get("transport_security_type", ())
+def _security(context: Context) -> tuple[bytes | None, bytes, bool]:
+    """The PEM of the client certificate that TLS verified, None without one, and of what came with it; and whether the
+    connection is TLS."""
+    told = context.auth_context()
+    leaf = told.get("x509_pem_cert")
+    if leaf:
+        return next(iter(leaf)), b"".join(told.get("x509_pem_cert_chain", ())), True
+    return None, b"", _TLS in told.get("transport_security_type", ())
 
 
 async def _abort(context: Context, fault: faults.Fault) -> Message:

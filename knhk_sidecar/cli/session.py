@@ -20,7 +20,7 @@ from google.rpc.status_pb2 import Status
 
 from knhk_sidecar.bearer import NoToken, TokenFile, TokenSource, one_token
 from knhk_sidecar.cli.failure import Exit, Failure, settings_refused
-from knhk_sidecar.client import Client, Endpoint, NotReachable, named_endpoint, read_ready
+from knhk_sidecar.client import Client, Endpoint, NotReachable, is_loopback, named_endpoint, read_ready
 from knhk_sidecar.config import ConfigError, load
 
 P = ParamSpec("P")
@@ -42,6 +42,9 @@ class Session:
     server_name: str = ""
     token: str = ""
     token_file: Path | None = None
+    server_id: str = ""
+    workload_api: str = ""
+    spiffe_socket: str = ""
     data_dir: Path | None = None
     timeout: float = DEFAULT_TIMEOUT
     output: str = "table"
@@ -52,7 +55,12 @@ class Session:
         try:
             token = self._token()
             if self.address:
-                return named_endpoint(self.address, self.ca, self.cert, self.key, self.server_name, token)
+                # Where a plain connection is refused, and no token says who calls.
+                needed = self.ca is None and token is None and not is_loopback(self.address)
+                agent = self.workload_api or (self.spiffe_socket if needed else "")
+                return named_endpoint(
+                    self.address, self.ca, self.cert, self.key, self.server_name, self.server_id, agent, token
+                )
             ready = read_ready(ready_path(self.data_dir))
             return ready.endpoint if token is None else ready.endpoint_for(token)
         except NotReachable as error:
@@ -128,6 +136,18 @@ _OPTIONS: Final = (
     click.option(
         "--token-file", envvar="KNHK_TOKEN_FILE", type=_FILE, expose_value=False, callback=_store,
         help="File with a bearer token, read again when it changes.",
+    ),
+    click.option(
+        "--server-id", envvar="KNHK_SERVER_ID", default="", metavar="ID", expose_value=False, callback=_store,
+        help="SPIFFE id that the daemon must have, or spiffe:// and its trust domain.",
+    ),
+    click.option(
+        "--workload-api", envvar="KNHK_WORKLOAD_API", default="", metavar="SOCKET", expose_value=False,
+        callback=_store, help="SPIFFE agent to take certificates from, in place of files: unix:///PATH.",
+    ),
+    click.option(
+        "--spiffe-socket", envvar="SPIFFE_ENDPOINT_SOCKET", default="", hidden=True, expose_value=False,
+        callback=_store,
     ),
     click.option(
         "--data-dir", envvar="KGC_SIDECAR_DATA_DIR", type=click.Path(path_type=Path), expose_value=False,

@@ -55,7 +55,7 @@ class Method:
 class Call:
     """One call. The transports make it, `identify` sets the principal; nothing changes afterwards."""
 
-    __slots__ = ("deadline", "leaf", "metadata", "method", "peer", "principal", "protocol", "send", "tls")
+    __slots__ = ("chain", "deadline", "leaf", "metadata", "method", "peer", "principal", "protocol", "send", "tls")
 
     def __init__(
         self,
@@ -64,19 +64,21 @@ class Call:
         protocol: Protocol,
         peer: str,
         leaf: bytes | None = None,
+        chain: bytes = b"",
         tls: bool = False,
         deadline: int = 0,
         metadata: Metadata = (),
         send: Send | None = None,
     ) -> None:
-        """`peer` names the connection (`ipv4:127.0.0.1:1234`), `leaf` is the PEM of a certificate that TLS verified,
-        `tls` says that nobody on the way reads what is sent, `deadline` is nanoseconds of the engine's clock (0 =
-        none), `send` takes the messages of a response stream.
+        """`peer` names the connection (`ipv4:127.0.0.1:1234`), `leaf` is the PEM of a certificate that TLS verified and
+        `chain` of those that came with it, `tls` says that nobody on the way reads what is sent, `deadline` is
+        nanoseconds of the engine's clock (0 = none), `send` takes the messages of a response stream.
         """
         self.method = method
         self.protocol = protocol
         self.peer = peer
         self.leaf = leaf
+        self.chain = chain
         self.tls = tls
         self.deadline = deadline
         self.metadata = metadata

@@ -42,6 +42,7 @@ Handler = UnaryHandler | StreamHandler
 
 RETRY_AFTER_MS: Final = 100  # a full queue is worked off in about a quarter of a second
 STREAM_RETRY_AFTER_MS: Final = 1_000  # streams end when their reader ends them
+STREAM_LOOK_SECONDS: Final = 1.0  # between two looks at the certificate of an open stream: a look-up
 PRINCIPALS_MAX: Final = 4_096  # as many as leaves are remembered
 
 _log = structlog.get_logger("knhk_sidecar.call")
@@ -180,7 +181,9 @@ class Identify:
 
     async def run(self, call: Call, request: Request) -> Message | None:
         if call.leaf is not None:
-            call.principal = self._of_leaf(call.leaf, call.peer)
+            call.principal = self._of_leaf(call.leaf, call.chain, call.peer)
+            if call.method.streams:
+                return await self._as_long_as_good(call, request, call.leaf)
         elif self._tokens is None or not (credentials := call.authorization):
             call.principal = self._plain
         else:
@@ -199,7 +202,7 @@ class Identify:
             return tokens.known(credentials[0]) or await tokens.check(credentials[0])
         except RefusedToken as refused:
             _log.warning("token_refused", peer=call.peer, problem=f"the token {refused}")
-            raise faults.TokenRefused from refused
+            raise faults.TokenRefused(str(refused)) from refused
 
     async def _until_end(self, seconds: float, call: Call, request: Request) -> Message | None:
         """A stream, for as long as the token that opened it."""
@@ -211,16 +214,46 @@ class Identify:
             if not ending.expired():
                 raise
             _log.info("token_ended", peer=call.peer, principal=call.principal.name)
-            raise faults.TokenRefused from error
+            raise faults.TokenRefused("has expired") from error
 
-    def _of_leaf(self, pem: bytes, peer: str) -> Principal:
+    async def _as_long_as_good(self, call: Call, request: Request, leaf: bytes) -> Message | None:
+        """A stream ends with the certificate that it was opened with, or with the authority behind that."""
+        loop = asyncio.get_running_loop()
+        limit = asyncio.timeout(None)
+        problem: list[faults.Unauthenticated] = []
+        next_look: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal next_look
+            try:
+                self._of_leaf(leaf, call.chain, call.peer)
+            except faults.Unauthenticated as error:
+                problem.append(error)
+                limit.reschedule(loop.time())
+            else:
+                next_look = loop.call_later(STREAM_LOOK_SECONDS, look)
+
+        next_look = loop.call_later(STREAM_LOOK_SECONDS, look)
+        try:
+            async with limit:
+                return await self._proceed(call, request)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise problem[0] from None
+        finally:
+            next_look.cancel()
+
+    def _of_leaf(self, pem: bytes, chain: bytes, peer: str) -> Principal:
         if self._leaves is None:
             raise faults.Unauthenticated
         try:
-            leaf = self._leaves.check(pem)
+            leaf = self._leaves.check(pem, chain)
         except RefusedCertificate as refused:
-            _log.warning("certificate_refused", peer=peer, problem=f"the certificate {refused}")
-            raise faults.Unauthenticated("the client certificate is not an acceptable X509-SVID") from refused
+            _log.warning("certificate_refused", peer=peer, rule=refused.rule, problem=f"the certificate {refused}")
+            raise faults.Unauthenticated(
+                "the client certificate is not an acceptable X509-SVID", rule=f"certificate-{refused.rule}: {refused}"
+            ) from refused
         known = self._principals.get(leaf.fingerprint)
         if known is None:
             if len(self._principals) >= PRINCIPALS_MAX:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from knhk_sidecar.pipeline import Pipeline
 
 LEAF: Final = "knhk.leaf"  # scope extension: the PEM of the certificate that TLS verified
+CHAIN: Final = "knhk.chain"  # scope extension: the PEM of those that came with it
 LOOPBACK: Final = "knhk.loopback"  # scope extension: the listener is reached from this host only
 BODY_SECONDS: Final = 30.0  # a body of 4 MB at 1 Mbit/s
 WAIT_SECONDS_MAX: Final = 3_600.0  # of `Prefer: wait=`; beyond an hour a connection does not survive what is between
@@ -238,6 +239,7 @@ class Surface:
             peer=_peer(request),
             leaf=leaf.encode() if leaf else None,
             tls=request.scope.get("scheme") == "https",
+            chain=extensions.get(CHAIN, "").encode(),
             deadline=0 if method.server_streaming else self.pipeline.deadline(_wait_of(request)),
             metadata=[*metadata, ("traceparent", trace)] if trace else metadata,
             send=sink,

@@ -93,7 +93,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         policy = root / "policy.yaml"
         policy.write_text(
             "version: 1\nrules:\n"
-            f"  - {{id: tokens, who: {{issuer: '{issuer.url}'}}, effect: allow, roles: [admin], work_roles: [packer]}}\n"
+            f"  - {{id: tokens, who: {{issuer: '{issuer.url}'}}, effect: allow, roles: [admin]}}\n"
             "  - {id: workloads, who: {trust_domain: knhk.dev}, effect: allow, roles: [viewer]}\n"
         )
         settings = root / "sidecar.toml"
@@ -205,7 +205,7 @@ def test_a_certificate_decides_alone(house: House) -> None:
         answer = house.get(credentials, certificate=True)
         assert answer.json()["principal"] == "spiffe://knhk.dev/dev/client"
     ca, cert, private = (house.authority.directory / name for name in ("ca.pem", "client.pem", "client.key"))
-    with Client(Endpoint(house.daemon.ready["grpc"], ca, cert, private, "localhost", lambda: token)) as client:
+    with Client(Endpoint(house.daemon.ready["grpc"], ca, cert, private, "localhost", token=lambda: token)) as client:
         assert client.admin.GetStatus(STATUS, timeout=10).principal == "spiffe://knhk.dev/dev/client"
     with Client(replace(house.endpoint(token), address=house.daemon.ready["grpc"])) as client:
         with pytest.raises(grpc.RpcError) as refused:
