@@ -44,6 +44,7 @@ from knhk_sidecar.pipeline import Limits, Method, Pipeline
 from knhk_sidecar.pipeline.call import methods_of
 from knhk_sidecar.pipeline.explaining import Explaining
 from knhk_sidecar.pipeline.health import Component, Status
+from knhk_sidecar.pipeline.memory import MIB, Memory, limit_bytes
 from knhk_sidecar.service import engine_of
 from knhk_sidecar.telemetry.connections import connections
 from knhk_sidecar.telemetry.counters import Counters
@@ -145,6 +146,10 @@ class Sidecar:
         self._tokens: TokenCheck | None = None
         self._dev_keys = b""  # what the developer's Workload API says of JWT
         self._policies = Policies.developer()
+        limit = limit_bytes(self.config.memory_limit_mb * MIB)
+        self.memory = Memory(limit, self.config.memory_soft_percent) if limit else None
+        """The memory guard; None where there is no limit."""
+        self._disk = ""
         self.pipeline: Pipeline
         self._health: Health
         self._rpc: RpcServer
@@ -210,7 +215,12 @@ class Sidecar:
             limits=Limits.of(self.config),
             tokens=self._tokens,
             policies=self._policies,
+            memory=self.memory,
         )
+        if self.memory is not None:
+            memory = self.memory
+            self.counters.gauge("memory_limit_bytes", "Memory that the daemon may use.", lambda: memory.limit_bytes)
+            self.counters.gauge("memory_used_bytes", "Resident memory of the daemon.", lambda: memory.used_bytes)
         self.addresses = await self._listen(identities)
         if handlers:
             await self._start_handlers(handlers, implementations)
@@ -557,6 +567,10 @@ class Sidecar:
                 Component("engine", "Healthy" if status.open else "Unhealthy", "" if status.open else status.detail)
             )
             found.append(Component("store", "Healthy" if status.healthy else "Unhealthy", status.detail))
+            if self._disk:
+                found.append(Component("disk", "Degraded", self._disk))
+        if self.memory is not None:
+            found.append(Component("memory", "Degraded" if self.memory.short else "Healthy", self.memory.detail))
         if self._tls is not None:
             found.append(_identity(self._tls))
         if self._tokens is not None:
@@ -572,7 +586,27 @@ class Sidecar:
         return not bad, "; ".join(bad)
 
     def _look(self) -> None:
+        """What health tells, and what is too dear to find out for every call."""
+        if self.memory is not None:
+            was = self.memory.short
+            self.memory.look()
+            if self.memory.short != was:
+                _log.warning("memory", short=self.memory.short, used_mb=self.memory.used_bytes // MIB)
+        self._disk = self._disk_problem()
         self._health.set(self.ready()[0])
+
+    def _disk_problem(self) -> str:
+        """Why the store's volume is a worry; empty when it is none."""
+        if self.engine is None or not self.config.disk_low_mb or self.engine.status().store != "leveldb":
+            return ""
+        try:
+            volume = os.statvfs(self.config.store_path)
+        except OSError as error:
+            return f"{self.config.store_path} cannot be looked at: {error.strerror}"
+        free = volume.f_bavail * volume.f_frsize // MIB
+        if free >= self.config.disk_low_mb:
+            return ""
+        return f"the volume of {self.config.store_path} has {free} MiB left; writes are refused below 64 MiB"
 
     async def _keep_looking(self) -> None:
         while True:

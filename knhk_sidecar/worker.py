@@ -37,9 +37,10 @@ from google.rpc.status_pb2 import Status
 from grpc import aio
 
 from knhk_sidecar.api import pb
-from knhk_sidecar.bearer import NoToken, header_of
+from knhk_sidecar.bearer import NoToken, TokenSource, header_of
 from knhk_sidecar.client import Endpoint, NotReachable, channel_options
 from knhk_sidecar.credentials import LOOK_SECONDS, Way, Ways
+from knhk_sidecar.retries import SPREAD, Metadata, asked_delay, push_back
 
 Handler = Callable[..., object]
 """Takes the input, a `Job`, both or neither; returns the output, or an awaitable of it."""
@@ -199,6 +200,7 @@ class Worker:
         try:
             while True:
                 self._heard = False
+                asked = 0.0
                 try:
                     async with self._connect() as exchange:
                         await self._talk(exchange)
@@ -212,10 +214,11 @@ class Worker:
                     if self._heard and error.code() is not grpc.StatusCode.ABORTED:
                         pause = PAUSE_FIRST_S
                     problem = f"{error.code().name}: {error.details()}"
+                    asked = push_back(cast(Metadata, error.trailing_metadata() or ())) or 0.0
                 except (NotReachable, NoToken, OSError) as error:
                     problem = str(error)
                 _log.info("worker %s is disconnected, again in %.1f s: %s", self.worker_id, pause, problem)
-                await asyncio.sleep(random.uniform(pause / 2, pause))
+                await asyncio.sleep(asked * random.uniform(1, 1 + SPREAD) + random.uniform(pause / 2, pause))
                 pause = min(2 * pause, PAUSE_MAX_S)
         finally:
             beat.cancel()
@@ -346,7 +349,8 @@ class Worker:
                 pass  # it was sent twice, and this is the second answer
             elif refused and _again(receipt.error):
                 self._results[name] = result
-                asyncio.get_running_loop().call_later(PAUSE_FIRST_S, self._send_again, name)
+                wait = (asked_delay(receipt.error) or PAUSE_FIRST_S) * random.uniform(1, 1 + SPREAD)
+                asyncio.get_running_loop().call_later(wait, self._send_again, name)
             elif refused:
                 self.refused += 1
                 _log.info("the result of %s is refused: %s", name, receipt.error.message)
@@ -455,7 +459,7 @@ class _Daemon:
             self.close()
             self._ways = Ways(found) if found.secure else None
             self._known = found
-        return _plain(found) if self._ways is None else _secure(self._ways, found)
+        return _plain(found) if self._ways is None else _secure(self._ways, found.token)
 
     def close(self) -> None:
         """Certificates are not followed any more; the next connection begins to again."""
@@ -471,14 +475,14 @@ _KEEPALIVE: Final = ("grpc.keepalive_time_ms", KEEPALIVE_MS)
 async def _plain(endpoint: Endpoint) -> AsyncIterator[Exchange]:
     async with aio.insecure_channel(endpoint.address, [*channel_options(endpoint), _KEEPALIVE]) as channel:
         stream = pb.WorkItemServiceStub(channel).StreamWorkItems
-        yield cast("Exchange", partial(stream, metadata=await _metadata(endpoint)))
+        yield cast("Exchange", partial(stream, metadata=await _metadata(endpoint.token)))
 
 
 @asynccontextmanager
-async def _secure(ways: Ways, endpoint: Endpoint) -> AsyncIterator[Exchange]:
+async def _secure(ways: Ways, token: TokenSource | None) -> AsyncIterator[Exchange]:
     """A channel of its own for each connection, which ends when there are newer certificates."""
     way = await asyncio.to_thread(ways.newest)  # the server is checked
-    metadata = await _metadata(endpoint)
+    metadata = await _metadata(token)
 
     async def exchange(requests: AsyncIterator[pb.StreamWorkItemsRequest]) -> AsyncIterator[pb.StreamWorkItemsResponse]:
         call = stream(requests, metadata=metadata)
@@ -502,9 +506,9 @@ async def _secure(ways: Ways, endpoint: Endpoint) -> AsyncIterator[Exchange]:
         ways.lost(way)
 
 
-async def _metadata(endpoint: Endpoint) -> tuple[tuple[str, str], ...]:
-    """The token of a connection; where that comes from may block. Raises NoToken."""
-    return () if endpoint.token is None else (await asyncio.to_thread(header_of, endpoint.token),)
+async def _metadata(token: TokenSource | None) -> tuple[tuple[str, str], ...]:
+    """What a connection tells about who we are besides its certificate; asking a source may block."""
+    return () if token is None else (await asyncio.to_thread(header_of, token),)
 
 
 async def _leave(call: aio.Call, ways: Ways, way: Way) -> None:

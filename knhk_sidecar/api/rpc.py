@@ -7,6 +7,7 @@ tried; each says which.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, cast
@@ -59,6 +60,7 @@ class RpcServer:
 
     def __init__(self, pipeline: Pipeline, config: SidecarConfig) -> None:
         self._pipeline = pipeline
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_of_somebody)
         self._server = grpc.aio.server(options=server_options(config))
         handlers = {path: self._handler(method) for path, method in pipeline.methods.items()}
         self._server.add_generic_rpc_handlers([Methods(handlers)])
@@ -109,8 +111,8 @@ class RpcServer:
                 protocol="grpc",
                 peer=context.peer(),
                 leaf=leaf,
-                chain=chain,
                 tls=tls,
+                chain=chain,
                 deadline=deadline(context.time_remaining()),
                 metadata=cast("tuple[tuple[str, str | bytes], ...]", context.invocation_metadata()),
             )
@@ -134,8 +136,8 @@ class RpcServer:
                 protocol="grpc",
                 peer=context.peer(),
                 leaf=leaf,
-                chain=chain,
                 tls=tls,
+                chain=chain,
                 deadline=0 if remaining is None else deadline(remaining),
                 metadata=cast("tuple[tuple[str, str | bytes], ...]", context.invocation_metadata()),
                 send=context.write if method.server_streaming else None,
@@ -192,11 +194,16 @@ _TLS = b"ssl"
 def _security(context: Context) -> tuple[bytes | None, bytes, bool]:
     """The PEM of the client certificate that TLS verified, None without one, and of what came with it; and whether the
     connection is TLS."""
-    told = context.auth_context()
-    leaf = told.get("x509_pem_cert")
+    about = context.auth_context()
+    leaf = about.get("x509_pem_cert")
     if leaf:
-        return next(iter(leaf)), b"".join(told.get("x509_pem_cert_chain", ())), True
-    return None, b"", _TLS in told.get("transport_security_type", ())
+        return next(iter(leaf)), b"".join(about.get("x509_pem_cert_chain", ())), True
+    return None, b"", _TLS in about.get("transport_security_type", ())
+
+
+def _of_somebody(record: logging.LogRecord) -> bool:
+    """Not what grpc says, with a stack, of each answer to a caller who has gone: under overload nobody needs it."""
+    return not str(record.msg).startswith("ExecuteBatchError raised in core")
 
 
 async def _abort(context: Context, fault: faults.Fault) -> Message:

@@ -364,6 +364,8 @@ def case(view: CaseView, full: bool = True) -> pb.Case:
     }
     if full:
         fields["data_json"] = view.data
+        if view.sensitive:
+            fields["sensitive_fields"] = view.sensitive
         if view.work or view.incidents:
             fields["live_tasks"] = _live_tasks(view)
     if view.open_items:
@@ -654,6 +656,8 @@ def work_item(view: WorkItemView) -> pb.WorkItem:
         fields["owner"] = view.owner
     if view.data:
         fields["data_json"] = view.data
+        if view.sensitive:
+            fields["sensitive_fields"] = view.sensitive
     if view.priority:
         fields["priority"] = view.priority
     if view.due_at:

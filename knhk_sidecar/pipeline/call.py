@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from knhk_sidecar.identity.principal import ANONYMOUS, Principal
 from knhk_sidecar.pipeline.permissions import Permission, permission_of
+from knhk_sidecar.pipeline.precedence import READ, precedence_of
 
 Protocol = Literal["grpc", "rest"]
 Request = Message | AsyncIterator[Message]
@@ -21,6 +22,8 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 # Fields of a request that say what the call is about; they go into its log line when the request has them.
 SUBJECTS: Final = ("case_id", "workflow_id", "spec_id", "item_id", "pattern_id")
+# Lists in a request whose elements are work of their own: they count when a caller's requests are counted.
+BATCHES: Final = ("cases", "executions", "completions", "failures")
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _NO_TRACE = "0" * 32
 _LOCAL_PEERS = ("ipv4:127.", "ipv6:[::1]:", "ipv6:%5B::1%5D:", "unix:")  # gRPC escapes the brackets
@@ -45,6 +48,10 @@ class Method:
     waits: bool
     """May wait for a case to end when its request says so, or always when it has no `wait` field."""
     wait_field: bool
+    precedence: int = READ
+    """Whose turn comes first when places are short (pipeline/precedence.py)."""
+    batches: tuple[str, ...] = ()
+    """Those of BATCHES that the request has."""
 
     @property
     def streams(self) -> bool:
@@ -64,8 +71,8 @@ class Call:
         protocol: Protocol,
         peer: str,
         leaf: bytes | None = None,
-        chain: bytes = b"",
         tls: bool = False,
+        chain: bytes = b"",
         deadline: int = 0,
         metadata: Metadata = (),
         send: Send | None = None,
@@ -78,8 +85,8 @@ class Call:
         self.protocol = protocol
         self.peer = peer
         self.leaf = leaf
-        self.chain = chain
         self.tls = tls
+        self.chain = chain
         self.deadline = deadline
         self.metadata = metadata
         self.send = send
@@ -119,6 +126,7 @@ def _method(descriptor: MethodDescriptor, service: str) -> Method:
     client = descriptor.client_streaming
     path = f"/{service}/{descriptor.name}"
     fields = descriptor.input_type.fields_by_name
+    permission = permission_of(path)
     return Method(
         path=path,
         service=service,
@@ -127,9 +135,11 @@ def _method(descriptor: MethodDescriptor, service: str) -> Method:
         response=message_factory.GetMessageClass(descriptor.output_type),
         client_streaming=client,
         server_streaming=descriptor.server_streaming,
-        permission=permission_of(path),
+        permission=permission,
         subjects=() if client else tuple(field for field in SUBJECTS if field in fields),
         has_request_id="request_id" in fields and not client,
         waits=not (client or descriptor.server_streaming) and ("wait" in fields or descriptor.name.startswith("Wait")),
         wait_field="wait" in fields,
+        precedence=precedence_of(descriptor.name, permission),
+        batches=tuple(field for field in BATCHES if field in fields),
     )

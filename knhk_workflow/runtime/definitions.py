@@ -24,6 +24,7 @@ from knhk_workflow.model.document import DOCUMENT_MAX, strict_json, strict_yaml
 from knhk_workflow.model.net import Model, compile_spec
 from knhk_workflow.model.parse import canonical, findings, parse_spec, spec_digest, unsupported
 from knhk_workflow.model.spec import Spec
+from knhk_workflow.model.veil import OPEN, Veil, veil_of
 from knhk_workflow.model.verify import VerifyBudget, verify
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.meta import CallMeta
@@ -39,6 +40,9 @@ VERIFY_BUDGET: Final = VerifyBudget()  # about two seconds of one core, in a thr
 REGISTER_TRIES: Final = 8  # two registrations of one id at once: the loser reads again
 
 COUNT_PAGE: Final = 1_000  # entries of 70 bytes
+VEILS_MAX: Final = 10_000  # versions whose veil is kept; most of them have none
+SENSITIVE: Final = b'"sensitive":'  # in every document that names sensitive fields, and in few others
+
 NAMING_PAGE: Final = 64  # documents per read; one may have 1 MB
 
 Document = Mapping[str, object] | bytes | str
@@ -131,6 +135,7 @@ class Definitions:
         self._budget = budget
         self._models: OrderedDict[tuple[str, str, int], Model] = OrderedDict()
         self._latest: dict[tuple[str, str], int] = {}
+        self._veils: dict[tuple[str, str, int], Veil] = {}
         self._changes = 0
         journal.on_commit(self._changed)
 
@@ -307,6 +312,20 @@ class Definitions:
             self._models.move_to_end(name)
         return found
 
+    async def veil(self, tenant: str, spec_id: str, version: int) -> Veil:
+        """What a version hides of its cases' data."""
+        name = (tenant, spec_id, version)
+        found = self._veils.get(name)
+        if found is None:
+            definition = await self._definition(tenant, spec_id, version)
+            found = OPEN
+            if SENSITIVE in definition.document:
+                found = veil_of(await asyncio.to_thread(_spec, definition))
+            if len(self._veils) >= VEILS_MAX:
+                self._veils.clear()
+            self._veils[name] = found
+        return found
+
     async def active_model(self, tenant: str, spec_id: str, version: int) -> Model:
         """The compiled version for a new case: it must not be deleted."""
         if version:
@@ -372,8 +391,11 @@ class Definitions:
 
 
 def recompiled(definition: Definition) -> Model:
-    spec = parse_spec(strict_json(definition.document, max_bytes=DOCUMENT_MAX))
-    return compiled(spec, definition.version, definition.digest)
+    return compiled(_spec(definition), definition.version, definition.digest)
+
+
+def _spec(definition: Definition) -> Spec:
+    return parse_spec(strict_json(definition.document, max_bytes=DOCUMENT_MAX))
 
 
 def _view(spec_id: str, definition: Definition) -> WorkflowView:

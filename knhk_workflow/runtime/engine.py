@@ -222,7 +222,7 @@ class WorkflowEngine:
                         self._outbox.note,
                         self._limits.cached_cases,
                     )
-                    self._query = query.Query(store, keyspace)
+                    self._query = query.Query(store, keyspace, self._definitions.veil)
                     self._steps = Steps(self._cases, self._requests, self._clock, self._levels, self._spawn)
                     self._births = Births(
                         self._cases, self._definitions, self._requests, self._steps, self._clock, self._ids
@@ -747,7 +747,8 @@ class WorkflowEngine:
     async def export_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> bytes:
         """A case with its whole history as a JSON document that `prove_export` can prove without the store."""
         async with self._moment() as reads:
-            return await export(reads, self._keyspace, meta.tenant, case_id, self._key, self._clock.now())
+            veils = self._definitions.veil
+            return await export(reads, self._keyspace, meta.tenant, case_id, veils, self._key, self._clock.now())
 
     def sign_with(self, key: SigningKey) -> None:
         """From now on exported cases are signed."""

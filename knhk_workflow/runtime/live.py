@@ -307,6 +307,7 @@ class LiveCases:
             named,
             (),
             size,
+            meta.deadline,
         )
 
     def commit(self, live: LiveCase, unit: Unit) -> asyncio.Future[Outcome]:

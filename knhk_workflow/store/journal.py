@@ -12,6 +12,7 @@ What a future says:
     ExpectationFailed      this unit alone was refused; nothing of it was written, the rest of its group was
     StoreUnavailable,      nothing of it was written and nothing ever will be
     StoreFull, Fenced
+    TooLate                its deadline passed while it waited; nothing of it was written
     OutcomeUnknown         the journal ended before the store could tell; the request id tells after the next start
 
 Once queued, cancelling the future changes nothing: the unit is written all the same.
@@ -29,7 +30,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from knhk_workflow.errors import Busy, Fenced, StoreError, StoreFull, StoreUnavailable
+from knhk_workflow.errors import Busy, DeadlineExceeded, Fenced, StoreError, StoreFull, StoreUnavailable
 from knhk_workflow.store.codec import (
     GENESIS,
     Lease,
@@ -91,6 +92,16 @@ class Unit(msgspec.Struct, frozen=True, eq=False, gc=False):
     audits: tuple[bytes, ...] = ()
     size: int = 0
     """About how many bytes the writes hold, when the caller knows; 0 = count them."""
+    deadline: int = 0
+    """In nanoseconds of the journal's clock: a unit that still waits then is dropped, and nothing of it is written;
+    0 = it waits as long as it takes."""
+
+
+class TooLate(DeadlineExceeded, StoreError):
+    """The caller's deadline passed while the unit waited for its commit."""
+
+    reason = DeadlineExceeded.reason
+    retry = True
 
 
 Outcome = int | StoreError
@@ -429,6 +440,7 @@ class _Shard:
                 await self._gather()
                 group = self._take()
                 units = len(group)
+                group = self._in_time(group)
                 while group:
                     attempt, group = self._attempt(group)
                     if attempt is None:
@@ -493,6 +505,15 @@ class _Shard:
         group, self.queue, self._waits = self.queue, [], 0
         self._taken += len(group)
         return group
+
+    def _in_time(self, group: list[_Queued]) -> list[_Queued]:
+        """The group without those whose caller has stopped waiting: these fail here."""
+        now = self._journal._clock()
+        late = [queued for queued in group if queued[0].deadline and queued[0].deadline <= now]
+        if not late:
+            return group
+        self._fail(late, _too_late)
+        return [queued for queued in group if not (queued[0].deadline and queued[0].deadline <= now)]
 
     def _attempt(self, group: list[_Queued]) -> tuple[_Attempt | None, list[_Queued]]:
         """The commit of a group, and the group without units that cannot hold beside those before them: these fail
@@ -677,6 +698,10 @@ class _Shard:
                 elif not future.done():
                     future.set_result(None)
             self._waiting = still
+
+
+def _too_late() -> TooLate:
+    return TooLate("the deadline passed before the commit; nothing was changed")
 
 
 def _size(unit: Unit) -> int:

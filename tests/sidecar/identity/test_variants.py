@@ -36,6 +36,11 @@ from tests.sidecar.server.client import ANY_PORT, secure
 ID = "spiffe://a.org/web"
 SIGN = "digital_signature"
 TLS = "TLS"  # refused in the handshake
+POLICY = """
+version: 1
+rules:
+  - {id: all, who: [{trust_domain: a.org}, {trust_domain: b.org}], effect: allow, roles: [viewer]}
+"""
 
 
 @dataclass(frozen=True)
@@ -221,13 +226,13 @@ async def daemon(
     others = {"b.org": tuple(federated) if federated is not None else (world.federated_root,)}
     agent.say("spiffe://a.org/sidecar", *world.own.issue_chain(own), world.own_root, federated=others)
     policy = directory / "policy.yaml"
-    policy.write_text("{version: 1, rules: [{id: all, who: {anyone: true}, effect: allow, roles: [viewer]}]}")
+    policy.write_text(POLICY)
     config = SidecarConfig(
         workflow_enabled=False,
-        policy_file=str(policy),
         spiffe_enabled=True,
         spiffe_socket=agent.endpoint,
         spiffe_federates_with="b.org",
+        policy_file=str(policy),
         address=ANY_PORT,
         http_address=ANY_PORT,
         metrics_address="",
