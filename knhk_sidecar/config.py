@@ -531,8 +531,30 @@ class SidecarConfig:
         later="OpenTelemetry export",
     )
     audit_enabled: bool = setting(
-        False, "record who did what", "", synonyms=("WORKFLOW_AUDIT_ENABLED",), later="the audit"
+        True,
+        "record calls that change nothing too (reads, denials), and push checkpoints of the audit",
+        "who changed what is recorded in any case, by the commit of the change",
+        synonyms=("WORKFLOW_AUDIT_ENABLED",),
     )
+    audit_reads: bool = setting(
+        True,
+        "record good reads; false: of calls that change nothing only what was refused",
+        "who looked at what is asked sooner or later; like reads within a second are one entry",
+    )
+    audit_checkpoint_seconds: float = setting(
+        10.0,
+        "from one signed checkpoint of the audit to the next, when there is something new",
+        "what a roll-back could hide is at most this long",
+        "s",
+        at_least=0.1,
+        at_most=86_400,
+    )
+    audit_checkpoint_directory: str = setting(
+        "",
+        "directory that checkpoints are pushed to, as one file per store: a volume of another host",
+        "empty: none; whoever has the host could roll the log back unnoticed",
+    )
+    audit_checkpoint_url: str = setting("", "https address that checkpoints are posted to, as text", "empty: none")
 
     # --- key management
     kms_provider: str = setting(
@@ -968,6 +990,7 @@ def _combination_problems(config: SidecarConfig) -> Iterable[Problem]:
         yield Problem(named, "has no effect while tls_enabled is false", "set tls_enabled to true or remove it")
     yield from _spiffe_problems(config)
     yield from _token_problems(config)
+    yield from _audit_problems(config)
     if not config.address:
         yield Problem("address", "must not be empty")
     if config.plain_address and not config.dev:
@@ -975,6 +998,15 @@ def _combination_problems(config: SidecarConfig) -> Iterable[Problem]:
     if config.virtual_time and not config.dev:
         yield Problem("virtual_time", "exists in developer mode only", "use `knhk dev --virtual-time`")
     yield from _loopback_problems(config)
+
+
+def _audit_problems(config: SidecarConfig) -> Iterable[Problem]:
+    url = config.audit_checkpoint_url
+    if url and not url.startswith(("https://", "http://")):
+        yield Problem("audit_checkpoint_url", f"is no address: {url!r}", "for example https://witness.example.org/log")
+    for name in ("audit_checkpoint_directory", "audit_checkpoint_url"):
+        if getattr(config, name) and not config.audit_enabled:
+            yield Problem(name, "has no effect while audit_enabled is false")
 
 
 def _spiffe_problems(config: SidecarConfig) -> Iterable[Problem]:

@@ -183,6 +183,7 @@ FAULTS: Final[Mapping[type[WorkflowError], Answer]] = {
     StoreFormat: Answer(StatusCode.INTERNAL, 500, "Store format"),
     StoreCorrupt: Answer(StatusCode.DATA_LOSS, 500, "Store damaged"),
     Unauthenticated: Answer(StatusCode.UNAUTHENTICATED, 401, "Unauthenticated"),
+    TokenRefused: Answer(StatusCode.UNAUTHENTICATED, 401, "Unauthenticated"),
     PermissionDenied: Answer(StatusCode.PERMISSION_DENIED, 403, "Permission denied"),
     Stale: Answer(StatusCode.ABORTED, 409, "Changed meanwhile"),
     SlowReader: Answer(StatusCode.RESOURCE_EXHAUSTED, 429, "Reader too slow"),

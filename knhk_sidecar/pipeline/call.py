@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from knhk_sidecar.identity.principal import ANONYMOUS, Principal
 from knhk_sidecar.pipeline.permissions import Permission, permission_of
 from knhk_sidecar.pipeline.precedence import READ, precedence_of
+from knhk_workflow import Witness
 
 Protocol = Literal["grpc", "rest"]
 Request = Message | AsyncIterator[Message]
@@ -60,9 +61,21 @@ class Method:
 
 
 class Call:
-    """One call. The transports make it, `identify` sets the principal; nothing changes afterwards."""
+    """One call. The transports make it, `identify` sets the principal, `audit` the witness; nothing else changes."""
 
-    __slots__ = ("chain", "deadline", "leaf", "metadata", "method", "peer", "principal", "protocol", "send", "tls")
+    __slots__ = (
+        "chain",
+        "deadline",
+        "leaf",
+        "metadata",
+        "method",
+        "peer",
+        "principal",
+        "protocol",
+        "send",
+        "tls",
+        "witness",
+    )
 
     def __init__(
         self,
@@ -91,6 +104,7 @@ class Call:
         self.metadata = metadata
         self.send = send
         self.principal: Principal = ANONYMOUS
+        self.witness: Witness | None = None
 
     @property
     def authorization(self) -> Sequence[str | bytes]:

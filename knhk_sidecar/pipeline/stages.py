@@ -384,8 +384,10 @@ async def _checked(name: str, requests: AsyncIterator[Message], verdict: Verdict
 class Invoke:
     """The innermost step: gives the request to its service together with who is calling."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], opened: Callable[[Call, Request], None] | None = None) -> None:
+        """`opened` is told of each stream before it begins."""
         self._handlers = handlers
+        self._opened = opened
 
     async def run(self, call: Call, request: Request) -> Message | None:
         method = call.method
@@ -394,7 +396,18 @@ class Invoke:
             raise Unsupported(f"{method.service.rpartition('.')[2]}.{method.name}")
         caller = call.principal
         request_id = cast(WithRequestId, request).request_id if method.has_request_id else ""
-        meta = CallMeta(caller.tenant, caller.name, caller.roles, method.path, request_id, call.trace_id, call.deadline)
+        meta = CallMeta(
+            caller.tenant,
+            caller.name,
+            caller.roles,
+            method.path,
+            request_id,
+            call.trace_id,
+            call.deadline,
+            call.witness,
+        )
+        if method.streams and self._opened is not None:
+            self._opened(call, request)
         if not method.server_streaming:
             return await cast(UnaryHandler, handler)(request, meta)
         assert call.send is not None, "a response stream needs somewhere to go"

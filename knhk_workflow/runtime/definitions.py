@@ -26,6 +26,7 @@ from knhk_workflow.model.parse import canonical, findings, parse_spec, spec_dige
 from knhk_workflow.model.spec import Spec
 from knhk_workflow.model.veil import OPEN, Veil, veil_of
 from knhk_workflow.model.verify import VerifyBudget, verify
+from knhk_workflow.runtime.audited import audited
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.meta import CallMeta
 from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
@@ -206,14 +207,14 @@ class Definitions:
             start = rows[-1][0] + b"\0"
         return count
 
-    async def delete(self, tenant: str, spec_id: str, version: int, request: Request | None) -> tuple[int, ...]:
+    async def delete(self, spec_id: str, version: int, request: Request | None, meta: CallMeta) -> tuple[int, ...]:
         """Take a version (0 = all) out of use; returns which these were. The caller has made sure that no case is open
         on it, and that the request was not carried out before."""
         for _ in range(REGISTER_TRIES):
-            deleted = await self._delete(tenant, spec_id, version, request)
+            deleted = await self._delete(spec_id, version, request, meta)
             if deleted is not None:
                 return deleted
-            before = await self.deleted_by(tenant, request)
+            before = await self.deleted_by(meta.tenant, request)
             if before is not None:
                 return before
         raise ExpectationFailed(())
@@ -223,8 +224,11 @@ class Definitions:
         receipt = await self._requests.receipt(META_SHARD, tenant, request)
         return None if receipt is None else _decode_numbers(receipt)
 
-    async def _delete(self, tenant: str, spec_id: str, version: int, request: Request | None) -> tuple[int, ...] | None:
+    async def _delete(
+        self, spec_id: str, version: int, request: Request | None, meta: CallMeta
+    ) -> tuple[int, ...] | None:
         """None: somebody registered or deleted a version of it at the same moment, or did the same."""
+        tenant = meta.tenant
         latest = self._keys.definition_latest(tenant, spec_id)
         newest = await self._reads.get(latest)
         start, end = self._keys.definitions(tenant, spec_id)
@@ -254,7 +258,11 @@ class Definitions:
             expect.append((record[0], None))
         named = record[0] if record is not None else None
         try:
-            await self._journal.append(Unit(META_SHARD, tenant, "", 0, 0, b"", writes, expect, named))
+            entry = audited(self._keys, META_SHARD, meta, f"workflows/{spec_id}", now)
+            writes.append(entry.write)
+            await self._journal.append(
+                Unit(META_SHARD, tenant, "", 0, 0, b"", writes, expect, named, audits=(entry.reference,))
+            )
         except ExpectationFailed:
             return None
         return tuple(deleted)
@@ -365,6 +373,7 @@ class Definitions:
         key = self._keys.definition(tenant, spec_id, number)
         written = number.to_bytes(_u64, "big")
         latest_key = self._keys.definition_latest(tenant, spec_id)
+        entry = audited(self._keys, META_SHARD, meta, f"workflows/{spec_id}", definition.registered_at)
         unit = Unit(
             META_SHARD,
             tenant,
@@ -372,8 +381,9 @@ class Definitions:
             0,
             0,
             b"",
-            [(key, pack(definition)), (latest_key, written), (digest_key, written)],
+            [(key, pack(definition)), (latest_key, written), (digest_key, written), entry.write],
             [(key, None), (digest_key, None)],
+            audits=(entry.reference,),
         )
         try:
             await self._journal.append(unit)

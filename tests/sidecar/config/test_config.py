@@ -67,7 +67,6 @@ LATER = {
     "KGC_SIDECAR_PROMOTION_ENABLED": "true",
     "WORKFLOW_FORTUNE5_ENABLED": "true",
     "WORKFLOW_OTEL_ENDPOINT": "http://collector:4317",
-    "WORKFLOW_AUDIT_ENABLED": "true",
 }
 
 

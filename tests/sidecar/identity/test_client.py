@@ -47,6 +47,7 @@ async def daemon(agent: str, **settings: int) -> AsyncIterator[Sidecar]:
         http_address="",
         metrics_address="",
         drain_seconds=2,
+        rate_limit_enabled=False,
     )
     log = Log("info", "json", io.StringIO())  # outlives the test's own stderr
     async with Sidecar(replace(config, **settings), log=log) as running:  # type: ignore[arg-type]  # of type int only
