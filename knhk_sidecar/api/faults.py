@@ -85,10 +85,10 @@ class Unauthenticated(WorkflowError):
 
 
 class TokenRefused(Unauthenticated):
-    """A bearer token was shown that does not count here; the log says why, the caller is told only that."""
+    """A bearer token was shown that does not count here; `rule` says why, the caller is told only that."""
 
-    def __init__(self) -> None:
-        super().__init__("the bearer token is not accepted here")
+    def __init__(self, rule: str) -> None:
+        super().__init__("the bearer token is not accepted here", rule=f"token: {rule}")
 
 
 class PermissionDenied(WorkflowError):

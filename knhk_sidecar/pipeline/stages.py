@@ -223,7 +223,7 @@ class Identify:
             return tokens.known(credentials[0]) or await tokens.check(credentials[0])
         except RefusedToken as refused:
             _log.warning("token_refused", peer=call.peer, problem=f"the token {refused}")
-            raise faults.TokenRefused from refused
+            raise faults.TokenRefused(str(refused)) from refused
 
     async def _until_end(self, seconds: float, call: Call, request: Request) -> Message | None:
         """A stream, for as long as the token that opened it."""
@@ -235,7 +235,7 @@ class Identify:
             if not ending.expired():
                 raise
             _log.info("token_ended", peer=call.peer, principal=call.principal.name)
-            raise faults.TokenRefused from error
+            raise faults.TokenRefused("has expired") from error
 
     async def _as_long_as_good(self, call: Call, request: Request, leaf: bytes) -> Message | None:
         """A stream ends with the certificate that it was opened with, or with the authority behind that."""
