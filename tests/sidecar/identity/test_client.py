@@ -193,7 +193,7 @@ async def test_a_server_that_is_no_svid_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.long
 async def test_both_sides_get_new_certificates_and_no_call_fails(tmp_path: Path, budget: Budget) -> None:
-    """Every 250 ms on each side, and the daemon ends every connection after a second, so that it is made anew all the time."""
+    """Every 250 ms on each side, and the daemon ends every connection after a second."""
     ours = dev_ca.open_authority(tmp_path, TrustDomain("a.org"))
     theirs = DevAgent(ours, tmp_path / "s", path="/sidecar", dns=("localhost",))
     mine = DevAgent(ours, tmp_path / "c", path="/client")
