@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 
 from knhk_sidecar.api import pb
+from knhk_sidecar.bearer import TokenSource, with_token
 
 if TYPE_CHECKING:
     from knhk_sidecar.credentials import Way, Ways
@@ -64,6 +65,12 @@ class Endpoint:
     `workload_api` the trust domain of our own id, otherwise the DNS name and the authorities decide alone."""
     workload_api: str = ""
     """Socket of the SPIFFE agent that certificates and authorities come from, in place of files: `unix:///PATH`."""
+    token: TokenSource | None = None
+    """Who calls, where no certificate says it; see bearer.py. Only over TLS, or to this host."""
+
+    def __post_init__(self) -> None:
+        if self.token is not None and not self.secure and not is_loopback(self.address):
+            raise NotReachable(f"a token to {self.address} can be read on the way", "use TLS: give --ca")
 
     @property
     def secure(self) -> bool:
@@ -83,7 +90,20 @@ class Ready:
     cert: str
     key: str
     spiffe_id: str
+    workload_api: str
+    grpc_token: str
     pid: int
+
+    def endpoint_for(self, token: TokenSource) -> Endpoint:
+        """How to reach it with a token instead of a certificate."""
+        if self.grpc_token and self.ca:
+            return Endpoint(self.grpc_token, Path(self.ca), server_name=DEV_SERVER_NAME, token=token)
+        if self.grpc_plain:
+            return Endpoint(self.grpc_plain, token=token)
+        raise NotReachable(
+            f"the daemon with process id {self.pid} has no listener for tokens that {self.path} tells how to trust",
+            "set its token_address, and give --address with --ca",
+        )
 
     @property
     def endpoint(self) -> Endpoint:
@@ -105,7 +125,17 @@ def read_ready(path: Path) -> Ready:
         pid = int(found["pid"])
         entries = {
             name: str(found.get(name) or "")
-            for name in ("grpc", "grpc_plain", "http", "ca", "cert", "key", "spiffe_id")
+            for name in (
+                "grpc",
+                "grpc_plain",
+                "http",
+                "ca",
+                "cert",
+                "key",
+                "spiffe_id",
+                "workload_api",
+                "grpc_token",
+            )
         }
     except FileNotFoundError as error:
         raise NotReachable(
@@ -140,8 +170,11 @@ def named_endpoint(
     server_name: str,
     server_id: str = "",
     workload_api: str = "",
+    token: TokenSource | None = None,
 ) -> Endpoint:
     """An endpoint as given on the command line. Raises `NotReachable` when it cannot be used safely."""
+    if token is not None and (cert is not None or workload_api):
+        raise NotReachable("a token beside a certificate says nothing", "give --token-file or --cert and --key")
     if workload_api:
         if (ca, cert, key) != (None, None, None):
             raise NotReachable("certificates come from an agent or from files, not both", "leave one of them out")
@@ -151,14 +184,15 @@ def named_endpoint(
     if ca is None and cert is None and key is None:
         if not is_loopback(address):
             raise NotReachable(
-                f"{address} is not this host, so the connection has to be mTLS", "give --ca, --cert and --key"
+                f"{address} is not this host, so the connection has to be mTLS",
+                "give --ca, --cert and --key, or --ca and --token-file",
             )
-        return Endpoint(address)
+        return Endpoint(address, token=token)
     if ca is None or (cert is None) != (key is None):
         raise NotReachable("the certificates are incomplete", "give --ca, and --cert together with --key")
     if not server_name and not server_id and is_loopback(address):
         server_name = DEV_SERVER_NAME
-    return Endpoint(address, ca, cert, key, server_name, server_id)
+    return Endpoint(address, ca, cert, key, server_name, server_id, token=token)
 
 
 def is_loopback(address: str) -> bool:
@@ -240,7 +274,7 @@ class Client:
             if self._ways is None:
                 if self._services is None:
                     channel = grpc.insecure_channel(self.endpoint.address, channel_options(self.endpoint))
-                    self._services = _Services(channel)
+                    self._services = _Services(channel, self.endpoint.token)
                 return self._services
             for _ in range(CONNECT_ATTEMPTS):
                 way = self._ways.newest()
@@ -249,7 +283,8 @@ class Client:
                         self._services.retire()
                     self._way = way
                     channel = grpc.secure_channel(way.target, way.credentials, way.options)
-                    self._services = _Services(channel, partial(self._ways.lost, way) if way.checked else None)
+                    lost = partial(self._ways.lost, way) if way.checked else None
+                    self._services = _Services(channel, self.endpoint.token, lost)
                     if not self._services.connected():
                         continue
                 break
@@ -260,7 +295,9 @@ class Client:
 class _Services:
     """A channel with its stubs. A channel that nobody refers to ends when its last call has."""
 
-    def __init__(self, channel: grpc.Channel, lost: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, channel: grpc.Channel, token: TokenSource | None = None, lost: Callable[[], None] | None = None
+    ) -> None:
         """`lost` is called once, on a thread, when the connection has ended or cannot be made: a server that has got
         another certificate is checked before the next call, which would fail."""
         self._channel = channel
@@ -269,12 +306,13 @@ class _Services:
         self._known = threading.Event()
         if lost is not None:
             channel.subscribe(self._changed, try_to_connect=True)
-        self.patterns = pb.PatternServiceStub(channel)
-        self.workflows = pb.WorkflowServiceStub(channel)
-        self.cases = pb.CaseServiceStub(channel)
-        self.work = pb.WorkItemServiceStub(channel)
-        self.schedules = pb.ScheduleServiceStub(channel)
-        self.admin = pb.AdminServiceStub(channel)
+        calls = channel if token is None else with_token(channel, token)
+        self.patterns = pb.PatternServiceStub(calls)
+        self.workflows = pb.WorkflowServiceStub(calls)
+        self.cases = pb.CaseServiceStub(calls)
+        self.work = pb.WorkItemServiceStub(calls)
+        self.schedules = pb.ScheduleServiceStub(calls)
+        self.admin = pb.AdminServiceStub(calls)
 
     def retire(self) -> None:
         """Begins no more; what is under way goes on."""

@@ -27,6 +27,7 @@ import socket
 import typing
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import Final, Self, cast
 
 import grpc
@@ -36,6 +37,7 @@ from google.rpc.status_pb2 import Status
 from grpc import aio
 
 from knhk_sidecar.api import pb
+from knhk_sidecar.bearer import NoToken, TokenSource, header_of
 from knhk_sidecar.client import Endpoint, NotReachable, channel_options
 from knhk_sidecar.credentials import LOOK_SECONDS, Way, Ways
 
@@ -210,7 +212,7 @@ class Worker:
                     if self._heard and error.code() is not grpc.StatusCode.ABORTED:
                         pause = PAUSE_FIRST_S
                     problem = f"{error.code().name}: {error.details()}"
-                except (NotReachable, OSError) as error:
+                except (NotReachable, NoToken, OSError) as error:
                     problem = str(error)
                 _log.info("worker %s is disconnected, again in %.1f s: %s", self.worker_id, pause, problem)
                 await asyncio.sleep(random.uniform(pause / 2, pause))
@@ -453,7 +455,7 @@ class _Daemon:
             self.close()
             self._ways = Ways(found) if found.secure else None
             self._known = found
-        return _plain(found) if self._ways is None else _secure(self._ways)
+        return _plain(found) if self._ways is None else _secure(self._ways, found.token)
 
     def close(self) -> None:
         """Certificates are not followed any more; the next connection begins to again."""
@@ -468,16 +470,18 @@ _KEEPALIVE: Final = ("grpc.keepalive_time_ms", KEEPALIVE_MS)
 @asynccontextmanager
 async def _plain(endpoint: Endpoint) -> AsyncIterator[Exchange]:
     async with aio.insecure_channel(endpoint.address, [*channel_options(endpoint), _KEEPALIVE]) as channel:
-        yield cast("Exchange", pb.WorkItemServiceStub(channel).StreamWorkItems)
+        stream = pb.WorkItemServiceStub(channel).StreamWorkItems
+        yield cast("Exchange", partial(stream, metadata=await _metadata(endpoint.token)))
 
 
 @asynccontextmanager
-async def _secure(ways: Ways) -> AsyncIterator[Exchange]:
+async def _secure(ways: Ways, token: TokenSource | None) -> AsyncIterator[Exchange]:
     """A channel of its own for each connection, which ends when there are newer certificates."""
     way = await asyncio.to_thread(ways.newest)  # the server is checked
+    metadata = await _metadata(token)
 
     async def exchange(requests: AsyncIterator[pb.StreamWorkItemsRequest]) -> AsyncIterator[pb.StreamWorkItemsResponse]:
-        call = stream(requests)
+        call = stream(requests, metadata=metadata)
         leaving = asyncio.create_task(_leave(call, ways, way))
         try:
             async for response in call:
@@ -496,6 +500,11 @@ async def _secure(ways: Ways) -> AsyncIterator[Exchange]:
             yield exchange
     finally:
         ways.lost(way)
+
+
+async def _metadata(token: TokenSource | None) -> tuple[tuple[str, str], ...]:
+    """What a connection tells about who we are besides its certificate; asking a source may block."""
+    return () if token is None else (await asyncio.to_thread(header_of, token),)
 
 
 async def _leave(call: aio.Call, ways: Ways, way: Way) -> None:

@@ -55,6 +55,7 @@ from knhk_workflow.fortune5.config import (
     SpiffeConfig,
 )
 from knhk_workflow.fortune5.slo import Fortune5Integration, SloMetrics
+from knhk_workflow.model.document import strict_json, strict_yaml
 from knhk_workflow.model.fields import duration as parse_duration
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.runtime.births import RunRequest
@@ -78,9 +79,11 @@ from knhk_workflow.runtime.skipping import TimeView
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.upgrade import UpgradePlan, plan_upgrade
 from knhk_workflow.runtime.views import (
+    CaseCounts,
     CaseFilter,
     CaseView,
     ConnectorView,
+    CountsView,
     DeadLetterView,
     EngineStatus,
     Explanation,
@@ -118,6 +121,7 @@ __all__ = [
     "Call",
     "CallFailed",
     "CallMeta",
+    "CaseCounts",
     "CaseFilter",
     "CaseView",
     "Clock",
@@ -129,6 +133,7 @@ __all__ = [
     "ConnectorSetup",
     "ConnectorView",
     "ConnectorDelivery",
+    "CountsView",
     "DeadLetterView",
     "PoolState",
     "Secret",
@@ -232,6 +237,8 @@ __all__ = [
     "prove_export",
     "restore_store",
     "store_mendings",
+    "strict_json",
+    "strict_yaml",
     "verify_store",
     "__version__",
 ]

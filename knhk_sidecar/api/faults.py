@@ -83,13 +83,22 @@ class Unauthenticated(WorkflowError):
         self.rule = rule
 
 
+class TokenRefused(Unauthenticated):
+    """A bearer token was shown that does not count here; the log says why, the caller is told only that."""
+
+    def __init__(self) -> None:
+        super().__init__("the bearer token is not accepted here")
+
+
 class PermissionDenied(WorkflowError):
-    """The caller may not do this. Opaque on purpose; the audit has the rule that decided."""
+    """The caller may not do this. Opaque on purpose: `rule`, which decided, is for the log and the audit alone; it is
+    empty when no rule allows it."""
 
     reason = "PERMISSION_DENIED"
 
-    def __init__(self) -> None:
+    def __init__(self, rule: str = "") -> None:
         super().__init__("permission denied")
+        self.rule = rule
 
 
 class SlowReader(WorkflowError):

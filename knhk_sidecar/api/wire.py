@@ -24,10 +24,12 @@ from google.rpc.status_pb2 import Status
 from knhk_sidecar.api import pb
 from knhk_workflow import (
     CallMeta,
+    CaseCounts,
     CaseFilter,
     CaseView,
     CompleteRequest,
     ConnectorView,
+    CountsView,
     DeadLetterView,
     Explanation,
     FailRequest,
@@ -836,6 +838,26 @@ def pattern_ran(result: PatternResult) -> pb.ExecutePatternResponse:
 
 
 # -- times ------------------------------------------------------------------------------------------------------------
+
+
+def counts(view: CountsView, cached_cases: int) -> pb.Counts:
+    """How much there is, as GetStatus says it."""
+    cases = view.cases or CaseCounts()
+    return pb.Counts(
+        workflow_versions=view.workflow_versions,
+        cases_created=cases.created,
+        cases_running=cases.running,
+        cases_suspended=cases.suspended,
+        cases_completed=cases.completed,
+        cases_cancelled=cases.cancelled,
+        cases_failed=cases.failed,
+        open_work_items=cases.open_items,
+        open_incidents=cases.open_incidents,
+        dead_letters=view.dead_letters,
+        timers=view.timers,
+        cached_cases=cached_cases,
+        counting=view.cases is None,
+    )
 
 
 def connector(view: ConnectorView) -> pb.Connector:

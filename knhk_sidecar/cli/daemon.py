@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from knhk_sidecar.config import SidecarConfig
 
 FINDINGS_SHOWN: Final = 20
+POLICY: Final = "policy.yaml"  # among the samples, no workflow
 SAMPLE: Final = "order-approval"  # the one that the printed lines run
 SAMPLE_DATA: Final[Mapping[str, str | int]] = {"order": "O-1001", "customer": "acme", "amount": 250}
 
@@ -197,7 +198,7 @@ def _register_samples(config: SidecarConfig) -> None:
     async def register() -> None:
         async with engine:
             samples = resources.files("knhk_sidecar").joinpath("samples").iterdir()
-            texts = [sample.read_bytes() for sample in samples if sample.name.endswith(".yaml")]
+            texts = [each.read_bytes() for each in samples if each.name.endswith(".yaml") and each.name != POLICY]
             await asyncio.gather(*(engine.register_workflow(text, format="yaml") for text in texts))
 
     with suppress(StoreError, OSError):

@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from google.protobuf.message import Message
 
 from knhk_sidecar.config import SidecarConfig
 from knhk_sidecar.identity.certificate import LeafCheck
+from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import Principal
 from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.stages import Admit, Authorize, Handler, Identify, Invoke, Observe, Translate
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
+
+if TYPE_CHECKING:
+    from knhk_sidecar.identity.jwt_check import TokenCheck
 
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -56,9 +60,12 @@ class Pipeline:
         log: Log,
         counters: Counters,
         limits: Limits = Limits(),
+        tokens: TokenCheck | None = None,
+        policies: Policies | None = None,
     ) -> None:
         """`services` by full proto name, their functions named like the RPCs in snake case; an RPC without one answers
-        UNIMPLEMENTED. `leaves` and `plain` as for Identify; `now` is the engine's clock.
+        UNIMPLEMENTED. `leaves`, `plain` and `tokens` as for Identify; `now` is the engine's clock. Without `policies`
+        only developers and local callers may do anything.
         """
         self.methods = methods
         self._now = now
@@ -73,8 +80,9 @@ class Pipeline:
             streams_per_connection=limits.streams_per_connection,
         )
         self._admit = admit
-        authorize = Authorize(admit.run)
-        identify = Identify(authorize.run, leaves, plain)
+        authorize = Authorize(admit.run, policies or Policies.developer())
+        identify = Identify(authorize.run, leaves, plain, tokens)
+        self.takes_tokens = tokens is not None
         translate = Translate(identify.run)
         self._observe = Observe(translate.run, log, counters)
         counters.gauge("calls_in_flight", "Unary calls being executed.", lambda: admit.in_flight)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import grpc
 import structlog
@@ -20,12 +20,20 @@ from google.protobuf.message import Message
 from knhk_sidecar.api import faults
 from knhk_sidecar.identity import principal as principals
 from knhk_sidecar.identity.certificate import LeafCheck, RefusedCertificate
+from knhk_sidecar.identity.grants import Verdict
+from knhk_sidecar.identity.jwt_token import RefusedToken
+from knhk_sidecar.identity.policy import Policy
+from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import Principal
 from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.permissions import Permission
+from knhk_sidecar.pipeline.resources import resources_of
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
 from knhk_workflow import Busy, CallMeta, DeadlineExceeded, StoreUnavailable, Unsupported, WorkflowError
+
+if TYPE_CHECKING:
+    from knhk_sidecar.identity.jwt_check import Bearer, TokenCheck
 
 Proceed = Callable[[Call, Request], Awaitable[Message | None]]
 UnaryHandler = Callable[[Request, CallMeta], Awaitable[Message]]
@@ -64,6 +72,12 @@ class Refusal(Exception):
         """The status code of the call."""
         return self.fault.code
 
+    @property
+    def rule(self) -> str:
+        """The rule that denied the call; empty when none allows it, and for what policy did not refuse. Never told to
+        the caller."""
+        return self.error.rule if isinstance(self.error, faults.PermissionDenied) else ""
+
 
 class Leaving(StoreUnavailable):
     """The daemon is going down; a stream can be opened again elsewhere or later, after what was received, and a call
@@ -73,6 +87,16 @@ class Leaving(StoreUnavailable):
 
     def __init__(self) -> None:
         super().__init__("the sidecar is going down; ask again, a stream for what comes after what was received")
+
+
+class PolicyChanged(StoreUnavailable):
+    """Another policy is in force, under which this stream would have begun otherwise: with another tenant, other roles
+    in workflows, other narrowings. Nothing of it was lost; it can be opened again after what was received."""
+
+    reason = "POLICY_CHANGED"
+
+    def __init__(self) -> None:
+        super().__init__("the policy has changed; open the stream again, for what comes after what was received")
 
 
 class Observe:
@@ -85,11 +109,13 @@ class Observe:
 
     async def run(self, call: Call, request: Request) -> Message | None:
         began = time.perf_counter_ns()
-        code, reason = "OK", ""
+        code, why = "OK", {"reason": ""}
         try:
             return await self._proceed(call, request)
         except Refusal as refusal:
-            code, reason = refusal.code.name, refusal.error.reason
+            code, why = refusal.code.name, {"reason": refusal.error.reason}
+            if isinstance(refusal.error, faults.PermissionDenied):
+                why["rule"] = refusal.rule
             raise
         except asyncio.CancelledError:
             code = "CANCELLED"
@@ -98,7 +124,7 @@ class Observe:
             took = time.perf_counter_ns() - began
             self._counters.ended(call.method.path, code, took)
             if code != "OK":
-                _log.info("call", **_line(call, request, code, took), reason=reason)
+                _log.info("call", **_line(call, request, code, took), **why)
             elif self._log.debug_enabled:
                 _log.debug("call", **_line(call, request, code, took))
 
@@ -135,23 +161,60 @@ class Translate:
 
 
 class Identify:
-    """Says who is calling: by the certificate that TLS verified, else by the listener. Never by what a caller sent."""
+    """Says who is calling: by the certificate that TLS verified; without one by a bearer token; else by the listener.
 
-    def __init__(self, proceed: Proceed, leaves: LeafCheck | None, plain: Principal) -> None:
-        """`leaves` checks certificates (None without TLS); `plain` is whoever comes without one."""
+    A certificate decides alone: a token beside it is not looked at, so that it can give nothing. Without a certificate
+    a token that is shown has to count: one that does not is refused, and never leads to what the listener alone gives.
+    Nothing else that a caller sends says who it is. A stream ends with the certificate or token that it began with.
+    """
+
+    def __init__(
+        self, proceed: Proceed, leaves: LeafCheck | None, plain: Principal, tokens: TokenCheck | None = None
+    ) -> None:
+        """`leaves` checks certificates (None without TLS), `tokens` bearer tokens (None: the header means nothing
+        here); `plain` is whoever comes without either."""
         self._proceed = proceed
         self._leaves = leaves
         self._plain = plain
+        self._tokens = tokens
         self._principals: dict[str, Principal] = {}
 
     async def run(self, call: Call, request: Request) -> Message | None:
-        if call.leaf is None:
+        if call.leaf is not None:
+            call.principal = self._of_leaf(call.leaf, call.chain, call.peer)
+            if call.method.streams:
+                return await self._as_long_as_good(call, request, call.leaf)
+        elif self._tokens is None or not (credentials := call.authorization):
             call.principal = self._plain
-            return await self._proceed(call, request)
-        call.principal = self._of_leaf(call.leaf, call.chain, call.peer)
-        if call.method.streams:
-            return await self._as_long_as_good(call, request, call.leaf)
+        else:
+            bearer = await self._of_token(self._tokens, call, credentials)
+            call.principal = bearer.principal
+            if call.method.streams:
+                return await self._until_end(self._tokens.left(bearer), call, request)
         return await self._proceed(call, request)
+
+    async def _of_token(self, tokens: TokenCheck, call: Call, credentials: Sequence[str | bytes]) -> Bearer:
+        try:
+            if not call.private:
+                raise RefusedToken("came over a connection that others can read")
+            if len(credentials) > 1 or not isinstance(credentials[0], str):
+                raise RefusedToken("is not the only one, or no text")
+            return tokens.known(credentials[0]) or await tokens.check(credentials[0])
+        except RefusedToken as refused:
+            _log.warning("token_refused", peer=call.peer, problem=f"the token {refused}")
+            raise faults.TokenRefused from refused
+
+    async def _until_end(self, seconds: float, call: Call, request: Request) -> Message | None:
+        """A stream, for as long as the token that opened it."""
+        ending = asyncio.timeout(seconds)
+        try:
+            async with ending:
+                return await self._proceed(call, request)
+        except TimeoutError as error:
+            if not ending.expired():
+                raise
+            _log.info("token_ended", peer=call.peer, principal=call.principal.name)
+            raise faults.TokenRefused from error
 
     async def _as_long_as_good(self, call: Call, request: Request, leaf: bytes) -> Message | None:
         """A stream ends with the certificate that it was opened with, or with the authority behind that."""
@@ -200,19 +263,101 @@ class Identify:
 
 
 class Authorize:
-    """Default deny: a method without a permission is nobody's, and without identity there is health only."""
+    """Default deny: what no rule of the policy in force allows is refused, and without identity there is health only.
 
-    def __init__(self, proceed: Proceed) -> None:
+    The caller gets its tenant, its roles and its grants here. Who opened a stream, or waits for a case, is judged again
+    when another policy comes into force; calls that change something are not: what they were allowed to begin, they may
+    have the answer of.
+    """
+
+    def __init__(self, proceed: Proceed, policies: Policies) -> None:
         self._proceed = proceed
+        self._policies = policies
+        self._open: dict[asyncio.Task[object], _Judged] = {}
+        policies.changed.append(self.judge_again)
 
     async def run(self, call: Call, request: Request) -> Message | None:
-        permission = call.method.permission
-        if permission is not Permission.HEALTH:
-            if not call.principal.identified:
-                raise faults.Unauthenticated
-            if permission is None:
-                raise faults.PermissionDenied
+        method = call.method
+        permission = method.permission
+        if permission is Permission.HEALTH:
+            return await self._proceed(call, request)
+        came = call.principal
+        if came.kind == "anonymous":
+            raise faults.Unauthenticated
+        policy = self._policies.current
+        caller = call.principal = policy.known.get(came) or policy.decide(came)
+        verdict = caller.grants.verdict(permission)
+        if verdict.narrowed:
+            if method.client_streaming:
+                request = _checked(method.name, cast("AsyncIterator[Message]", request), verdict)
+            else:
+                verdict = verdict.about(resources_of(method.name, cast(Message, request)))
+        if not (verdict.allowed or (verdict.narrowed and method.client_streaming)):
+            raise faults.PermissionDenied(verdict.rule)
+        if not caller.grants.may_allow_unsound and getattr(request, "allow_unsound", False):
+            raise faults.PermissionDenied(caller.grants.unsound_rule)
+        if method.streams or (method.waits and not method.has_request_id):
+            return await self._judged(call, request, came)
         return await self._proceed(call, request)
+
+    def judge_again(self) -> None:
+        """Another policy is in force: whoever may no longer do what it has under way is ended."""
+        for task, judged in tuple(self._open.items()):
+            if judged.ending is None:
+                judged.ending = judged.under(self._policies.current)
+                if judged.ending is not None:
+                    task.cancel()
+
+    async def _judged(self, call: Call, request: Request, came: Principal) -> Message | None:
+        """What `judge_again` may end while it runs."""
+        task = asyncio.current_task()
+        assert task is not None
+        judged = self._open[task] = _Judged(call, request, came)
+        try:
+            return await self._proceed(call, request)
+        except asyncio.CancelledError:
+            if judged.ending is None or task.uncancel():
+                raise
+            raise judged.ending from None
+        finally:
+            del self._open[task]
+
+
+class _Judged:
+    """A stream, or a call that waits, and what it was allowed as."""
+
+    __slots__ = ("call", "came", "ending", "request")
+
+    def __init__(self, call: Call, request: Request, came: Principal) -> None:
+        self.call = call
+        self.request = request
+        self.came = came
+        self.ending: WorkflowError | None = None
+        """What it is being ended with."""
+
+    def under(self, policy: Policy) -> WorkflowError | None:
+        """Why it has to end under this policy; None: it may go on."""
+        method, before, now = self.call.method, self.call.principal, policy.decide(self.came)
+        old, new = before.grants.verdict(method.permission), now.grants.verdict(method.permission)
+        if method.client_streaming:
+            if not new.allowed and not new.allowances:
+                return faults.PermissionDenied(new.rule)
+            same = (old.narrowed, new.narrowed) == (False, False) or old == new
+        else:
+            new = new.about(resources_of(method.name, cast(Message, self.request))) if new.narrowed else new
+            if not new.allowed:
+                return faults.PermissionDenied(new.rule)
+            same = True
+        return None if same and (before.tenant, before.roles) == (now.tenant, now.roles) else PolicyChanged()
+
+
+async def _checked(name: str, requests: AsyncIterator[Message], verdict: Verdict) -> AsyncIterator[Message]:
+    """The messages of a stream as long as they are about what the caller may do it to."""
+    async for request in requests:
+        judged = verdict.about(resources_of(name, request))
+        if not judged.allowed:
+            raise faults.PermissionDenied(judged.rule)
+        yield request
 
 
 class Admit:

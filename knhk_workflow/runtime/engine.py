@@ -34,10 +34,11 @@ from knhk_workflow.fortune5.slo import Fortune5Integration
 from knhk_workflow.model.fields import duration as parse_duration
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.patterns.catalogue import PATTERNS, find
-from knhk_workflow.runtime import messages, query, sandbox
+from knhk_workflow.runtime import dead_letters, messages, query, sandbox
 from knhk_workflow.runtime.births import Births, RunRequest
 from knhk_workflow.runtime.clock import NS_PER_S, Clock, Ids, SkippingClock, SystemClock, SystemIds, VirtualClock
 from knhk_workflow.runtime.connectors import ConnectorConfig, Connectors, ConnectorSetup
+from knhk_workflow.runtime.counts import Counts
 from knhk_workflow.runtime.dead_letters import DeadLetters
 from knhk_workflow.runtime.definitions import VERIFY_BUDGET, Definitions, Document
 from knhk_workflow.runtime.dispatch import Dispatch, WorkSession, WorkSubscription
@@ -71,6 +72,7 @@ from knhk_workflow.runtime.views import (
     CaseFilter,
     CaseView,
     ConnectorView,
+    CountsView,
     DeadLetterView,
     EngineStatus,
     Explanation,
@@ -103,6 +105,7 @@ from knhk_workflow.store.keys import META_SHARD, parse_effect
 
 SWEEP_EVERY_S: Final = 60.0
 RECOVER_PAGE: Final = 1_000
+COUNTING_S: Final = 1.0  # how long who asks for counts waits for the first counting: about 300,000 cases
 
 ALL_CASES: Final = CaseFilter()
 ALL_WORK: Final = WorkItemFilter()
@@ -186,8 +189,9 @@ class WorkflowEngine:
                     journal = await Journal.open(store, self._clock.now, limits=self._limits.journal)
                     self._journal = journal
                     self._journal.on_commit(self._committed)
+                    self._requests = Requests(store, keyspace)
                     self._definitions = Definitions(
-                        store, self._journal, keyspace, self._clock, self._limits.verification
+                        store, self._journal, keyspace, self._requests, self._clock, self._limits.verification
                     )
                     self._timers = Timers(store, keyspace, self._clock, self._fire_timer)
                     self._connectors = Connectors(
@@ -219,7 +223,6 @@ class WorkflowEngine:
                         self._limits.cached_cases,
                     )
                     self._query = query.Query(store, keyspace)
-                    self._requests = Requests(store, keyspace)
                     self._steps = Steps(self._cases, self._requests, self._clock, self._levels, self._spawn)
                     self._births = Births(
                         self._cases, self._definitions, self._requests, self._steps, self._clock, self._ids
@@ -258,6 +261,7 @@ class WorkflowEngine:
                         self._limits.retention,
                         self._limits.journal.request_window_s,
                     )
+                    self._counts = Counts(store, journal, keyspace)
                     self._keyspace = keyspace
                     self._store = store
                     await self._retention.recover()
@@ -276,6 +280,7 @@ class WorkflowEngine:
                 for service in (self._sweep(), self._timers.run(), self._schedules.run(), self._retention.run()):
                     self._lasting.add(self._spawn(service))
                 self._spawn(self._dispatch.restore())
+                self._spawn(self._counts.run())
         return self
 
     async def close(self) -> None:
@@ -324,11 +329,16 @@ class WorkflowEngine:
             commits=self._commits,
         )
 
-    async def count_timers(self) -> int:
-        """How many timers are armed, over all tenants, as of at most five seconds ago."""
+    async def count(self, *, meta: CallMeta = LOCAL) -> CountsView:
+        """How much there is of the caller's tenant."""
         if self._store is None:
             await self.open()
-        return await self._timers.count()
+        return CountsView(
+            await self._definitions.count(meta.tenant),
+            await self._counts.of(meta.tenant, COUNTING_S),
+            await self._query.count_incidents(meta.tenant, dead_letters.KIND),
+            await self._timers.count(),
+        )
 
     async def fire_due_timers(self) -> None:
         """Return when no timer is due that could be fired. They fire by themselves; this is for who has moved a virtual
@@ -396,16 +406,21 @@ class WorkflowEngine:
             return await self._definitions.versions(meta.tenant, page_size, page_token)
         return await self._definitions.list(meta.tenant, page_size, page_token)
 
-    async def delete_workflow(self, spec_id: str, version: int = 0, *, meta: CallMeta = LOCAL) -> None:
-        """Take a version (0 = all) out of use. Raises WrongState while cases are open on it."""
+    async def delete_workflow(self, spec_id: str, version: int = 0, *, meta: CallMeta = LOCAL) -> tuple[int, ...]:
+        """Take a version (0 = all) out of use; returns which these were. Raises WrongState while cases are open on
+        it."""
         if self._store is None:
             await self.open()
+        request = self._requests.of(meta, ("delete_workflow", spec_id, version)) if meta.request_id else None
+        before = await self._definitions.deleted_by(meta.tenant, request)
+        if before is not None:
+            return before
         case_id = await self._query.open_case_of(meta.tenant, spec_id, version)
         if case_id is not None:
             raise WrongState(
                 "workflow", spec_id, "without open cases", f"in use by case {case_id!r}", "cancel or finish its cases"
             )
-        await self._definitions.delete(meta.tenant, spec_id, version)
+        return await self._definitions.delete(meta.tenant, spec_id, version, request)
 
     # -- cases --------------------------------------------------------------------------------------------------------
 
@@ -1029,6 +1044,7 @@ class WorkflowEngine:
 
     def _committed(self, shard: int, position: int, units: Sequence[Unit]) -> None:
         self._commits += 1
+        self._counts.committed(units)
         self._messages.notice(units)
         self._schedules.notice(units)
         self._watching.committed()

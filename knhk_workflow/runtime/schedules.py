@@ -29,7 +29,6 @@ from knhk_workflow.errors import (
     InvalidInput,
     LimitExceeded,
     NotFound,
-    RequestMismatch,
     Stale,
     StoreUnavailable,
     WorkflowError,
@@ -59,10 +58,8 @@ from knhk_workflow.runtime.occurrences import (
 from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
 from knhk_workflow.runtime.records import (
     HEADS,
-    REQUESTS,
     SCHEDULES,
     CaseHead,
-    RequestRecord,
     ScheduledStart,
     ScheduleRecord,
     ScheduleRun,
@@ -545,11 +542,11 @@ class Schedules:
         """Write a record with the answer to the call that asked for it."""
         view = view_of(live.name[1], record)
         writes: list[Write] = []
-        request = None
-        if asked.request is not None:
-            request = self._request(live.name, asked.request)
-            writes.append((request, pack(RequestRecord(asked.request.fingerprint, "", 0, _encode(view)))))
-        await self._write(live, record, writes, request)
+        shard = self._keys.shard_of(*live.name)
+        kept = self._requests.record_in(shard, live.name[0], asked.request, _encode(view))
+        if kept is not None:
+            writes.append(kept)
+        await self._write(live, record, writes, kept[0] if kept is not None else None)
         return view
 
     async def _write(
@@ -598,21 +595,10 @@ class Schedules:
     def _asked(self, meta: CallMeta, about: object) -> _Asked:
         return _Asked(meta, self._requests.of(meta, about) if meta.request_id else None)
 
-    def _request(self, name: _Name, request: Request) -> bytes:
-        return self._keys.request(self._keys.shard_of(*name), name[0], request.scope)
-
     async def _answered(self, name: _Name, asked: _Asked) -> ScheduleView | None:
         """The answer that this request id got before."""
-        if asked.request is None:
-            return None
-        key = self._request(name, asked.request)
-        stored = await self._reads.get(key)
-        if stored is None:
-            return None
-        record = REQUESTS.read(key, stored)
-        if record.fingerprint != asked.request.fingerprint:
-            raise RequestMismatch(asked.meta.request_id)
-        return _decode(record.receipt)
+        receipt = await self._requests.receipt(self._keys.shard_of(*name), name[0], asked.request)
+        return None if receipt is None else _decode(receipt)
 
 
 def view_of(schedule_id: str, record: ScheduleRecord, times: int = TIMES_SHOWN) -> ScheduleView:

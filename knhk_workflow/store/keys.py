@@ -338,6 +338,10 @@ class Keyspace:
         """Leads from a document's digest to its version."""
         return self._area(META_SHARD, tenant) + DEFINITION_DIGEST + _text(spec_id) + digest
 
+    def definition_digests(self, tenant: str) -> Range:
+        """The digests of all versions that are in use."""
+        return _under(self._area(META_SHARD, tenant) + DEFINITION_DIGEST)
+
     # -----------------------------------------------------------------------------------------------------------------
 
     @staticmethod

@@ -19,7 +19,9 @@ from google.protobuf.message import Message
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.api.services.work_items import WorkItemService
-from knhk_sidecar.identity.principal import ANONYMOUS, Principal
+from knhk_sidecar.identity.policy_source import Policies
+from knhk_sidecar.identity.principal import ANONYMOUS, of_certificate
+from knhk_sidecar.identity.spiffe_id import SpiffeId
 from knhk_sidecar.identity.tls import FileSource, TlsFiles, TlsSource
 from knhk_sidecar.pipeline import Call, Method
 from knhk_sidecar.pipeline.call import Request, methods_of
@@ -34,7 +36,8 @@ from tests.benchmark.workloads import DATA, DOCUMENTS, OUTPUT, STEPWISE
 
 PATH = "/knhk.sidecar.v1.WorkItemService/CompleteWorkItem"
 AT_ONCE = 32
-CALLER = Principal("mtls", "spiffe://bench.example/app")
+POLICIES = Policies.without_file("knhk.dev", "application")  # the domain of the developer's certificates
+CALLER = of_certificate(SpiffeId.parse("spiffe://knhk.dev/app"))
 
 
 class Measure(msgspec.Struct):
@@ -193,7 +196,7 @@ STAGES: dict[str, Callable[[Proceed, TlsSource], Proceed]] = {
     "observe": lambda proceed, _: Observe(proceed, Log("warning"), Counters()).run,
     "translate": lambda proceed, _: Translate(proceed).run,
     "identify": lambda proceed, tls: Identify(proceed, tls.leaves, ANONYMOUS).run,
-    "authorize": lambda proceed, _: Authorize(proceed).run,
+    "authorize": lambda proceed, _: Authorize(proceed, POLICIES).run,
     "admit": lambda proceed, _: (
         Admit(proceed, now=time.time_ns, in_flight=256, queued=512, waiting=1_024, streams_per_connection=16).run
     ),

@@ -50,6 +50,7 @@ READING = {
         "Backup",
         "GetConfig",
         "ExplainPolicy",
+        "GetPolicy",
         "ListLegalHolds",
     ],
     "ScheduleService": ["GetSchedule", "ListSchedules"],

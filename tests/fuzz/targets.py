@@ -15,6 +15,9 @@ from zlib import crc32
 
 import msgspec
 
+from knhk_sidecar.identity.jwks import InvalidKeys, read_key_set
+from knhk_sidecar.identity.jwt_check import Trust, judged
+from knhk_sidecar.identity.jwt_token import RefusedToken, read_token
 from knhk_workflow import StateStore, StoreCorrupt, WorkflowEngine, WorkflowError, prove_export
 from knhk_workflow.core.case import Case, decode_state, encode_state
 from knhk_workflow.model.document import checked_object, strict_json, strict_yaml
@@ -38,6 +41,8 @@ from knhk_workflow.store.codec import (
 )
 from knhk_workflow.store.keys import kind_of
 from knhk_workflow.store.leveldb import LevelDBStore
+from tests.sidecar.identity import tokens
+from tests.sidecar.identity.tokens import NOW, Forge, GivenKeys, jwk, key_set
 from tests.sweep.workload import SPEC, STEPS, carry_out
 
 SAMPLES: Final = Path(__file__).parents[2] / "knhk_sidecar" / "samples"
@@ -62,6 +67,18 @@ GUARDS: Final = (
     "data.name.matches('^A.*a$')",
     "duration('2d') > duration('1h30m')",
 )
+
+
+BEARER: Final = Forge("https://issuer.example", algorithm="ES256", key=tokens.key("curve", "ES256"))
+BEARER_PARTS: Final = [
+    msgspec.json.encode(BEARER.header(**header)) + b"\0" + msgspec.json.encode(BEARER.claims(**claims))
+    for header in ({}, {"typ": "at+jwt"}, {"alg": "RS256"})
+    for claims in ({}, {"aud": ["a", "knhk"], "groups": ["x", {"y": 1.5}]}, {"nbf": NOW + 20, "scope": "a b"})
+]
+KEY_SET: Final = key_set(
+    jwk(tokens.key("curve", "ES256"), "a", use="sig"), jwk(tokens.key("wide", "ES384"), None), {"kty": "oct"}
+)
+TRUST: Final = Trust("oidc", "https://issuer.example", frozenset({"knhk"}), GivenKeys("issuer", KEY_SET))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +165,17 @@ def targets() -> list[Target]:
         Target("backup part", _backup_part, [b"", *_frames(backup)], weight=2),
         Target("backup", lambda data: check(io.BytesIO(data), "backup"), [backup], weight=10),
         Target("export", prove_export, [export], weight=20),
+        Target("bearer token", lambda data: read_token(_text(data)), [BEARER.token().encode()], (RefusedToken,)),
+        Target("parts of a bearer token", _bearer, BEARER_PARTS, (RefusedToken,), weight=10),
+        Target("keys", lambda data: read_key_set(data, "fuzz"), [KEY_SET], (InvalidKeys,), weight=10),
     ]
+
+
+def _bearer(data: bytes) -> object:
+    """A well-formed token whose header and claims are anything, judged but for its signature."""
+    header, _, claims = data.partition(b"\0")
+    token = read_token(BEARER.token(claims, header, signature=b"x"))
+    return judged(token, TRUST, NOW)
 
 
 def _key_parsers() -> Iterator[tuple[str, Callable[[bytes], object]]]:

@@ -79,7 +79,7 @@ class Surface:
         except Refused as refused:
             response = refused.response()
         except Refusal as refusal:
-            response = fault_response(refusal.error)
+            response = fault_response(refusal.error, takes_tokens=self.pipeline.takes_tokens)
         except WorkflowError as error:  # what was sent could not be read; the pipeline has not seen it
             response = fault_response(error)
         except ClientDisconnect:
@@ -232,14 +232,16 @@ class Surface:
         extensions = cast("Mapping[str, str]", request.scope.get("extensions") or {})
         leaf = extensions.get(LEAF)
         trace = request.headers.get("traceparent")
+        metadata = [("authorization", value) for value in request.headers.getlist("authorization")]
         return Call(
             method,
             protocol="rest",
             peer=_peer(request),
             leaf=leaf.encode() if leaf else None,
+            tls=request.scope.get("scheme") == "https",
             chain=extensions.get(CHAIN, "").encode(),
             deadline=0 if method.server_streaming else self.pipeline.deadline(_wait_of(request)),
-            metadata=(("traceparent", trace),) if trace else (),
+            metadata=[*metadata, ("traceparent", trace)] if trace else metadata,
             send=sink,
         )
 

@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from knhk_sidecar.api import pb, wire
 from knhk_sidecar.api.services.connectors import ConnectorCalls
+from knhk_sidecar.api.services.policy import PolicyCalls, PolicyView
 from knhk_sidecar.api.services.streams import closed_after
 from knhk_workflow import CallMeta, InvalidInput, StoreCorrupt, WorkflowEngine, prove_export
 
@@ -66,13 +67,16 @@ class Daemon:
     settings: Callable[[], Sequence[Setting]]
     set_log_level: Callable[[str, str, float], str]
     """(level, logger, seconds; 0 = until restart) -> the level before. Raises InvalidInput for an unknown logger."""
+    policy: PolicyView | None = None
+    """Who may do what; None where nothing decides that."""
 
 
-class AdminService(ConnectorCalls):
+class AdminService(ConnectorCalls, PolicyCalls):
     """Over the daemon's own state; the engine may be absent."""
 
     def __init__(self, engine: WorkflowEngine | None, daemon: Daemon, unavailable: Callable[[], Sequence[str]]) -> None:
-        super().__init__(engine)
+        ConnectorCalls.__init__(self, engine)
+        PolicyCalls.__init__(self, daemon.policy)
         self._daemon = daemon
         self._unavailable = unavailable
         self._advanced: dict[tuple[str, str, str], pb.AdvanceTimeResponse] = {}
@@ -81,7 +85,7 @@ class AdminService(ConnectorCalls):
         """The daemon at a glance. The health of the whole is that of its worst part."""
         daemon = self._daemon
         status = self._engine.status() if self._engine else None
-        timers = await self._engine.count_timers() if self._engine else 0
+        counts = await self._engine.count(meta=meta) if self._engine else None
         components = daemon.components()
         patterns = self._engine.list_patterns() if self._engine else ()
         return pb.GetStatusResponse(
@@ -90,7 +94,7 @@ class AdminService(ConnectorCalls):
             engine_enabled=self._engine is not None,
             instance_id=daemon.instance_id,
             store_kind=status.store if status else "",
-            counts=pb.Counts(cached_cases=status.cached_cases, timers=timers) if status else None,
+            counts=wire.counts(counts, status.cached_cases) if status and counts else None,
             features=sorted(daemon.features),
             unavailable_features=sorted(self._unavailable()),
             document_schema_json=b"" if request.omit_document_schema else daemon.document_schema,

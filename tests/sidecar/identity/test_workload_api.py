@@ -6,6 +6,7 @@ That agent stands in for SPIRE's: it speaks the same protocol and can be told wh
 from __future__ import annotations
 
 import asyncio
+import json
 import socket as sockets
 import ssl
 import time
@@ -134,7 +135,7 @@ async def test_everything_that_an_agent_says(tmp_path: Path) -> None:
             agent.renew(ours)
             assert (await anext(states)).of("spiffe://a.org/web").cert != material.cert
         async with aclosing(api.jwt_bundles()) as bundles:
-            assert b'"kid":"dev"' in (await anext(bundles))[OWN]
+            assert b'"kid":"' in (await anext(bundles))[OWN]
         assert (await api.jwt_svid(["x"])).count(".") == 2
         with pytest.raises(aio.AioRpcError, match="only identity"):
             await api.jwt_svid(["x"], "spiffe://a.org/somebody-else")
@@ -297,7 +298,11 @@ async def test_callers_of_another_domain_are_let_in_by_name_and_only_with_its_ow
     der = {f"spiffe://{each.trust_domain}": _der(each) for each in (partner, third)}
     agent = DevAgent(ours, tmp_path / "s", path="/sidecar", dns=("localhost",), federated=der)
     liar = dev_ca.DevAuthority(tmp_path / "b", OWN, partner.certificate, partner.key)  # of b.org, says it is a.org
-    async with serving(agent), Sidecar(config_for(agent, spiffe_federates_with="b.org")) as sidecar:
+    rule = {"id": "both", "who": [{"trust_domain": "a.org"}, {"trust_domain": "b.org"}], "effect": "allow"}
+    policy = tmp_path / "policy.json"
+    policy.write_text(json.dumps({"version": 1, "rules": [{**rule, "roles": ["viewer"]}]}))
+    config = config_for(agent, spiffe_federates_with="b.org", policy_file=str(policy))
+    async with serving(agent), Sidecar(config) as sidecar:
 
         async def of(who: dev_ca.DevAuthority) -> str:
             _, cert, key = pem_of(who)
@@ -308,6 +313,15 @@ async def test_callers_of_another_domain_are_let_in_by_name_and_only_with_its_ow
         assert await of(partner) == "spiffe://b.org/client"
         assert await of(liar) == "UNAUTHENTICATED"
         assert await of(third) == "UNAVAILABLE"  # the handshake fails
+
+
+async def test_callers_of_another_domain_have_no_right_without_a_policy(tmp_path: Path) -> None:
+    ours, partner = authority(tmp_path / "a"), authority(tmp_path / "b", OTHER)
+    agent = DevAgent(ours, tmp_path / "s", path="/x", dns=("localhost",), federated={"spiffe://b.org": _der(partner)})
+    async with serving(agent), Sidecar(config_for(agent, spiffe_federates_with="b.org")) as sidecar:
+        _, cert, key = pem_of(partner)
+        async with secure(sidecar.addresses.grpc, ours.ca.read_bytes(), cert, key) as channel:
+            assert await code(channel) == "PERMISSION_DENIED"
 
 
 def _der(of: dev_ca.DevAuthority) -> bytes:

@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from knhk_sidecar.api import pb
 from knhk_sidecar.api.faults import Unauthenticated
 from knhk_sidecar.identity.certificate import Bundles, LeafCheck
+from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import ANONYMOUS
 from knhk_sidecar.identity.spiffe_id import TrustDomain
 from knhk_sidecar.pipeline import Limits, Refusal
@@ -64,7 +65,11 @@ async def code_of(attempt: asyncio.Task[object]) -> str:
 # ----------------------------------------------------------------------------------------------------------- identify
 async def test_a_certificate_makes_the_principal() -> None:
     authority = Authority()
-    road = Road(plain=ANONYMOUS, leaves=LeafCheck(Bundles.parse({TrustDomain("a.org"): authority.pem})))
+    road = Road(
+        plain=ANONYMOUS,
+        leaves=LeafCheck(Bundles.parse({TrustDomain("a.org"): authority.pem})),
+        policies=Policies.without_file("a.org", "viewer"),
+    )
     await road.get(leaf=authority.issue()[0])
     (meta,) = road.cases.metas
     assert (meta.principal, meta.tenant) == ("spiffe://a.org/web", "default")

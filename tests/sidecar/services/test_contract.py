@@ -29,6 +29,8 @@ LATER = {
 }
 NOW_OF_ADMIN = {
     "GetStatus",
+    "ExplainPolicy",
+    "GetPolicy",
     "AdvanceTime",
     "GetConfig",
     "SetLogLevel",

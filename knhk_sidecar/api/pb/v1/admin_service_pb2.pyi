@@ -117,7 +117,7 @@ Global___ComponentHealth: _TypeAlias = ComponentHealth  # noqa: Y015
 
 @_typing.final
 class Counts(_message.Message):
-    """How much there is. Counted as the store counts, not by scanning."""
+    """How much there is of the caller's tenant. Kept up to date by what is committed, not by scanning."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -133,8 +133,9 @@ class Counts(_message.Message):
     DEAD_LETTERS_FIELD_NUMBER: _builtins.int
     TIMERS_FIELD_NUMBER: _builtins.int
     CACHED_CASES_FIELD_NUMBER: _builtins.int
+    COUNTING_FIELD_NUMBER: _builtins.int
     workflow_versions: _builtins.int
-    """Registered workflow versions."""
+    """Registered workflow versions that are in use."""
     cases_created: _builtins.int
     """Cases created and not started."""
     cases_running: _builtins.int
@@ -154,9 +155,11 @@ class Counts(_message.Message):
     dead_letters: _builtins.int
     """Effects that were given up."""
     timers: _builtins.int
-    """Timers armed, as of at most five seconds ago."""
+    """Timers armed, of all tenants, as of at most five seconds ago."""
     cached_cases: _builtins.int
-    """Live cases held in memory."""
+    """Live cases of all tenants held in memory."""
+    counting: _builtins.bool
+    """True for a while after the start with very many cases: they are being counted; fields 2 to 9 are 0 until then."""
     def __init__(
         self,
         *,
@@ -172,10 +175,11 @@ class Counts(_message.Message):
         dead_letters: _builtins.int = ...,
         timers: _builtins.int = ...,
         cached_cases: _builtins.int = ...,
+        counting: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_cases", b"cached_cases", "cases_cancelled", b"cases_cancelled", "cases_completed", b"cases_completed", "cases_created", b"cases_created", "cases_failed", b"cases_failed", "cases_running", b"cases_running", "cases_suspended", b"cases_suspended", "dead_letters", b"dead_letters", "open_incidents", b"open_incidents", "open_work_items", b"open_work_items", "timers", b"timers", "workflow_versions", b"workflow_versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_cases", b"cached_cases", "cases_cancelled", b"cases_cancelled", "cases_completed", b"cases_completed", "cases_created", b"cases_created", "cases_failed", b"cases_failed", "cases_running", b"cases_running", "cases_suspended", b"cases_suspended", "counting", b"counting", "dead_letters", b"dead_letters", "open_incidents", b"open_incidents", "open_work_items", b"open_work_items", "timers", b"timers", "workflow_versions", b"workflow_versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1887,26 +1891,66 @@ class ExplainPolicyRequest(_message.Message):
     PRINCIPAL_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     RESOURCE_FIELD_NUMBER: _builtins.int
+    CLAIMS_JSON_FIELD_NUMBER: _builtins.int
     principal: _builtins.str
-    """Who; empty means the caller."""
+    """Who: a SPIFFE id, or `jwt:ISSUER#SUBJECT` for a token; empty means the caller."""
     method: _builtins.str
     """Full or bare name of the method."""
     resource: _builtins.str
-    """What it would be done to, e.g. `cases/42`; may be empty."""
+    """What it would be done to: `cases/42`, `workflows/order` or `patterns/3`; empty: the request does not say."""
+    claims_json: _builtins.bytes
+    """The claims of the token, a JSON object; empty: those that the caller came with last, if it has come."""
     def __init__(
         self,
         *,
         principal: _builtins.str = ...,
         method: _builtins.str = ...,
         resource: _builtins.str = ...,
+        claims_json: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "principal", b"principal", "resource", b"resource"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims_json", b"claims_json", "method", b"method", "principal", b"principal", "resource", b"resource"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainPolicyRequest: _TypeAlias = ExplainPolicyRequest  # noqa: Y015
+
+@_typing.final
+class PolicyStep(_message.Message):
+    """What became of one rule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    rule: _builtins.str
+    """Its id."""
+    effect: _builtins.str
+    """`allow` or `deny`."""
+    outcome: _builtins.str
+    """`decides`, `allows`, `denies`, `silent` (about other calls), `elsewhere` (about other things), `not addressed`
+    (about other callers).
+    """
+    reason: _builtins.str
+    """Why, as a sentence."""
+    def __init__(
+        self,
+        *,
+        rule: _builtins.str = ...,
+        effect: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effect", b"effect", "outcome", b"outcome", "reason", b"reason", "rule", b"rule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyStep: _TypeAlias = PolicyStep  # noqa: Y015
 
 @_typing.final
 class ExplainPolicyResponse(_message.Message):
@@ -1919,19 +1963,40 @@ class ExplainPolicyResponse(_message.Message):
     ROLES_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    PERMISSION_FIELD_NUMBER: _builtins.int
+    NEEDED_FIELD_NUMBER: _builtins.int
+    WORK_ROLES_FIELD_NUMBER: _builtins.int
+    POLICY_DIGEST_FIELD_NUMBER: _builtins.int
     allowed: _builtins.bool
     """The verdict."""
     rule: _builtins.str
     """The rule that decided; empty when none matched, which denies."""
     tenant: _builtins.str
     """Tenant of the principal."""
+    permission: _builtins.str
+    """The permission that the method needs."""
+    policy_digest: _builtins.str
+    """Digest of the policy that was asked."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Roles of the principal."""
+        """The roles that the rules give which apply to the principal."""
 
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The rules looked at, in order, each with what became of it."""
+
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyStep]:
+        """The same as values."""
+
+    @_builtins.property
+    def needed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What would have to be otherwise; empty when it is allowed."""
+
+    @_builtins.property
+    def work_roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the principal is in workflows: the roles that tasks ask for."""
 
     def __init__(
         self,
@@ -1941,14 +2006,116 @@ class ExplainPolicyResponse(_message.Message):
         roles: _abc.Iterable[_builtins.str] | None = ...,
         tenant: _builtins.str = ...,
         steps: _abc.Iterable[_builtins.str] | None = ...,
+        rules: _abc.Iterable[Global___PolicyStep] | None = ...,
+        permission: _builtins.str = ...,
+        needed: _abc.Iterable[_builtins.str] | None = ...,
+        work_roles: _abc.Iterable[_builtins.str] | None = ...,
+        policy_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "roles", b"roles", "rule", b"rule", "steps", b"steps", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "needed", b"needed", "permission", b"permission", "policy_digest", b"policy_digest", "roles", b"roles", "rule", b"rule", "rules", b"rules", "steps", b"steps", "tenant", b"tenant", "work_roles", b"work_roles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainPolicyResponse: _TypeAlias = ExplainPolicyResponse  # noqa: Y015
+
+@_typing.final
+class GetPolicyRequest(_message.Message):
+    """Request of GetPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPolicyRequest: _TypeAlias = GetPolicyRequest  # noqa: Y015
+
+@_typing.final
+class PolicyRole(_message.Message):
+    """A named set of permissions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PERMISSIONS_FIELD_NUMBER: _builtins.int
+    BUILT_IN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    description: _builtins.str
+    """What it is for."""
+    built_in: _builtins.bool
+    """Whether every policy has it."""
+    @_builtins.property
+    def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its permissions, those of the roles that it includes among them."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        permissions: _abc.Iterable[_builtins.str] | None = ...,
+        built_in: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["built_in", b"built_in", "description", b"description", "name", b"name", "permissions", b"permissions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyRole: _TypeAlias = PolicyRole  # noqa: Y015
+
+@_typing.final
+class GetPolicyResponse(_message.Message):
+    """Response of GetPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_JSON_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    SCHEMA_JSON_FIELD_NUMBER: _builtins.int
+    policy_json: _builtins.bytes
+    """The document as JSON."""
+    origin: _builtins.str
+    """Where it is from: the file's path, or `built-in`."""
+    digest: _builtins.str
+    """SHA-256 over the document, in hex."""
+    problem: _builtins.str
+    """Why the file's present content is not in force; empty while it is."""
+    schema_json: _builtins.bytes
+    """JSON Schema of the document."""
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyRole]:
+        """Built-in roles and the document's own."""
+
+    def __init__(
+        self,
+        *,
+        policy_json: _builtins.bytes = ...,
+        origin: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        roles: _abc.Iterable[Global___PolicyRole] | None = ...,
+        schema_json: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "origin", b"origin", "policy_json", b"policy_json", "problem", b"problem", "roles", b"roles", "schema_json", b"schema_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPolicyResponse: _TypeAlias = GetPolicyResponse  # noqa: Y015
 
 @_typing.final
 class LegalHold(_message.Message):

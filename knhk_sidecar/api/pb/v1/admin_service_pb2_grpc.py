@@ -120,6 +120,11 @@ class AdminServiceStub:
                 request_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExplainPolicyRequest.SerializeToString,
                 response_deserializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExplainPolicyResponse.FromString,
                 _registered_method=True)
+        self.GetPolicy = channel.unary_unary(
+                '/knhk.sidecar.v1.AdminService/GetPolicy',
+                request_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetPolicyRequest.SerializeToString,
+                response_deserializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetPolicyResponse.FromString,
+                _registered_method=True)
         self.AdvanceTime = channel.unary_unary(
                 '/knhk.sidecar.v1.AdminService/AdvanceTime',
                 request_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.AdvanceTimeRequest.SerializeToString,
@@ -265,6 +270,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPolicy(self, request, context):
+        """The policy in force, with every rule.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AdvanceTime(self, request, context):
         """Lets time pass, from one moment at which something is due to the next, in a daemon with virtual time
         (`knhk dev --virtual-time`); elsewhere UNIMPLEMENTED.
@@ -381,6 +393,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ExplainPolicy,
                     request_deserializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExplainPolicyRequest.FromString,
                     response_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExplainPolicyResponse.SerializeToString,
+            ),
+            'GetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicy,
+                    request_deserializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetPolicyRequest.FromString,
+                    response_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetPolicyResponse.SerializeToString,
             ),
             'AdvanceTime': grpc.unary_unary_rpc_method_handler(
                     servicer.AdvanceTime,
@@ -863,6 +880,33 @@ class AdminService:
             '/knhk.sidecar.v1.AdminService/ExplainPolicy',
             knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExplainPolicyRequest.SerializeToString,
             knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExplainPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/knhk.sidecar.v1.AdminService/GetPolicy',
+            knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetPolicyRequest.SerializeToString,
+            knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -67,6 +67,8 @@ class AdminServiceStub:
     """Returns every setting with its value and origin; secrets are masked."""
     ExplainPolicy: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ExplainPolicyRequest, _admin_service_pb2.ExplainPolicyResponse]
     """Says whether a principal may do something and which rule decides; nothing is done."""
+    GetPolicy: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetPolicyRequest, _admin_service_pb2.GetPolicyResponse]
+    """The policy in force, with every rule."""
     AdvanceTime: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AdvanceTimeRequest, _admin_service_pb2.AdvanceTimeResponse]
     """Lets time pass, from one moment at which something is due to the next, in a daemon with virtual time
     (`knhk dev --virtual-time`); elsewhere UNIMPLEMENTED.
@@ -117,6 +119,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Returns every setting with its value and origin; secrets are masked."""
     ExplainPolicy: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ExplainPolicyRequest, _admin_service_pb2.ExplainPolicyResponse]  # type: ignore[assignment]
     """Says whether a principal may do something and which rule decides; nothing is done."""
+    GetPolicy: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetPolicyRequest, _admin_service_pb2.GetPolicyResponse]  # type: ignore[assignment]
+    """The policy in force, with every rule."""
     AdvanceTime: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AdvanceTimeRequest, _admin_service_pb2.AdvanceTimeResponse]  # type: ignore[assignment]
     """Lets time pass, from one moment at which something is due to the next, in a daemon with virtual time
     (`knhk dev --virtual-time`); elsewhere UNIMPLEMENTED.
@@ -266,6 +270,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ExplainPolicyResponse, _abc.Awaitable[_admin_service_pb2.ExplainPolicyResponse]]:
         """Says whether a principal may do something and which rule decides; nothing is done."""
+
+    @_abc_1.abstractmethod
+    def GetPolicy(
+        self,
+        request: _admin_service_pb2.GetPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetPolicyResponse, _abc.Awaitable[_admin_service_pb2.GetPolicyResponse]]:
+        """The policy in force, with every rule."""
 
     @_abc_1.abstractmethod
     def AdvanceTime(
