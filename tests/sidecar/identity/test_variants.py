@@ -221,7 +221,11 @@ async def daemon(
     own = Wish(uris=("spiffe://a.org/sidecar",), dns=("localhost",))
     others = {"b.org": tuple(federated) if federated is not None else (world.federated_root,)}
     agent.say("spiffe://a.org/sidecar", *world.own.issue_chain(own), world.own_root, federated=others)
+    policy = directory / "policy.json"  # whoever has an identity may look: only certificates decide here
+    rule = {"id": "all", "who": {"anyone": True}, "effect": "allow", "roles": ["viewer"]}
+    policy.write_text(json.dumps({"version": 1, "rules": [rule]}))
     config = SidecarConfig(
+        policy_file=str(policy),
         workflow_enabled=False,
         spiffe_enabled=True,
         spiffe_socket=agent.endpoint,
