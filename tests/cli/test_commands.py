@@ -108,6 +108,17 @@ def test_what_callers_sent_cannot_drive_a_terminal(daemon: Daemon) -> None:
     assert not {"\x1b", "\x07"} & set(refused.stderr)
 
 
+def test_sensitive_data_are_masked_unless_asked_for(daemon: Daemon) -> None:
+    document = REVIEW.replace("id: cli-review", "id: cli-secret\nsensitive: [card]")
+    daemon.knhk("workflow", "register", "-", "--format", "yaml", given=document)
+    ran = daemon.knhk("case", "run", "cli-secret", "--id", "secret", "--set", "card=4711", "--set", "pages=3")
+    assert ran.returncode == 0, ran.stderr
+    for done in (ran, daemon.knhk("case", "show", "secret"), daemon.knhk("case", "show", "secret", "-o", "json")):
+        assert "***" in done.stdout
+        assert "4711" not in done.stdout
+    assert "4711" in daemon.knhk("case", "show", "secret", "--reveal").stdout
+
+
 def test_yaml_is_the_same_answer(daemon: Daemon) -> None:
     daemon.knhk("case", "create", "cli-review", "--id", "yaml", "--set", "note=a: b")
     done = daemon.knhk("case", "show", "yaml", "-o", "yaml")
