@@ -40,11 +40,13 @@ from knhk_sidecar.identity.principal import ANONYMOUS, Principal
 from knhk_sidecar.identity.signing_key import KEY_NAME, InvalidKey, read_key, read_or_make_key
 from knhk_sidecar.identity.spiffe_id import InvalidSpiffeId, TrustDomain
 from knhk_sidecar.identity.tls import FileSource, InvalidMaterial, TlsFiles, TlsSource
-from knhk_sidecar.pipeline import Limits, Method, Pipeline
+from knhk_sidecar.pipeline import Auditing, Limits, Method, Pipeline
 from knhk_sidecar.pipeline.call import methods_of
 from knhk_sidecar.pipeline.explaining import Explaining
 from knhk_sidecar.pipeline.health import Component, Status
+from knhk_sidecar.pipeline.memory import MIB, Memory, limit_bytes
 from knhk_sidecar.service import engine_of
+from knhk_sidecar.telemetry.checkpoints import CheckpointPush, audit_numbers
 from knhk_sidecar.telemetry.connections import connections
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
@@ -133,6 +135,7 @@ class Sidecar:
         self.counters = Counters()
         if self.engine is not None:
             self.counters.families(partial(connections, self.engine))
+            self.counters.families(partial(audit_numbers, self.engine, lambda: self._push))
         self.addresses = Addresses()
         self._log = log or Log(self.config.log_level, self.config.log_format)
         self._clock: Callable[[], int] = self.engine.now if self.engine is not None else SystemClock().now
@@ -145,6 +148,11 @@ class Sidecar:
         self._tokens: TokenCheck | None = None
         self._dev_keys = b""  # what the developer's Workload API says of JWT
         self._policies = Policies.developer()
+        limit = limit_bytes(self.config.memory_limit_mb * MIB)
+        self.memory = Memory(limit, self.config.memory_soft_percent) if limit else None
+        """The memory guard; None where there is no limit."""
+        self._disk = ""
+        self._push: CheckpointPush | None = None
         self.pipeline: Pipeline
         self._health: Health
         self._rpc: RpcServer
@@ -210,7 +218,13 @@ class Sidecar:
             limits=Limits.of(self.config),
             tokens=self._tokens,
             policies=self._policies,
+            memory=self.memory,
+            auditing=self._auditing(),
         )
+        if self.memory is not None:
+            memory = self.memory
+            self.counters.gauge("memory_limit_bytes", "Memory that the daemon may use.", lambda: memory.limit_bytes)
+            self.counters.gauge("memory_used_bytes", "Resident memory of the daemon.", lambda: memory.used_bytes)
         self.addresses = await self._listen(identities)
         if handlers:
             await self._start_handlers(handlers, implementations)
@@ -219,6 +233,8 @@ class Sidecar:
         if self._tls is not None:
             self._spawn(self._tls.follow())
         self._spawn(self._policies.follow())
+        if self._push is not None:
+            self._spawn(self._push.run())
         self._write_ready_files()
         gc.freeze()  # what start-up made lives as long as the process: no collection has to look at it again
         _log.info("ready", version=__version__, **_told(self.addresses))
@@ -284,7 +300,8 @@ class Sidecar:
         _log.info("handlers", tasks=sorted(handlers))
 
     def _sign(self) -> None:
-        """Exports are signed with the configured key, or with one of the store's own."""
+        """Exports and checkpoints of the audit are signed with the configured key, or with one of the store's own. A
+        store in memory is gone with the process and has none."""
         config = self.config
         if self.engine is None or self.engine.status().store != "leveldb":
             return
@@ -296,6 +313,20 @@ class Sidecar:
         except InvalidKey as error:
             raise CannotStart(str(error), EXIT_SETTINGS, "name the right file in signing_key_file") from error
         self.engine.sign_with(key)
+        if config.audit_enabled:
+            self._push = CheckpointPush(
+                self.engine,
+                config.audit_checkpoint_directory,
+                config.audit_checkpoint_url,
+                config.audit_checkpoint_seconds,
+            )
+
+    def _auditing(self) -> Auditing | None:
+        """Where calls without effect are recorded."""
+        engine = self.engine
+        if engine is None or not self.config.audit_enabled:
+            return None
+        return Auditing(engine.record_operation, engine.audit_full, self.config.audit_reads)
 
     async def _identities(self) -> Addresses:
         """Loads or makes certificates; the developer's part of the addresses."""
@@ -535,6 +566,8 @@ class Sidecar:
                 await self._rpc.stop(0)
         for path in self._written:
             path.unlink(missing_ok=True)
+        if self._push is not None and self.engine is not None and self.engine.status().open:
+            await self._push.close()
         if self.engine is not None:
             await self.engine.close()
 
@@ -557,6 +590,13 @@ class Sidecar:
                 Component("engine", "Healthy" if status.open else "Unhealthy", "" if status.open else status.detail)
             )
             found.append(Component("store", "Healthy" if status.healthy else "Unhealthy", status.detail))
+            if self._disk:
+                found.append(Component("disk", "Degraded", self._disk))
+        if self.memory is not None:
+            found.append(Component("memory", "Degraded" if self.memory.short else "Healthy", self.memory.detail))
+        if self._push is not None:
+            problem = self._push.problem
+            found.append(Component("audit", "Degraded" if problem else "Healthy", problem))
         if self._tls is not None:
             found.append(_identity(self._tls))
         if self._tokens is not None:
@@ -572,7 +612,27 @@ class Sidecar:
         return not bad, "; ".join(bad)
 
     def _look(self) -> None:
+        """What health tells, and what is too dear to find out for every call."""
+        if self.memory is not None:
+            was = self.memory.short
+            self.memory.look()
+            if self.memory.short != was:
+                _log.warning("memory", short=self.memory.short, used_mb=self.memory.used_bytes // MIB)
+        self._disk = self._disk_problem()
         self._health.set(self.ready()[0])
+
+    def _disk_problem(self) -> str:
+        """Why the store's volume is a worry; empty when it is none."""
+        if self.engine is None or not self.config.disk_low_mb or self.engine.status().store != "leveldb":
+            return ""
+        try:
+            volume = os.statvfs(self.config.store_path)
+        except OSError as error:
+            return f"{self.config.store_path} cannot be looked at: {error.strerror}"
+        free = volume.f_bavail * volume.f_frsize // MIB
+        if free >= self.config.disk_low_mb:
+            return ""
+        return f"the volume of {self.config.store_path} has {free} MiB left; writes are refused below 64 MiB"
 
     async def _keep_looking(self) -> None:
         while True:

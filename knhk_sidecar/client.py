@@ -22,6 +22,7 @@ import grpc
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.bearer import TokenSource, with_token
+from knhk_sidecar.retries import Policy, Retries
 
 if TYPE_CHECKING:
     from knhk_sidecar.credentials import Way, Ways
@@ -214,10 +215,15 @@ class Client:
     The certificates may change at any time: a service taken from the client afterwards (`client.cases.GetCase(...)`)
     uses the newest, and calls under way end on the connection that they began on. Taking a service raises NotReachable
     when certificates or server cannot be had, and WrongServer when it is not the expected one.
+
+
+    Calls are made again where that is safe and the daemon has room for them, as knhk_sidecar/retries.py says.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, retries: Policy | None = None) -> None:
+        """`retries`: another policy than the usual one; `Policy(attempts=1)` makes every call once."""
         self.endpoint = endpoint
+        self._retries = Retries(retries)
         self._lock = threading.Lock()
         self._ways: Ways | None = None
         self._way: Way | None = None
@@ -269,12 +275,17 @@ class Client:
             if self._ways is not None:
                 self._ways.close()
 
+    def _calls(self, channel: grpc.Channel) -> grpc.Channel:
+        """Calls carry the token, and each attempt of one the newest."""
+        shown = channel if self.endpoint.token is None else with_token(channel, self.endpoint.token)
+        return grpc.intercept_channel(shown, self._retries)
+
     def _now(self) -> _Services:
         with self._lock:
             if self._ways is None:
                 if self._services is None:
                     channel = grpc.insecure_channel(self.endpoint.address, channel_options(self.endpoint))
-                    self._services = _Services(channel, self.endpoint.token)
+                    self._services = _Services(channel, self._calls(channel))
                 return self._services
             for _ in range(CONNECT_ATTEMPTS):
                 way = self._ways.newest()
@@ -284,7 +295,7 @@ class Client:
                     self._way = way
                     channel = grpc.secure_channel(way.target, way.credentials, way.options)
                     lost = partial(self._ways.lost, way) if way.checked else None
-                    self._services = _Services(channel, self.endpoint.token, lost)
+                    self._services = _Services(channel, self._calls(channel), lost)
                     if not self._services.connected():
                         continue
                 break
@@ -295,18 +306,16 @@ class Client:
 class _Services:
     """A channel with its stubs. A channel that nobody refers to ends when its last call has."""
 
-    def __init__(
-        self, channel: grpc.Channel, token: TokenSource | None = None, lost: Callable[[], None] | None = None
-    ) -> None:
-        """`lost` is called once, on a thread, when the connection has ended or cannot be made: a server that has got
-        another certificate is checked before the next call, which would fail."""
+    def __init__(self, channel: grpc.Channel, calls: grpc.Channel, lost: Callable[[], None] | None = None) -> None:
+        """`calls` is the channel as the stubs use it. `lost` is called once, on a thread, when the connection has ended
+        or cannot be made: a server that has got another certificate is checked before the next call, which would
+        fail."""
         self._channel = channel
         self._checked = lost is not None
         self._lost = lost
         self._known = threading.Event()
         if lost is not None:
             channel.subscribe(self._changed, try_to_connect=True)
-        calls = channel if token is None else with_token(channel, token)
         self.patterns = pb.PatternServiceStub(calls)
         self.workflows = pb.WorkflowServiceStub(calls)
         self.cases = pb.CaseServiceStub(calls)

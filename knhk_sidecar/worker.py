@@ -40,6 +40,7 @@ from knhk_sidecar.api import pb
 from knhk_sidecar.bearer import NoToken, TokenSource, header_of
 from knhk_sidecar.client import Endpoint, NotReachable, channel_options
 from knhk_sidecar.credentials import LOOK_SECONDS, Way, Ways
+from knhk_sidecar.retries import SPREAD, Metadata, asked_delay, push_back
 
 Handler = Callable[..., object]
 """Takes the input, a `Job`, both or neither; returns the output, or an awaitable of it."""
@@ -59,6 +60,8 @@ KEEPALIVE_MS: Final = 30_000  # a connection that is gone without a word is noti
 PAUSE_FIRST_S: Final = 0.1  # before connecting again; doubles, and a random part of it is taken
 PAUSE_MAX_S: Final = 10.0
 BEATS: Final = 3  # extensions per lease: two may be lost
+SETTLE_S: Final = 10.0  # for a moment without results on their way, before a connection is left for newer certificates
+SETTLE_LOOK_S: Final = 0.005
 TELL_S: Final = 5.0  # for the last results to be acknowledged when the worker stops
 _HOPELESS: Final = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
 
@@ -130,7 +133,7 @@ class Worker:
         """Items whose failure was taken."""
         self.refused = 0
         """Results that came too late."""
-        self._connect = _Daemon(endpoint)
+        self._connect = _Daemon(endpoint, lambda: not self._results)
         self._handlers = {task: _Handler(handler) for task, handler in handlers.items()}
         self._subscription = pb.WorkSubscription(
             worker_id=self.worker_id,
@@ -199,6 +202,7 @@ class Worker:
         try:
             while True:
                 self._heard = False
+                asked = 0.0
                 try:
                     async with self._connect() as exchange:
                         await self._talk(exchange)
@@ -212,10 +216,11 @@ class Worker:
                     if self._heard and error.code() is not grpc.StatusCode.ABORTED:
                         pause = PAUSE_FIRST_S
                     problem = f"{error.code().name}: {error.details()}"
+                    asked = push_back(cast(Metadata, error.trailing_metadata() or ())) or 0.0
                 except (NotReachable, NoToken, OSError) as error:
                     problem = str(error)
                 _log.info("worker %s is disconnected, again in %.1f s: %s", self.worker_id, pause, problem)
-                await asyncio.sleep(random.uniform(pause / 2, pause))
+                await asyncio.sleep(asked * random.uniform(1, 1 + SPREAD) + random.uniform(pause / 2, pause))
                 pause = min(2 * pause, PAUSE_MAX_S)
         finally:
             beat.cancel()
@@ -346,7 +351,8 @@ class Worker:
                 pass  # it was sent twice, and this is the second answer
             elif refused and _again(receipt.error):
                 self._results[name] = result
-                asyncio.get_running_loop().call_later(PAUSE_FIRST_S, self._send_again, name)
+                wait = (asked_delay(receipt.error) or PAUSE_FIRST_S) * random.uniform(1, 1 + SPREAD)
+                asyncio.get_running_loop().call_later(wait, self._send_again, name)
             elif refused:
                 self.refused += 1
                 _log.info("the result of %s is refused: %s", name, receipt.error.message)
@@ -442,8 +448,10 @@ def _duration(seconds: float) -> Duration:
 class _Daemon:
     """Connections to the daemon that an endpoint names, each with the newest certificates."""
 
-    def __init__(self, endpoint: Endpoint | Callable[[], Endpoint] | Connect) -> None:
+    def __init__(self, endpoint: Endpoint | Callable[[], Endpoint] | Connect, settled: Callable[[], bool]) -> None:
+        """`settled`: whether every result was acknowledged, so that leaving a connection leaves nothing in doubt."""
         self._endpoint = endpoint
+        self._settled = settled
         self._known: Endpoint | None = None
         self._ways: Ways | None = None
 
@@ -455,7 +463,7 @@ class _Daemon:
             self.close()
             self._ways = Ways(found) if found.secure else None
             self._known = found
-        return _plain(found) if self._ways is None else _secure(self._ways, found.token)
+        return _plain(found) if self._ways is None else _secure(self._ways, found.token, self._settled)
 
     def close(self) -> None:
         """Certificates are not followed any more; the next connection begins to again."""
@@ -475,14 +483,14 @@ async def _plain(endpoint: Endpoint) -> AsyncIterator[Exchange]:
 
 
 @asynccontextmanager
-async def _secure(ways: Ways, token: TokenSource | None) -> AsyncIterator[Exchange]:
+async def _secure(ways: Ways, token: TokenSource | None, settled: Callable[[], bool]) -> AsyncIterator[Exchange]:
     """A channel of its own for each connection, which ends when there are newer certificates."""
     way = await asyncio.to_thread(ways.newest)  # the server is checked
     metadata = await _metadata(token)
 
     async def exchange(requests: AsyncIterator[pb.StreamWorkItemsRequest]) -> AsyncIterator[pb.StreamWorkItemsResponse]:
         call = stream(requests, metadata=metadata)
-        leaving = asyncio.create_task(_leave(call, ways, way))
+        leaving = asyncio.create_task(_leave(call, ways, way, settled))
         try:
             async for response in call:
                 yield response
@@ -507,8 +515,12 @@ async def _metadata(token: TokenSource | None) -> tuple[tuple[str, str], ...]:
     return () if token is None else (await asyncio.to_thread(header_of, token),)
 
 
-async def _leave(call: aio.Call, ways: Ways, way: Way) -> None:
-    """Ends a call when there are newer certificates than it was made with."""
+async def _leave(call: aio.Call, ways: Ways, way: Way, settled: Callable[[], bool]) -> None:
+    """Ends a call when there are newer certificates than it was made with, at a moment without results on their way."""
     while not ways.moved(way):  # noqa: ASYNC110  # files tell nobody
         await asyncio.sleep(LOOK_SECONDS)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SETTLE_S):
+            while not settled():  # noqa: ASYNC110  # a few milliseconds
+                await asyncio.sleep(SETTLE_LOOK_S)
     call.cancel()

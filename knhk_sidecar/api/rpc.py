@@ -7,6 +7,7 @@ tried; each says which.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, cast
@@ -59,6 +60,7 @@ class RpcServer:
 
     def __init__(self, pipeline: Pipeline, config: SidecarConfig) -> None:
         self._pipeline = pipeline
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_of_somebody)
         self._server = grpc.aio.server(options=server_options(config))
         handlers = {path: self._handler(method) for path, method in pipeline.methods.items()}
         self._server.add_generic_rpc_handlers([Methods(handlers)])
@@ -197,6 +199,11 @@ def _security(context: Context) -> tuple[bytes | None, bytes, bool]:
     if leaf:
         return next(iter(leaf)), b"".join(about.get("x509_pem_cert_chain", ())), True
     return None, b"", _TLS in about.get("transport_security_type", ())
+
+
+def _of_somebody(record: logging.LogRecord) -> bool:
+    """Not what grpc says, with a stack, of each answer to a caller who has gone: under overload nobody needs it."""
+    return not str(record.msg).startswith("ExecuteBatchError raised in core")
 
 
 async def _abort(context: Context, fault: faults.Fault) -> Message:

@@ -26,6 +26,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "schedule": ("schedules", "schedule", "Schedules: cases started by the calendar."),
     "time": ("times", "time_", "The time of a daemon with virtual time: show it, skip ahead."),
     "history": ("history", "history", "The history of cases: show, export, verify."),
+    "audit": ("audit", "audit", "Who did what: list, export, verify, prove."),
     "backup": ("backup", "backup", "Take a backup of a running daemon's store."),
     "restore": ("backup", "restore", "Make a store from backups."),
     "verify": ("backup", "verify", "Examine a store, or a backup, to the last byte."),

@@ -13,6 +13,8 @@ from google.protobuf.message import Message
 
 from knhk_sidecar.identity.principal import ANONYMOUS, Principal
 from knhk_sidecar.pipeline.permissions import Permission, permission_of
+from knhk_sidecar.pipeline.precedence import READ, precedence_of
+from knhk_workflow import Witness
 
 Protocol = Literal["grpc", "rest"]
 Request = Message | AsyncIterator[Message]
@@ -21,6 +23,8 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 # Fields of a request that say what the call is about; they go into its log line when the request has them.
 SUBJECTS: Final = ("case_id", "workflow_id", "spec_id", "item_id", "pattern_id")
+# Lists in a request whose elements are work of their own: they count when a caller's requests are counted.
+BATCHES: Final = ("cases", "executions", "completions", "failures")
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _NO_TRACE = "0" * 32
 _LOCAL_PEERS = ("ipv4:127.", "ipv6:[::1]:", "ipv6:%5B::1%5D:", "unix:")  # gRPC escapes the brackets
@@ -45,6 +49,10 @@ class Method:
     waits: bool
     """May wait for a case to end when its request says so, or always when it has no `wait` field."""
     wait_field: bool
+    precedence: int = READ
+    """Whose turn comes first when places are short (pipeline/precedence.py)."""
+    batches: tuple[str, ...] = ()
+    """Those of BATCHES that the request has."""
 
     @property
     def streams(self) -> bool:
@@ -53,9 +61,21 @@ class Method:
 
 
 class Call:
-    """One call. The transports make it, `identify` sets the principal; nothing changes afterwards."""
+    """One call. The transports make it, `identify` sets the principal, `audit` the witness; nothing else changes."""
 
-    __slots__ = ("chain", "deadline", "leaf", "metadata", "method", "peer", "principal", "protocol", "send", "tls")
+    __slots__ = (
+        "chain",
+        "deadline",
+        "leaf",
+        "metadata",
+        "method",
+        "peer",
+        "principal",
+        "protocol",
+        "send",
+        "tls",
+        "witness",
+    )
 
     def __init__(
         self,
@@ -84,6 +104,7 @@ class Call:
         self.metadata = metadata
         self.send = send
         self.principal: Principal = ANONYMOUS
+        self.witness: Witness | None = None
 
     @property
     def authorization(self) -> Sequence[str | bytes]:
@@ -119,6 +140,7 @@ def _method(descriptor: MethodDescriptor, service: str) -> Method:
     client = descriptor.client_streaming
     path = f"/{service}/{descriptor.name}"
     fields = descriptor.input_type.fields_by_name
+    permission = permission_of(path)
     return Method(
         path=path,
         service=service,
@@ -127,9 +149,11 @@ def _method(descriptor: MethodDescriptor, service: str) -> Method:
         response=message_factory.GetMessageClass(descriptor.output_type),
         client_streaming=client,
         server_streaming=descriptor.server_streaming,
-        permission=permission_of(path),
+        permission=permission,
         subjects=() if client else tuple(field for field in SUBJECTS if field in fields),
         has_request_id="request_id" in fields and not client,
         waits=not (client or descriptor.server_streaming) and ("wait" in fields or descriptor.name.startswith("Wait")),
         wait_field="wait" in fields,
+        precedence=precedence_of(descriptor.name, permission),
+        batches=tuple(field for field in BATCHES if field in fields),
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final, Protocol, cast
@@ -25,7 +24,7 @@ from knhk_sidecar.identity.jwt_token import RefusedToken
 from knhk_sidecar.identity.policy import Policy
 from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import Principal
-from knhk_sidecar.pipeline.call import Call, Method, Request
+from knhk_sidecar.pipeline.call import Call, Request
 from knhk_sidecar.pipeline.permissions import Permission
 from knhk_sidecar.pipeline.resources import resources_of
 from knhk_sidecar.telemetry.counters import Counters
@@ -40,9 +39,8 @@ UnaryHandler = Callable[[Request, CallMeta], Awaitable[Message]]
 StreamHandler = Callable[[Request, CallMeta], AsyncGenerator[Message, None]]
 Handler = UnaryHandler | StreamHandler
 
-RETRY_AFTER_MS: Final = 100  # a full queue is worked off in about a quarter of a second
-STREAM_RETRY_AFTER_MS: Final = 1_000  # streams end when their reader ends them
 STREAM_LOOK_SECONDS: Final = 1.0  # between two looks at the certificate of an open stream: a look-up
+REFUSALS_TOLD_SECONDS: Final = 1.0  # from one line about a call that a limit refused to the next
 PRINCIPALS_MAX: Final = 4_096  # as many as leaves are remembered
 
 _log = structlog.get_logger("knhk_sidecar.call")
@@ -59,18 +57,22 @@ class Stage(Protocol):
 class Refusal(Exception):
     """How a call ends that did not succeed; the only exception besides CancelledError that leaves the pipeline.
 
-    `fault` is the gRPC form; REST makes its own from `error`.
+    `fault` is the gRPC form, made when it is sent; REST makes its own from `error`.
     """
 
     def __init__(self, error: WorkflowError) -> None:
         super().__init__(error.message)
         self.error = error
-        self.fault = faults.to_rpc(error)
+
+    @property
+    def fault(self) -> faults.Fault:
+        """The gRPC form."""
+        return faults.to_rpc(self.error)
 
     @property
     def code(self) -> grpc.StatusCode:
         """The status code of the call."""
-        return self.fault.code
+        return faults.answer(self.error).code
 
     @property
     def rule(self) -> str:
@@ -106,16 +108,20 @@ class Observe:
         self._proceed = proceed
         self._log = log
         self._counters = counters
+        self._silent_until = 0.0
+        self._untold = 0
 
     async def run(self, call: Call, request: Request) -> Message | None:
         began = time.perf_counter_ns()
-        code, why = "OK", {"reason": ""}
+        code, told = "OK", True
+        why = {"reason": ""}
         try:
             return await self._proceed(call, request)
         except Refusal as refusal:
             code, why = refusal.code.name, {"reason": refusal.error.reason}
             if isinstance(refusal.error, faults.PermissionDenied):
                 why["rule"] = refusal.rule
+            told = self._tells(refusal.error)
             raise
         except asyncio.CancelledError:
             code = "CANCELLED"
@@ -123,10 +129,25 @@ class Observe:
         finally:
             took = time.perf_counter_ns() - began
             self._counters.ended(call.method.path, code, took)
-            if code != "OK":
+            if code != "OK" and told:
                 _log.info("call", **_line(call, request, code, took), **why)
             elif self._log.debug_enabled:
-                _log.debug("call", **_line(call, request, code, took))
+                _log.debug("call", **_line(call, request, code, took), **why)
+
+    def _tells(self, error: WorkflowError) -> bool:
+        """Count a refusal; whether it gets a line of its own. Of those that limits and deadlines made, one a second
+        does: writing a line costs as much as refusing, and there are many when there is the least time for them."""
+        self._counters.refused(error.reason)
+        if not isinstance(error, Busy | DeadlineExceeded):
+            return True
+        now = time.monotonic()
+        if now < self._silent_until:
+            self._untold += 1
+            return False
+        if self._untold:
+            _log.info("calls_refused", count=self._untold, detail="by limits or deadlines, since the last such line")
+        self._silent_until, self._untold = now + REFUSALS_TOLD_SECONDS, 0
+        return True
 
 
 def _line(call: Call, request: Request, code: str, took: int) -> dict[str, str | float]:
@@ -360,147 +381,13 @@ async def _checked(name: str, requests: AsyncIterator[Message], verdict: Verdict
         yield request
 
 
-class Admit:
-    """Bounds what is executed at once. Beyond it calls wait in order, and beyond that they are refused before any work.
-
-    Streams and calls that wait for a case are bounded on their own: they hold no processor. Health is always admitted.
-    """
-
-    def __init__(
-        self,
-        proceed: Proceed,
-        *,
-        now: Callable[[], int],
-        in_flight: int,
-        queued: int,
-        waiting: int,
-        streams_per_connection: int,
-    ) -> None:
-        self._proceed = proceed
-        self._now = now
-        self._in_flight_max = in_flight
-        self._queued_max = queued
-        self._waiting_max = waiting
-        self._streams_max = streams_per_connection
-        self._queue: deque[asyncio.Future[None]] = deque()
-        self._streams: dict[str, int] = {}
-        self._open: dict[asyncio.Task[object], Method] = {}
-        self._ended: set[asyncio.Task[object]] = set()
-        self._leaving = False
-        self.in_flight = 0
-        self.waiting = 0
-
-    @property
-    def queued(self) -> int:
-        """Calls that wait for their turn."""
-        return sum(not turn.done() for turn in self._queue)
-
-    @property
-    def streams(self) -> int:
-        """Open streams of all connections."""
-        return sum(self._streams.values())
-
-    async def run(self, call: Call, request: Request) -> Message | None:
-        method = call.method
-        if method.streams:
-            return await self._stream(call, request)
-        if method.waits and (not method.wait_field or cast(Message, request).HasField("wait")):
-            return await self._wait(call, request)
-        if method.permission is Permission.HEALTH:
-            return await self._proceed(call, request)
-        if self.in_flight < self._in_flight_max:
-            self.in_flight += 1
-        else:
-            await self._turn()
-        try:
-            if call.deadline and self._now() >= call.deadline:
-                raise DeadlineExceeded("the deadline passed before the call was begun; nothing was executed")
-            return await self._proceed(call, request)
-        finally:
-            self._leave()
-
-    def end_streams(self, *, working: bool) -> None:
-        """The daemon is going down: no new streams, and those that only watch end now; with `working`, all of them do.
-        Calls that only wait for a case end with the latter; one that changed something keeps its answer.
-
-        Health ends its own, after it told its watchers.
-        """
-        self._leaving = True
-        for task, method in tuple(self._open.items()):
-            if method.permission is not Permission.HEALTH and (
-                working or (method.streams and not method.client_streaming)
-            ):
-                self._ended.add(task)
-                task.cancel()
-
-    async def _turn(self) -> None:
-        """Waits until a call that leaves hands its place over."""
-        if len(self._queue) >= self._queued_max and self.queued >= self._queued_max:
-            raise Busy("the queue of calls", RETRY_AFTER_MS)
-        turn = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # the place was ours already
-                self._leave()
-            raise
-
-    def _leave(self) -> None:
-        while self._queue:
-            turn = self._queue.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self.in_flight -= 1
-
-    async def _wait(self, call: Call, request: Request) -> Message | None:
-        if self.waiting >= self._waiting_max:
-            raise Busy("the number of calls that wait for a case", STREAM_RETRY_AFTER_MS)
-        self.waiting += 1
-        try:
-            return await (self._proceed if call.method.has_request_id else self._ending)(call, request)
-        finally:
-            self.waiting -= 1
-
-    async def _stream(self, call: Call, request: Request) -> Message | None:
-        count = self._streams.get(call.peer, 0)
-        if count >= self._streams_max:
-            raise Busy("the number of open streams of this connection", STREAM_RETRY_AFTER_MS)
-        self._streams[call.peer] = count + 1
-        try:
-            return await self._ending(call, request)
-        finally:
-            rest = self._streams[call.peer] - 1
-            if rest:
-                self._streams[call.peer] = rest
-            else:
-                del self._streams[call.peer]
-
-    async def _ending(self, call: Call, request: Request) -> Message | None:
-        """What `end_streams` may end while it runs."""
-        if self._leaving:
-            raise Leaving
-        task = asyncio.current_task()
-        assert task is not None
-        self._open[task] = call.method
-        try:
-            return await self._proceed(call, request)
-        except asyncio.CancelledError:
-            if task not in self._ended:
-                raise
-            task.uncancel()
-            raise Leaving from None
-        finally:
-            del self._open[task]
-            self._ended.discard(task)
-
-
 class Invoke:
     """The innermost step: gives the request to its service together with who is calling."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], opened: Callable[[Call, Request], None] | None = None) -> None:
+        """`opened` is told of each stream before it begins."""
         self._handlers = handlers
+        self._opened = opened
 
     async def run(self, call: Call, request: Request) -> Message | None:
         method = call.method
@@ -509,7 +396,18 @@ class Invoke:
             raise Unsupported(f"{method.service.rpartition('.')[2]}.{method.name}")
         caller = call.principal
         request_id = cast(WithRequestId, request).request_id if method.has_request_id else ""
-        meta = CallMeta(caller.tenant, caller.name, caller.roles, method.path, request_id, call.trace_id, call.deadline)
+        meta = CallMeta(
+            caller.tenant,
+            caller.name,
+            caller.roles,
+            method.path,
+            request_id,
+            call.trace_id,
+            call.deadline,
+            call.witness,
+        )
+        if method.streams and self._opened is not None:
+            self._opened(call, request)
         if not method.server_streaming:
             return await cast(UnaryHandler, handler)(request, meta)
         assert call.send is not None, "a response stream needs somewhere to go"

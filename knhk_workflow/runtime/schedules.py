@@ -33,6 +33,7 @@ from knhk_workflow.errors import (
     StoreUnavailable,
     WorkflowError,
 )
+from knhk_workflow.runtime.audited import audited
 from knhk_workflow.runtime.births import RunRequest
 from knhk_workflow.runtime.clock import NS_PER_S, Clock
 from knhk_workflow.runtime.definitions import Definitions
@@ -327,7 +328,7 @@ class Schedules:
         async with live.lock:
             if live.record is None:
                 raise NotFound("schedule", schedule_id)
-            await self._write(live, None, ())
+            await self._write(live, None, (), None, meta)
             del self._all[live.name]
 
     def get(self, tenant: str, schedule_id: str) -> ScheduleView:
@@ -546,18 +547,28 @@ class Schedules:
         kept = self._requests.record_in(shard, live.name[0], asked.request, _encode(view))
         if kept is not None:
             writes.append(kept)
-        await self._write(live, record, writes, kept[0] if kept is not None else None)
+        await self._write(live, record, writes, kept[0] if kept is not None else None, asked.meta)
         return view
 
     async def _write(
-        self, live: _Live, record: ScheduleRecord | None, writes: Iterable[Write], request: bytes | None = None
+        self,
+        live: _Live,
+        record: ScheduleRecord | None,
+        writes: Iterable[Write],
+        request: bytes | None = None,
+        meta: CallMeta | None = None,
     ) -> None:
-        """Commit a change of one schedule, whose lock is held."""
+        """Commit a change of one schedule, whose lock is held. `meta`: the call that asked for it; None: the calendar.
+        The cases that the calendar starts say so themselves."""
         key = self._keys.schedule(*live.name)
         value = pack(record) if record is not None else None
         shard = self._keys.shard_of(*live.name)
         expect = [(key, live.value), *([(request, None)] if request is not None else [])]
-        unit = Unit(shard, live.name[0], "", 0, 0, b"", [(key, value), *writes], expect, request)
+        audits: tuple[bytes, ...] = ()
+        if meta is not None:
+            entry = audited(self._keys, shard, meta, f"schedules/{live.name[1]}", self._clock.now())
+            writes, audits = [*writes, entry.write], (entry.reference,)
+        unit = Unit(shard, live.name[0], "", 0, 0, b"", [(key, value), *writes], expect, request, audits)
         try:
             await asyncio.shield(self._journal.append(unit))
         except (ExpectationFailed, OutcomeUnknown):

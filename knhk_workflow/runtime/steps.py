@@ -180,6 +180,8 @@ class Steps:
             record = await self._requests.find(request, meta.tenant, case_id) if request is not None else None
             if record is None:
                 raise
+            if meta.witness is not None:
+                meta.witness.recorded = False  # what was to be written is not: it was done before
             return replayed(record.receipt)
         return result
 

@@ -150,6 +150,7 @@ class WorkItemView(msgspec.Struct, frozen=True, gc=False):
     )
     retry_at: int = 0  # of one that has failed: when it is offered again; 0 = it is not
     leased_until: int = 0  # by when its worker has to finish, or ask for longer; 0 = it is not leased
+    sensitive: tuple[str, ...] = ()  # fields in `data` that are not to be shown to people
 
 
 class InstancesView(msgspec.Struct, frozen=True, gc=False):
@@ -215,6 +216,7 @@ class CaseView(msgspec.Struct, frozen=True, gc=False):
     data: bytes = b""
     work: tuple[WorkItemView, ...] = ()
     incidents: tuple[IncidentView, ...] = ()
+    sensitive: tuple[str, ...] = ()  # fields in `data` that are not to be shown to people
 
 
 class HistoryEvent(msgspec.Struct, frozen=True, gc=False):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from knhk_sidecar.pipeline import Pipeline
     from knhk_sidecar.pipeline.health import HealthView
 
-HEAD_BYTES_MAX: Final = 32 * 1024  # a request line, a token and a trace need 4 KB
+HEAD_BYTES_MAX: Final = 32 * 1024  # read at all; above max_metadata_bytes a request is then refused with a reason
 HEAD_SECONDS: Final = 10.0  # from connecting to the end of the head; a browser that connects ahead of need reconnects
 KEEP_ALIVE_SECONDS: Final = 75  # longer than what usual proxies keep an idle connection
 CONNECTIONS_MAX: Final = 1_024  # half of the usual limit of open files; the rest is the store's and gRPC's
@@ -56,7 +56,7 @@ class RestServer:
         table = RouteTable(pb.SERVICES, pipeline.methods)
         self._server = _Server(
             Config(
-                Surface(pipeline, health, table, config.max_message_bytes, self._leaving),
+                Surface(pipeline, health, table, config.max_message_bytes, config.max_metadata_bytes, self._leaving),
                 loop="none",
                 http=_Protocol,
                 ws="none",

@@ -57,13 +57,15 @@ _STATUS_PATH: Final = "/knhk.sidecar.v1.AdminService/GetStatus"
 class Surface:
     """The application.
 
-    `body_bytes_max` bounds a request's body; `leaving` is set when the daemon drains and streams have to end.
+    `body_bytes_max` bounds a request's body, `head_bytes_max` its path and headers; `leaving` is set when the daemon
+    drains and streams have to end.
     """
 
     pipeline: Pipeline
     health: HealthView
     table: RouteTable
     body_bytes_max: int
+    head_bytes_max: int
     leaving: asyncio.Event
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,6 +93,7 @@ class Surface:
 
     async def _answer(self, request: Request, send: Send) -> Response | None:
         """The response, or None when it was sent already."""
+        self._refuse_large_head(request.scope)
         raw_path = cast("bytes", request.scope.get("raw_path") or b"/").decode("latin-1")
         bare = raw_path.removeprefix("/api/v1").rstrip("/") or "/"
         health = self._health_answer(bare)
@@ -114,6 +117,19 @@ class Surface:
         route = found.routes[verb]
         message = await self._message(request, route, found.values)
         return await self._call(request, route, message, send)
+
+    def _refuse_large_head(self, scope: Scope) -> None:
+        size = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+        for name, value in scope["headers"]:
+            size += len(name) + len(value)
+        if size > self.head_bytes_max:
+            raise Refused(
+                431,
+                LimitExceeded.reason,
+                "Request head too large",
+                f"path and headers have at most {self.head_bytes_max} bytes, these have {size}",
+                {"connection": "close"},
+            )
 
     # ------------------------------------------------------------------------------------------------------- health
     def _health_answer(self, path: str) -> Response | None:

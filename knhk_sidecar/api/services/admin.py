@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from knhk_sidecar.api import pb, wire
+from knhk_sidecar.api.services.audit import AuditCalls
 from knhk_sidecar.api.services.connectors import ConnectorCalls
 from knhk_sidecar.api.services.policy import PolicyCalls, PolicyView
 from knhk_sidecar.api.services.streams import closed_after
@@ -71,7 +72,7 @@ class Daemon:
     """Who may do what; None where nothing decides that."""
 
 
-class AdminService(ConnectorCalls, PolicyCalls):
+class AdminService(AuditCalls, ConnectorCalls, PolicyCalls):
     """Over the daemon's own state; the engine may be absent."""
 
     def __init__(self, engine: WorkflowEngine | None, daemon: Daemon, unavailable: Callable[[], Sequence[str]]) -> None:
@@ -124,6 +125,8 @@ class AdminService(ConnectorCalls, PolicyCalls):
         if answered is not None:
             return answered
         how_far = request.WhichOneof("how_far")
+        if how_far is not None:
+            await engine.audit("time", meta=meta)
         if how_far == "duration":
             view = await engine.advance_time(wire.duration_ns(request.duration, "duration") / wire.NS_PER_S)
         elif how_far == "until":
@@ -141,6 +144,7 @@ class AdminService(ConnectorCalls, PolicyCalls):
 
     async def backup(self, request: pb.BackupRequest, meta: CallMeta) -> AsyncIterator[pb.BackupResponse]:
         """The store as one file, in pieces; other calls go on meanwhile."""
+        await self._running().audit("store", meta=meta)
         async with closed_after(self._running().backup(after_token=request.after_token)) as pieces:
             async for piece in pieces:
                 yield pb.BackupResponse(
@@ -196,6 +200,8 @@ class AdminService(ConnectorCalls, PolicyCalls):
                 "level", f"{request.level!r} is not a log level", f"one of {', '.join(LOG_LEVELS)}"
             )
         seconds = wire.duration_ns(request.duration, "duration") / wire.NS_PER_S
+        if self._engine is not None:
+            await self._engine.audit(f"log-level/{level}", meta=meta)
         return pb.SetLogLevelResponse(
             previous_level=self._daemon.set_log_level(level, request.logger, seconds), level=level
         )

@@ -54,6 +54,8 @@ NAMES = {
     "WORKFLOW_API_HOST": ("127.0.0.2", "http_address", "127.0.0.2:8080"),
     "WORKFLOW_API_PORT": ("9000", "http_address", "127.0.0.1:9000"),
     "WORKFLOW_AUTH_ENABLED": ("false", "auth_enabled", False),
+    "WORKFLOW_RATE_LIMIT_ENABLED": ("false", "rate_limit_enabled", False),
+    "KGC_SIDECAR_RATE_LIMIT_PER_SECOND": ("12.5", "rate_limit_per_second", 12.5),
     "WORKFLOW_INSTANCE_ID": ("i", "instance_id", "i"),
 }
 
@@ -65,8 +67,6 @@ LATER = {
     "KGC_SIDECAR_PROMOTION_ENABLED": "true",
     "WORKFLOW_FORTUNE5_ENABLED": "true",
     "WORKFLOW_OTEL_ENDPOINT": "http://collector:4317",
-    "WORKFLOW_AUDIT_ENABLED": "true",
-    "WORKFLOW_RATE_LIMIT_ENABLED": "true",
 }
 
 

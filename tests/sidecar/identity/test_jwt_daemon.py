@@ -93,7 +93,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         policy = root / "policy.yaml"
         policy.write_text(
             "version: 1\nrules:\n"
-            f"  - {{id: tokens, who: {{issuer: '{issuer.url}'}}, effect: allow, roles: [admin], work_roles: [packer]}}\n"
+            f"  - {{id: some, who: {{issuer: '{issuer.url}'}}, effect: allow, roles: [admin], work_roles: [packer]}}\n"
             "  - {id: workloads, who: {trust_domain: knhk.dev}, effect: allow, roles: [viewer]}\n"
         )
         settings = root / "sidecar.toml"

@@ -81,6 +81,7 @@ def config_for(agent: DevAgent, **settings: str) -> SidecarConfig:
         http_address="",
         metrics_address="",
         drain_seconds=5,
+        rate_limit_enabled=False,
     )
     return replace(base, **settings)  # type: ignore[arg-type]  # settings of type str only
 
