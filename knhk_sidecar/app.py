@@ -326,7 +326,7 @@ class Sidecar:
         engine = self.engine
         if engine is None or not self.config.audit_enabled:
             return None
-        return Auditing(engine.record_operation, engine.audit_full, self.config.audit_reads)
+        return Auditing(engine.record_operation, engine.record_again, engine.audit_full, self.config.audit_reads)
 
     async def _identities(self) -> Addresses:
         """Loads or makes certificates; the developer's part of the addresses."""

@@ -33,6 +33,7 @@ from knhk_workflow.errors import (
     NotFound,
     Problem,
     RequestMismatch,
+    RoleRequired,
     Stale,
     StoreCorrupt,
     StoreError,
@@ -60,7 +61,7 @@ from knhk_workflow.model.fields import duration as parse_duration
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.runtime.audit_export import AuditProof, prove_audit
 from knhk_workflow.runtime.audit_store import check_store as check_store_audit
-from knhk_workflow.runtime.audit_stream import shortened
+from knhk_workflow.runtime.audit_stream import Like, shortened
 from knhk_workflow.runtime.audit_trail import AuditEntry, AuditFilter
 from knhk_workflow.runtime.births import RunRequest
 from knhk_workflow.runtime.checkpoint import Checkpoint, read_checkpoints
@@ -129,6 +130,7 @@ __all__ = [
     "AuditProof",
     "Checkpoint",
     "EntryProof",
+    "Like",
     "Operation",
     "Receipt",
     "ReceiptVerdict",
@@ -205,6 +207,7 @@ __all__ = [
     "PurgeRequest",
     "PurgeView",
     "RequestMismatch",
+    "RoleRequired",
     "RetentionPolicy",
     "RunRequest",
     "ScheduleRun",

@@ -252,7 +252,8 @@ def _verify_receipt(output: str, file: Path, document: bytes, key: bytes | None)
         )
         sys.stdout.write(
             f"{file}: {about}is proven to be at position {verdict.position} of log {verdict.shard}\n"
-            f"signed by key {verdict.signed_by}{'' if key is not None else ', which --key would prove'}\n"
+            + ("its case has sensitive data, so that who made it is what the daemon says\n" if verdict.withheld else "")
+            + f"signed by key {verdict.signed_by}{'' if key is not None else ', which --key would prove'}\n"
         )
 
 

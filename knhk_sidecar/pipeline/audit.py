@@ -20,7 +20,7 @@ from knhk_sidecar.api.faults import Unauthenticated
 from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.permissions import Permission
 from knhk_sidecar.pipeline.stages import Proceed, Refusal
-from knhk_workflow import Busy, Operation, Witness, shortened
+from knhk_workflow import Busy, Like, Operation, Witness, shortened
 
 RETRY_AFTER_MS: Final = 1_000  # what waits is written once a second
 REQUEST_ID_MAX: Final = 128
@@ -79,6 +79,7 @@ class Audit:
         methods: Mapping[str, Method],
         *,
         record: Callable[[Operation, str], None],
+        again: Callable[[Like], bool],
         full: Callable[[], bool],
         now: Callable[[], int],
         reads: bool,
@@ -86,6 +87,7 @@ class Audit:
         """`reads`: whether good reads are recorded as well; `now` is the engine's clock."""
         self._proceed = proceed
         self._record = record
+        self._again = again
         self._full = full
         self._now = now
         self._reads = reads
@@ -131,8 +133,12 @@ class Audit:
             if found := getattr(request, field):
                 resource = shortened(f"{kind}/{found}")
                 break
-        request_id: str = getattr(request, "request_id", "") if about.mutates else ""
         caller = call.principal
+        peer = call.peer
+        shown = resource if outcome == "OK" else ""
+        if self._again((caller.tenant, caller.name, about.name, shown, outcome, reason, peer.rpartition(":")[0])):
+            return
+        request_id: str = getattr(request, "request_id", "") if about.mutates else ""
         self._record(
             Operation(
                 self._now(),
@@ -142,7 +148,7 @@ class Audit:
                 outcome,
                 reason,
                 request_id[:REQUEST_ID_MAX],
-                call.peer,
+                peer,
                 call.trace_id,
             ),
             caller.tenant,

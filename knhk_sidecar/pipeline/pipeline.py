@@ -23,7 +23,7 @@ from knhk_sidecar.pipeline.rates import Rates, Throttle
 from knhk_sidecar.pipeline.stages import Authorize, Handler, Identify, Invoke, Observe, Translate
 from knhk_sidecar.telemetry.counters import Counters, Family
 from knhk_sidecar.telemetry.log import Log
-from knhk_workflow import Operation
+from knhk_workflow import Like, Operation
 
 if TYPE_CHECKING:
     from knhk_sidecar.identity.jwt_check import TokenCheck
@@ -59,9 +59,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Auditing:
-    """Where calls that change nothing are recorded: `full` says that no more can be. `reads`: good reads too."""
+    """Where calls that change nothing are recorded: `again` counts one like those of the same second, `full` says that
+    no more can be taken. `reads`: good reads too."""
 
     record: Callable[[Operation, str], None]
+    again: Callable[[Like], bool]
     full: Callable[[], bool]
     reads: bool = True
 
@@ -118,6 +120,7 @@ class Pipeline:
                 translate.run,
                 methods,
                 record=auditing.record,
+                again=auditing.again,
                 full=auditing.full,
                 now=now,
                 reads=auditing.reads,

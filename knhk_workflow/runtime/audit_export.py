@@ -14,7 +14,8 @@ chain and the root of each checkpoint follow from the batch records alone. A che
 whether the end is missing, or all of it is an older state.
 
 With `full` the commit records themselves are in it, with the salts that their digests are keyed by. Then who wrote what
-follows from the log as well, and the word of whoever exported is not needed; but all case data are in the file.
+follows from the log as well, and the word of whoever exported is not needed; but all case data are in the file, save
+those of cases with sensitive data (model/veil.py), whose records are withheld.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from knhk_workflow.errors import InvalidInput, StoreCorrupt, StoreError
 from knhk_workflow.runtime.audit_trail import PURGED, Trail, method_name
 from knhk_workflow.runtime.audit_trees import Trees
 from knhk_workflow.runtime.checkpoint import Checkpoint, read_checkpoints, signed
+from knhk_workflow.runtime.query import Veils
 from knhk_workflow.runtime.records import (
     AUDITS,
     COMMIT_HEADERS,
@@ -120,8 +122,8 @@ class LogLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CaseLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A commit record of a case, or with a `count` of 0 its purge. `record` and `salt` only in a full export, and the
-    note of a purge always."""
+    """A commit record of a case, or with a `count` of 0 its purge. `record` and `salt` only in a full export, unless
+    they are withheld; the note of a purge always."""
 
     case: str
     tenant: str
@@ -131,6 +133,7 @@ class CaseLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     by: ExportedOperation
     record: str = ""
     salt: str = ""
+    withheld: bool = False
 
 
 class AuditLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -172,10 +175,20 @@ class AuditProof(msgspec.Struct, frozen=True):
     problem: str = ""
     signed_by: str = ""
     full: bool = False
+    withheld: int = 0
+    """Of a full export: entries whose commit records are not shown; the exporter's signature stands for them."""
 
 
 async def export_audit(
-    reads: Reads, keys: Keyspace, trees: Trees, checkpoints: Sequence[Checkpoint], store: str, now: int, *, full: bool
+    reads: Reads,
+    keys: Keyspace,
+    veils: Veils,
+    trees: Trees,
+    checkpoints: Sequence[Checkpoint],
+    store: str,
+    now: int,
+    *,
+    full: bool,
 ) -> AsyncIterator[bytes]:
     """The file, in pieces: the log up to `checkpoints`. `reads` is a snapshot taken after these. Raises StoreCorrupt
     where the store is not what was recorded: nothing of that kind is signed."""
@@ -183,7 +196,7 @@ async def export_audit(
     assert key is not None, "checkpoints are signed"
     writer = _Writer()
     writer.line(ExportHead(FORMAT, VERSION, store, keys.shards, now, key.public.hex(), full))
-    exporter = _Exporter(reads, keys, writer, full)
+    exporter = _Exporter(reads, keys, veils, writer, full)
     for checkpoint in checkpoints:
         async for each in walk(reads, keys, checkpoint.shard, 0, GENESIS):
             if not isinstance(each, Link):
@@ -201,13 +214,15 @@ async def export_audit(
 
 
 class _Exporter:
-    def __init__(self, reads: Reads, keys: Keyspace, writer: _Writer, full: bool) -> None:
+    def __init__(self, reads: Reads, keys: Keyspace, veils: Veils, writer: _Writer, full: bool) -> None:
         self._reads = reads
+        self._veils = veils
         self._keys = keys
         self._trail = Trail(reads, keys)
         self._writer = writer
         self._full = full
-        self._salts: dict[tuple[str, str], bytes] = {}
+        self._salts: dict[tuple[str, str], tuple[bytes, bool]] = {}
+        """By case: its salt, and whether it has sensitive data."""
         self.entries = self.records = 0
 
     async def record(self, shard: int, link: Link) -> None:
@@ -233,9 +248,9 @@ class _Exporter:
         operation, payload = await self._trail.of_case(shard, entry)
         self.entries += 1
         hashed = entry.digest.hex()
-        salt = b""
+        salt, sensitive = b"", False
         if entry.count and payload:
-            salt = await self._salt(entry, payload)
+            salt, sensitive = await self._salt(entry, payload)
             if digest(payload, salt) != entry.digest:
                 what = f"event {entry.first_sequence} of case {entry.case_id!r}"
                 raise StoreCorrupt(f"{what} is not what was recorded", case_id=entry.case_id)
@@ -243,18 +258,28 @@ class _Exporter:
             raise StoreCorrupt(f"the note of case {entry.case_id!r} is not what was recorded", case_id=entry.case_id)
         elif entry.count and operation.reason != PURGED:
             raise StoreCorrupt(f"event {entry.first_sequence} of case {entry.case_id!r} is missing")
-        if entry.count and not self._full:
+        if entry.count and (sensitive or not self._full):
             payload = salt = b""
         shown = b64encode(payload).decode()
         by = _shown(operation)
         self._writer.line(
-            CaseLine(entry.case_id, entry.tenant, entry.first_sequence, entry.count, hashed, by, shown, salt.hex())
+            CaseLine(
+                entry.case_id,
+                entry.tenant,
+                entry.first_sequence,
+                entry.count,
+                hashed,
+                by,
+                shown,
+                salt.hex(),
+                sensitive and self._full,
+            )
         )
 
-    async def _salt(self, entry: LogEntry, payload: bytes) -> bytes:
+    async def _salt(self, entry: LogEntry, payload: bytes) -> tuple[bytes, bool]:
         name = (entry.tenant, entry.case_id)
-        salt = self._salts.get(name)
-        if salt is None:
+        known = self._salts.get(name)
+        if known is None:
             key = self._keys.case_record(*name, 1)
             held = payload if entry.first_sequence == 1 else None
             if held is None:
@@ -263,10 +288,11 @@ class _Exporter:
             born = COMMITS.read_payload(key, held).events[0] if held is not None else None
             if not isinstance(born, CaseCreated):
                 raise StoreCorrupt(f"the history of case {entry.case_id!r} has no beginning", case_id=entry.case_id)
-            salt = self._salts[name] = born.salt
-            if len(self._salts) > _SALTS_MAX:
+            if len(self._salts) >= _SALTS_MAX:
                 self._salts.clear()
-        return salt
+            veil = await self._veils(entry.tenant, born.spec_id, born.version)
+            known = self._salts[name] = (born.salt, bool(veil))
+        return known
 
 
 class _Writer:
@@ -345,7 +371,7 @@ class _Prover:
         self._record: LogRecord | None = None
         self._cases = self._audits = 0
         """Of the batch record at hand: how many of its lines have come by."""
-        self._entries = self._records = 0
+        self._entries = self._records = self._withheld = 0
         self._authors_wanted: dict[tuple[str, str, int], tuple[int, str, ExportedOperation]] = {}
         """Of purged records, what was shown before their authors came by: (line, entry, shown)."""
         self._signed_by = ""
@@ -382,6 +408,7 @@ class _Prover:
             problem,
             "" if problem else self._signed_by,
             full,
+            self._withheld,
         )
 
     def _line(self, number: int, line: bytes) -> None:
@@ -458,6 +485,8 @@ class _Prover:
                 f"{self._at[0]}-{self._at[1]}",
                 line.by,
             )
+        elif line.withheld and self._head is not None and self._head.full and not (line.record or line.salt):
+            self._withheld += 1
         elif not purged and self._head is not None and self._head.full:
             salt = _unhex(line.salt)
             if not 1 <= len(salt) <= _SALT_BYTES_MAX or digest(payload, salt) != entry.digest:

@@ -11,7 +11,7 @@ A loss of power or kill -9 loses the moment that was not written yet; effects ha
 from __future__ import annotations
 
 import asyncio
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -33,16 +33,23 @@ DROPPED: Final = "AUDIT_OVERFLOW"
 SHARD: Final = 0  # of the records; not the one of definitions, whose commits make everybody look again
 
 
-class _Like(NamedTuple):
-    """What makes operations count as one. `resource` is empty for refusals, `host` is the peer without its port."""
+Like = tuple[str, str, str, str, str, str, str]
+"""What makes operations count as one: tenant, principal, method, resource (empty for refusals), outcome, reason, and
+the peer without its port."""
 
-    tenant: str
-    principal: str
-    method: str
-    resource: str
-    outcome: str
-    reason: str
-    host: str
+
+def like_of(tenant: str, operation: Operation) -> Like:
+    """What an operation is counted as."""
+    good = operation.outcome == "OK"
+    return (
+        tenant,
+        operation.principal,
+        operation.method,
+        operation.resource if good else "",
+        operation.outcome,
+        operation.reason,
+        operation.peer.rpartition(":")[0],
+    )
 
 
 class AuditStream:
@@ -52,8 +59,8 @@ class AuditStream:
         self._journal = journal
         self._keys = keyspace
         self._clock = clock
-        self._waiting: dict[_Like, Operation] = {}
-        self._counts: dict[_Like, int] = {}
+        self._waiting: dict[Like, Operation] = {}
+        self._counts: dict[Like, int] = {}
         self._writing = 0
         self._dropped: dict[str, int] = {}
         self._some = asyncio.Event()
@@ -74,23 +81,21 @@ class AuditStream:
         """Whether a read must be refused, because it could not be recorded."""
         return len(self._waiting) + self._writing >= ENTRIES_MAX
 
+    def again(self, like: Like) -> bool:
+        """Count one more of an operation that waits already; False when there is none like it."""
+        count = self._counts.get(like)
+        if count is None:
+            return False
+        self._counts[like] = count + 1
+        self.recorded += 1
+        return True
+
     def take(self, tenant: str, operation: Operation) -> None:
         """Record an operation soon. Never blocks, never raises."""
-        self.recorded += 1
-        good = operation.outcome == "OK"
-        like = _Like(
-            tenant,
-            operation.principal,
-            operation.method,
-            operation.resource if good else "",
-            operation.outcome,
-            operation.reason,
-            operation.peer.rpartition(":")[0],
-        )
-        count = self._counts.get(like)
-        if count is not None:
-            self._counts[like] = count + 1
+        like = like_of(tenant, operation)
+        if self.again(like):
             return
+        self.recorded += 1
         if self.full:
             self.overflowed += 1
             self._dropped[tenant] = self._dropped.get(tenant, 0) + 1
@@ -135,11 +140,11 @@ class AuditStream:
             finally:
                 self._writing = 0
 
-    async def _write(self, taken: dict[_Like, Operation], counts: dict[_Like, int], dropped: dict[str, int]) -> None:
+    async def _write(self, taken: dict[Like, Operation], counts: dict[Like, int], dropped: dict[str, int]) -> None:
         by_tenant: dict[str, list[Operation]] = {}
         for like, operation in taken.items():
             count = counts[like]
-            by_tenant.setdefault(like.tenant, []).append(
+            by_tenant.setdefault(like[0], []).append(
                 msgspec.structs.replace(operation, count=count) if count > 1 else operation
             )
         for tenant, count in dropped.items():
@@ -148,12 +153,21 @@ class AuditStream:
         for tenant, operations in by_tenant.items():
             for at in range(0, len(operations), TOGETHER):
                 part = tuple(operations[at : at + TOGETHER])
-                await self._commit(AuditRecord(tenant, part))
+                try:
+                    await self._commit(AuditRecord(tenant, part))
+                except Exception as error:  # noqa: BLE001  # what cannot be written must not keep everything else out
+                    problem = f"{len(part)} entries of the audit cannot be written"
+                    asyncio.get_running_loop().call_exception_handler({"message": problem, "exception": error})
+                    self.overflowed += len(part)
                 self._writing -= len(part)
 
     async def _commit(self, record: AuditRecord) -> None:
         while True:
-            entry = recorded(self._keys, SHARD, record, self._clock.now())
+            try:
+                entry = recorded(self._keys, SHARD, record, self._clock.now())
+            except UnicodeEncodeError:  # half a character, as JSON of a token may have
+                record = msgspec.structs.replace(record, operations=tuple(map(_whole, record.operations)))
+                continue
             unit = Unit(SHARD, record.tenant, "", 0, 0, b"", (entry.write,), audits=(entry.reference,))
             try:
                 await self._journal.append(unit)
@@ -163,6 +177,16 @@ class AuditStream:
                 await asyncio.sleep(PAUSE_S)
                 continue
             return
+
+
+def _whole(operation: Operation) -> Operation:
+    """An operation whose texts can be written as UTF-8."""
+    texts = {
+        name: value.encode("utf-8", "replace").decode()
+        for name in operation.__struct_fields__
+        if isinstance(value := getattr(operation, name), str)
+    }
+    return msgspec.structs.replace(operation, **texts)
 
 
 def shortened(text: str) -> str:

@@ -25,7 +25,7 @@ from knhk_workflow.store.codec import audit_place, audit_reference
 from knhk_workflow.store.keys import parse_log
 
 PORTION: Final = 64  # batch records per read
-LOOKED_MAX: Final = 4_000  # batch records and values read for one page, about 50 ms; then the page ends with a token
+LOOKED_MAX: Final = 1_000  # batch records and values read for one page, about 0.1 s; then the page ends with a token
 LATE_NS: Final = 120 * 1_000_000_000  # how long after an operation its batch record may be written, outages aside
 PURGED: Final = "PURGED"
 """Reason of an entry whose case was purged since: who and when is told, what exactly is gone."""

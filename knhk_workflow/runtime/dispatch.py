@@ -28,6 +28,7 @@ from knhk_workflow.errors import (
     Fenced,
     InvalidInput,
     NotFound,
+    RoleRequired,
     Stale,
     StoreCorrupt,
     StoreError,
@@ -311,9 +312,12 @@ class Dispatch:
     def subscribe(self, session: WorkSession, wanted: WorkSubscription) -> None:
         """What a worker wants from now on."""
         tasks, roles = _checked(wanted)
+        own = frozenset(session.meta.roles)
+        if own and roles - own:
+            raise RoleRequired("subscription", wanted.worker_id, sorted(roles - own))
         if wanted.worker_id != session.worker.name:
             raise InvalidInput.field("worker_id", "cannot change on a stream", "open another one")
-        wish = Wish(session.worker.tenant, tasks, roles or frozenset(session.meta.roles))
+        wish = Wish(session.worker.tenant, tasks, roles or own)
         self._listening = True
         before = session.group
         session.group, new = self._offers.join(wish)

@@ -36,7 +36,7 @@ from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.patterns.catalogue import PATTERNS, find
 from knhk_workflow.runtime import dead_letters, messages, query, sandbox
 from knhk_workflow.runtime.audit_export import export_audit
-from knhk_workflow.runtime.audit_stream import AuditStream
+from knhk_workflow.runtime.audit_stream import AuditStream, Like
 from knhk_workflow.runtime.audit_trail import EVERYTHING, AuditEntry, AuditFilter, Trail
 from knhk_workflow.runtime.audit_trees import Trees
 from knhk_workflow.runtime.audited import audited
@@ -800,6 +800,11 @@ class WorkflowEngine:
         if self._store is not None:
             self._stream.take(tenant, operation)
 
+    def record_again(self, like: Like) -> bool:
+        """Count one more of an operation that was recorded within the same second; False when there is none like it.
+        Cheaper than making the operation."""
+        return self._store is not None and self._stream.again(like)
+
     def audit_full(self) -> bool:
         """Whether nothing more can be recorded for now, so that reads had better be refused."""
         return self._store is not None and self._stream.full
@@ -852,7 +857,8 @@ class WorkflowEngine:
         if self._store is None:
             await self.open()
         assert self._store is not None
-        return await step_receipt(self._store, self._keyspace, self._trees, case_id, sequence, meta)
+        veils = self._definitions.veil
+        return await step_receipt(self._store, self._keyspace, veils, self._trees, case_id, sequence, meta)
 
     async def check_checkpoint(self, known: Checkpoint) -> str:
         """Why a checkpoint that was kept elsewhere does not fit this store; empty when it does."""
@@ -880,7 +886,14 @@ class WorkflowEngine:
         store = await self._trees.identity()
         async with self._moment() as reads:
             async for piece in export_audit(
-                reads, self._keyspace, self._trees, checkpoints, store, self._clock.now(), full=full
+                reads,
+                self._keyspace,
+                self._definitions.veil,
+                self._trees,
+                checkpoints,
+                store,
+                self._clock.now(),
+                full=full,
             ):
                 yield piece
 

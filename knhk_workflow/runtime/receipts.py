@@ -3,8 +3,9 @@
 A proof is a JSON object: the batch record that names the entry, the path from it to the root of the tree, the signed
 checkpoint with that root, and for a step the record's digest with its salt and bytes. Whoever has the public key checks
 all of it without the store (`prove_receipt`), and whoever has a later checkpoint checks that the log still continues
-this one. A batch record that names other tenants' cases is left out: then the tree shows that its hash is in the log,
-and what it names is the daemon's word.
+this one. Of a case with sensitive data (model/veil.py) the record and the salt are withheld: the log then shows that
+the step was made, and who made it is the daemon's word. A batch record that names other tenants' cases is left out:
+then the tree shows that its hash is in the log, and what it names is the daemon's word.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from knhk_workflow.runtime.audit_trail import AuditEntry, Trail, method_name, pa
 from knhk_workflow.runtime.audit_trees import Inclusion, Trees
 from knhk_workflow.runtime.checkpoint import read_checkpoints, signed
 from knhk_workflow.runtime.meta import CallMeta
+from knhk_workflow.runtime.query import Veils
 from knhk_workflow.runtime.records import COMMIT_HEADERS, COMMITS
 from knhk_workflow.runtime.signature import fingerprint
 from knhk_workflow.store import CODEC_LOG, Keyspace, LogEntry, LogRecord, Reads, digest, seal, unseal, unseal_log
@@ -35,7 +37,8 @@ PORTION: Final = 64
 
 
 class ReceiptStep(msgspec.Struct, frozen=True):
-    """The step of a case: `record` is base64 of the commit record, which the digest is of, keyed by `salt` (hex)."""
+    """The step of a case: `record` is base64 of the commit record, which the digest is of, keyed by `salt` (hex); both
+    empty when they are withheld. Who made it, and when, stands in the record."""
 
     tenant: str
     case_id: str
@@ -44,6 +47,9 @@ class ReceiptStep(msgspec.Struct, frozen=True):
     digest: str
     salt: str
     record: str
+    principal: str
+    method: str
+    time: int
 
 
 class ReceiptProof(msgspec.Struct, frozen=True):
@@ -97,6 +103,8 @@ class ReceiptVerdict(msgspec.Struct, frozen=True):
     method: str = ""
     time: int = 0
     signed_by: str = ""
+    withheld: bool = False
+    """The case has sensitive data: who made the step is what the daemon says."""
 
 
 async def entry_proof(trail: Trail, trees: Trees, audit_id: str, meta: CallMeta) -> EntryProof:
@@ -109,7 +117,7 @@ async def entry_proof(trail: Trail, trees: Trees, audit_id: str, meta: CallMeta)
 
 
 async def step_receipt(
-    reads: Reads, keys: Keyspace, trees: Trees, case_id: str, sequence: int, meta: CallMeta
+    reads: Reads, keys: Keyspace, veils: Veils, trees: Trees, case_id: str, sequence: int, meta: CallMeta
 ) -> Receipt:
     """The receipt of the step that an event of a case belongs to; 0 is the latest."""
     case = keys.case(meta.tenant, case_id)
@@ -137,8 +145,18 @@ async def step_receipt(
     entry = LogEntry(meta.tenant, case_id, first, len(record.events), hashed)
     position, batch, body = await _batch_of(reads, keys, case.shard, entry, record.time)
     inclusion = await trees.inclusion(case.shard, position)
+    veil = await veils(meta.tenant, creation.spec_id, creation.version)
     step = ReceiptStep(
-        meta.tenant, case_id, first, entry.count, hashed.hex(), creation.salt.hex(), b64encode(payload).decode()
+        meta.tenant,
+        case_id,
+        first,
+        entry.count,
+        hashed.hex(),
+        "" if veil else creation.salt.hex(),
+        "" if veil else b64encode(payload).decode(),
+        record.principal,
+        method_name(record.method),
+        record.time,
     )
     document = _document(trees, case.shard, position, batch, body, inclusion, meta.tenant)
     document = msgspec.structs.replace(document, step=step)
@@ -245,19 +263,24 @@ def _proven(proof: ReceiptProof, key: bytes | None) -> ReceiptVerdict:
             return wrong("the batch record has another hash")
     step = proof.step
     if step is not None:
-        payload, salt = b64decode(step.record, validate=True), bytes.fromhex(step.salt)
-        if digest(payload, salt).hex() != step.digest:
-            return wrong("the record of the step does not match its digest")
+        withheld = not (step.record or step.salt)
+        if not withheld:
+            payload, salt = b64decode(step.record, validate=True), bytes.fromhex(step.salt)
+            if not salt or digest(payload, salt).hex() != step.digest:
+                return wrong("the record of the step does not match its digest")
+            header = COMMIT_HEADERS.read_payload(b"", payload)
+            if (header.principal, method_name(header.method), header.time) != (step.principal, step.method, step.time):
+                return wrong("who made the step is not what its record says")
         entry = LogEntry(step.tenant, step.case_id, step.first_sequence, step.count, bytes.fromhex(step.digest))
         if record is not None and entry not in record.entries:
             return wrong("the batch record does not name the step")
-        header = COMMIT_HEADERS.read_payload(b"", payload)
         verdict = msgspec.structs.replace(
             verdict,
             case_id=step.case_id,
             sequence=step.first_sequence,
-            principal=header.principal,
-            method=method_name(header.method),
-            time=header.time,
+            principal=step.principal,
+            method=step.method,
+            time=step.time,
+            withheld=withheld,
         )
     return msgspec.structs.replace(verdict, signed_by=fingerprint(public))

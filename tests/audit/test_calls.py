@@ -97,7 +97,7 @@ def office_of(engine: WorkflowEngine, plain: Principal, reads: bool = True) -> O
         log=Log("error", "json", io.StringIO()),
         counters=Counters(),
         limits=Limits(),
-        auditing=Auditing(engine.record_operation, engine.audit_full, reads),
+        auditing=Auditing(engine.record_operation, engine.record_again, engine.audit_full, reads),
     )
     return Office(engine, pipeline)
 

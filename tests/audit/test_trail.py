@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from knhk_workflow import (
     WorkflowEngine,
     checkpoint_signed,
     checkpoints_consistent,
+    prove_audit,
     prove_receipt,
     restore_store,
 )
@@ -377,3 +379,32 @@ async def test_identity_is_of_the_store_and_its_copies(tmp_path: Path) -> None:
             await engine.register_workflow(SIGN)
             names.append((await engine.audit_checkpoints())[0].store)
     assert names[0] == names[1] != names[2]
+
+
+async def test_texts_that_cannot_be_written_are_mended_and_take_nobody_with_them(engine: WorkflowEngine) -> None:
+    engine.record_operation(read_of("half \ud800 a character", "cases/1", engine.now()), "default")
+    engine.record_operation(read_of(BOB, "cases/2", engine.now()), "default")
+    await engine._stream.flush()
+    assert sorted(told(await everything(engine))) == [
+        ("half ? a character", "GetCase", "cases/1"),
+        (BOB, "GetCase", "cases/2"),
+    ]
+
+
+async def test_sensitive_data_are_in_no_receipt_and_no_export(engine: WorkflowEngine) -> None:
+    await engine.register_workflow({**SIGN, "id": "secret", "sensitive": ["card"]})
+    await engine.register_workflow(SIGN)
+    for spec, case_id in (("secret", "hidden"), ("sign", "open")):
+        await engine.run_case(spec, {"card": "4111-1111"}, case_id=case_id, meta=by(ALICE, "RunCase"))
+    for case_id, withheld in (("hidden", True), ("open", False)):
+        receipt = await engine.receipt(case_id)
+        assert (b"4111" in b64decode(msgspec.json.decode(receipt.document)["step"]["record"])) != withheld
+        verdict = prove_receipt(receipt.document)
+        assert (verdict.problem, verdict.withheld, verdict.principal) == ("", withheld, ALICE)
+    document = b"".join([piece async for piece in engine.export_audit(full=True)])
+    lines = [msgspec.json.decode(line) for line in document.splitlines()]
+    shown = {line["case"]: b64decode(line.get("record", "")) for line in lines if "case" in line}
+    assert (shown["hidden"], b"4111" in shown["open"]) == (b"", True)
+    assert not any(line.get("salt") for line in lines if line.get("case") == "hidden")
+    proof = prove_audit(document.splitlines(keepends=True), engine._key.public if engine._key else None)
+    assert (proof.problem, proof.withheld) == ("", 1)

@@ -278,8 +278,8 @@ def test_the_agent_of_developer_mode_gives_tokens(daemon: Daemon, tmp_path: Path
         (
             ("case", "list", "--token", "x", "--address", "h:1", "--ca", "a", "--cert", "b", "--key", "c"), 6, "beside",
         ),
-        (("token", "x", "--socket", "/not/an/endpoint"), 6, "Workload API"),
-        (("token", "x", "--socket", "unix:///nowhere/agent.sock"), 6, "gave no token"),
+        (("token", "x", "--workload-api", "/not/an/endpoint"), 6, "Workload API"),
+        (("token", "x", "--workload-api", "unix:///nowhere/agent.sock"), 6, "gave no token"),
     ],
 )  # fmt: skip
 def test_tokens_that_cannot_be_sent(

@@ -36,11 +36,6 @@ from tests.sidecar.server.client import ANY_PORT, secure
 ID = "spiffe://a.org/web"
 SIGN = "digital_signature"
 TLS = "TLS"  # refused in the handshake
-POLICY = """
-version: 1
-rules:
-  - {id: all, who: [{trust_domain: a.org}, {trust_domain: b.org}], effect: allow, roles: [viewer]}
-"""
 
 
 @dataclass(frozen=True)
@@ -226,8 +221,9 @@ async def daemon(
     own = Wish(uris=("spiffe://a.org/sidecar",), dns=("localhost",))
     others = {"b.org": tuple(federated) if federated is not None else (world.federated_root,)}
     agent.say("spiffe://a.org/sidecar", *world.own.issue_chain(own), world.own_root, federated=others)
-    policy = directory / "policy.yaml"
-    policy.write_text(POLICY)
+    policy = directory / "policy.json"  # whoever has an identity may look: only certificates decide here
+    rule = {"id": "all", "who": {"anyone": True}, "effect": "allow", "roles": ["viewer"]}
+    policy.write_text(json.dumps({"version": 1, "rules": [rule]}))
     config = SidecarConfig(
         policy_file=str(policy),
         workflow_enabled=False,
