@@ -237,14 +237,16 @@ async def test_a_call_goes_on_while_the_certificate_changes(tmp_path: Path) -> N
             await asyncio.to_thread(register, client)
             order = pb.RunCaseRequest(spec_id="one", case_id="c")
             item = (await asyncio.to_thread(client.cases.RunCase, order)).open_work_items[0].item_id
-            waiting = client.cases.WaitCase.future(pb.WaitCaseRequest(case_id="c"), timeout=PATIENCE)
+            wait = asyncio.to_thread(client.cases.WaitCase, pb.WaitCaseRequest(case_id="c"), timeout=PATIENCE)
+            waiting = asyncio.create_task(wait)
+            await until(lambda: "knhk_calls_waiting 1\n" in running.counters.prometheus())
             before = id(client._services)  # nobody but the call holds the channel
             ours.issue("client", "/client2")
             await until(lambda: client.cases is not None and id(client._services) != before)
             assert await asyncio.to_thread(who, client) == "spiffe://a.org/client2"
             done = pb.CompleteWorkItemRequest(item_id=item)
             await asyncio.to_thread(client.work.CompleteWorkItem, done)
-            assert (await asyncio.to_thread(waiting.result)).case.state == pb.CASE_STATE_COMPLETED
+            assert (await waiting).case.state == pb.CASE_STATE_COMPLETED
 
 
 def register(client: Client) -> None:
