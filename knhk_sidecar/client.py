@@ -175,7 +175,7 @@ def named_endpoint(
 ) -> Endpoint:
     """An endpoint as given on the command line. Raises `NotReachable` when it cannot be used safely."""
     if token is not None and (cert is not None or workload_api):
-        raise NotReachable("a token beside a certificate says nothing", "give --token-file or --cert and --key")
+        raise NotReachable("a token beside a certificate says nothing", "give --token-file or a certificate")
     if workload_api:
         if (ca, cert, key) != (None, None, None):
             raise NotReachable("certificates come from an agent or from files, not both", "leave one of them out")

@@ -60,6 +60,8 @@ KEEPALIVE_MS: Final = 30_000  # a connection that is gone without a word is noti
 PAUSE_FIRST_S: Final = 0.1  # before connecting again; doubles, and a random part of it is taken
 PAUSE_MAX_S: Final = 10.0
 BEATS: Final = 3  # extensions per lease: two may be lost
+SETTLE_S: Final = 10.0  # for a moment without results on their way, before a connection is left for newer certificates
+SETTLE_LOOK_S: Final = 0.005
 TELL_S: Final = 5.0  # for the last results to be acknowledged when the worker stops
 _HOPELESS: Final = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
 
@@ -131,7 +133,7 @@ class Worker:
         """Items whose failure was taken."""
         self.refused = 0
         """Results that came too late."""
-        self._connect = _Daemon(endpoint)
+        self._connect = _Daemon(endpoint, lambda: not self._results)
         self._handlers = {task: _Handler(handler) for task, handler in handlers.items()}
         self._subscription = pb.WorkSubscription(
             worker_id=self.worker_id,
@@ -446,8 +448,10 @@ def _duration(seconds: float) -> Duration:
 class _Daemon:
     """Connections to the daemon that an endpoint names, each with the newest certificates."""
 
-    def __init__(self, endpoint: Endpoint | Callable[[], Endpoint] | Connect) -> None:
+    def __init__(self, endpoint: Endpoint | Callable[[], Endpoint] | Connect, settled: Callable[[], bool]) -> None:
+        """`settled`: whether every result was acknowledged, so that leaving a connection leaves nothing in doubt."""
         self._endpoint = endpoint
+        self._settled = settled
         self._known: Endpoint | None = None
         self._ways: Ways | None = None
 
@@ -459,7 +463,7 @@ class _Daemon:
             self.close()
             self._ways = Ways(found) if found.secure else None
             self._known = found
-        return _plain(found) if self._ways is None else _secure(self._ways, found.token)
+        return _plain(found) if self._ways is None else _secure(self._ways, found.token, self._settled)
 
     def close(self) -> None:
         """Certificates are not followed any more; the next connection begins to again."""
@@ -479,14 +483,14 @@ async def _plain(endpoint: Endpoint) -> AsyncIterator[Exchange]:
 
 
 @asynccontextmanager
-async def _secure(ways: Ways, token: TokenSource | None) -> AsyncIterator[Exchange]:
+async def _secure(ways: Ways, token: TokenSource | None, settled: Callable[[], bool]) -> AsyncIterator[Exchange]:
     """A channel of its own for each connection, which ends when there are newer certificates."""
     way = await asyncio.to_thread(ways.newest)  # the server is checked
     metadata = await _metadata(token)
 
     async def exchange(requests: AsyncIterator[pb.StreamWorkItemsRequest]) -> AsyncIterator[pb.StreamWorkItemsResponse]:
         call = stream(requests, metadata=metadata)
-        leaving = asyncio.create_task(_leave(call, ways, way))
+        leaving = asyncio.create_task(_leave(call, ways, way, settled))
         try:
             async for response in call:
                 yield response
@@ -511,8 +515,12 @@ async def _metadata(token: TokenSource | None) -> tuple[tuple[str, str], ...]:
     return () if token is None else (await asyncio.to_thread(header_of, token),)
 
 
-async def _leave(call: aio.Call, ways: Ways, way: Way) -> None:
-    """Ends a call when there are newer certificates than it was made with."""
+async def _leave(call: aio.Call, ways: Ways, way: Way, settled: Callable[[], bool]) -> None:
+    """Ends a call when there are newer certificates than it was made with, at a moment without results on their way."""
     while not ways.moved(way):  # noqa: ASYNC110  # files tell nobody
         await asyncio.sleep(LOOK_SECONDS)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SETTLE_S):
+            while not settled():  # noqa: ASYNC110  # a few milliseconds
+                await asyncio.sleep(SETTLE_LOOK_S)
     call.cancel()

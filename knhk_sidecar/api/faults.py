@@ -43,6 +43,7 @@ from knhk_workflow import (
     OutcomeUnknown,
     Problem,
     RequestMismatch,
+    RoleRequired,
     Stale,
     StoreCorrupt,
     StoreError,
@@ -85,10 +86,10 @@ class Unauthenticated(WorkflowError):
 
 
 class TokenRefused(Unauthenticated):
-    """A bearer token was shown that does not count here; the log says why, the caller is told only that."""
+    """A bearer token was shown that does not count here; `rule` says why, the caller is told only that."""
 
-    def __init__(self) -> None:
-        super().__init__("the bearer token is not accepted here")
+    def __init__(self, rule: str) -> None:
+        super().__init__("the bearer token is not accepted here", rule=f"token: {rule}")
 
 
 class PermissionDenied(WorkflowError):
@@ -163,6 +164,7 @@ FAULTS: Final[Mapping[type[WorkflowError], Answer]] = {
     InvalidInput: Answer(StatusCode.INVALID_ARGUMENT, 400, "Invalid argument"),
     InvalidDocument: Answer(StatusCode.INVALID_ARGUMENT, 400, "Invalid workflow document"),
     RequestMismatch: Answer(StatusCode.FAILED_PRECONDITION, 422, "Request id used before"),
+    RoleRequired: Answer(StatusCode.PERMISSION_DENIED, 403, "Role required"),
     NotFound: Answer(StatusCode.NOT_FOUND, 404, "Not found"),
     AlreadyExists: Answer(StatusCode.ALREADY_EXISTS, 409, "Already exists"),
     WrongState: Answer(StatusCode.FAILED_PRECONDITION, 409, "Wrong state"),

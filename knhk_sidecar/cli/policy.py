@@ -60,7 +60,7 @@ def explain(
     Example:
       knhk policy explain --principal spiffe://example.org/ns/shop/sa/web --method GetCase --resource cases/order-17
       knhk policy explain --file policy.yaml --principal jwt:https://idp.example.org#ann \\
-        --claims '{"groups": ["ops"]}' --method CancelTask
+        --claims '{"groups": ["ops"]}' --method ResolveIncident
     """
     claims_json = data_argument(claims)
     if file is not None:
@@ -107,8 +107,8 @@ def validate(file: Path) -> None:
       knhk policy validate policy.yaml
     """
     document = _document(file)
-    own = sum(not role.built_in for role in document.roles.values())
-    click.echo(f"{file}: {len(document.rules)} rules and {own} roles of its own, nothing is wrong")
+    own = ", ".join(role.name for role in document.roles.values() if not role.built_in) or "none"
+    click.echo(f"{file}: {len(document.rules)} rules, roles of its own: {own}; nothing is wrong")
 
 
 @policy.command("roles")

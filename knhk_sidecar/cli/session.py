@@ -55,7 +55,8 @@ class Session:
         try:
             token = self._token()
             if self.address:
-                needed = self.ca is None and not is_loopback(self.address)  # where a plain connection is refused
+                # Where a plain connection is refused, and no token says who calls.
+                needed = self.ca is None and token is None and not is_loopback(self.address)
                 agent = self.workload_api or (self.spiffe_socket if needed else "")
                 return named_endpoint(
                     self.address, self.ca, self.cert, self.key, self.server_name, self.server_id, agent, token

@@ -13,27 +13,24 @@ from knhk_sidecar.client import NotReachable, read_ready
 @click.command()
 @click.argument("audience")
 @click.option(
-    "--socket",
-    envvar="SPIFFE_ENDPOINT_SOCKET",
-    default="",
-    metavar="ENDPOINT",
-    help="The agent, like unix:///run/spire/agent.sock; otherwise that of the running `knhk dev`.",
-)
-@click.option(
     "--spiffe-id", default="", metavar="ID", help="Which of this process's ids; otherwise the agent's choice."
 )
 @connected
-def token(session: Session, audience: str, socket: str, spiffe_id: str) -> None:
+def token(session: Session, audience: str, spiffe_id: str) -> None:
     """Print a JWT-SVID for AUDIENCE, usually the SPIFFE id of the sidecar that will read it. It lives for minutes.
+
+    It comes from the agent of --workload-api or SPIFFE_ENDPOINT_SOCKET, otherwise from that of the running `knhk dev`.
 
     \b
     Example:
       curl -H "Authorization: Bearer $(knhk token spiffe://knhk.dev/sidecar)" http://127.0.0.1:8080/cases
     """
     try:
-        endpoint = socket or read_ready(ready_path(session.data_dir)).workload_api
+        endpoint = (
+            session.workload_api or session.spiffe_socket or read_ready(ready_path(session.data_dir)).workload_api
+        )
         if not endpoint:
-            raise Failure(Exit.UNAVAILABLE, "no SPIFFE agent is known here", "give --socket")
+            raise Failure(Exit.UNAVAILABLE, "no SPIFFE agent is known here", "give --workload-api")
         click.echo(AgentToken(endpoint, audience, spiffe_id)())
     except (NotReachable, NoToken) as error:
         raise Failure(Exit.UNAVAILABLE, str(error), error.mend) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -109,11 +110,14 @@ class Verdict:
     rule: str
     denials: tuple[Narrowed, ...] = ()
     allowances: tuple[Narrowed, ...] = ()
+    narrowed: bool = field(init=False)
+    """Whether what the request is about has to be looked at."""
+    plain: bool = field(init=False)
+    """Allowed, whatever the request is about."""
 
-    @property
-    def narrowed(self) -> bool:
-        """Whether what the request is about has to be looked at."""
-        return bool(self.denials or self.allowances)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "narrowed", bool(self.denials or self.allowances))
+        object.__setattr__(self, "plain", self.allowed and not self.narrowed)
 
     def about(self, resources: tuple[Resource, ...]) -> Verdict:
         """The verdict on a call about these things; it is denied when it is for any of them."""
@@ -123,13 +127,18 @@ class Verdict:
         for resource in resources or (Resource(),):
             for denial in self.denials:
                 if denial.covers(resource) is not False:
-                    return Verdict(False, denial.rule)
+                    return _final(False, denial.rule)
             if not self.allowed:
                 allowance = next((each for each in self.allowances if each.covers(resource)), None)
                 if allowance is None:
                     return DENIED
                 rule = allowance.rule
-        return Verdict(True, rule)
+        return _final(True, rule)
+
+
+@lru_cache(4_096)  # as many rules as a policy usually has at most
+def _final(allowed: bool, rule: str) -> Verdict:
+    return Verdict(allowed, rule)
 
 
 DENIED: Final = Verdict(False, NO_RULE)
@@ -159,7 +168,7 @@ class Grants:
 
     def verdict(self, permission: Permission | None) -> Verdict:
         """What holds for a permission; None is the permission of a call that nobody may make."""
-        return DENIED if permission is None else self.verdicts.get(permission, DENIED)
+        return self.verdicts.get(permission, DENIED)  # type: ignore[arg-type]  # None is no key of it
 
 
 NOTHING: Final = Grants()

@@ -130,7 +130,7 @@ class IssuerKeys(KeySource):
         try:
             async with asyncio.timeout(FETCH_SECONDS):
                 if self._context is None:
-                    self._context = await asyncio.to_thread(ssl.create_default_context, cafile=self._issuer.ca or None)
+                    self._context = await asyncio.to_thread(_prepared, self._issuer.ca)
                 self.adopt(await fetch_keys(self._issuer, self.name, self._context))
         except TimeoutError:
             self.lose(f"no answer within {FETCH_SECONDS:g} s")
@@ -160,7 +160,7 @@ class _Discovered(msgspec.Struct):
 
 async def fetch_keys(issuer: Issuer, name: str, context: ssl.SSLContext) -> KeySet:
     """What the issuer publishes now. Raises InvalidKeys with the reason, for people."""
-    import httpx2  # noqa: PLC0415 - 50 ms that only a daemon with issuers pays
+    import httpx2  # noqa: PLC0415 - see _prepared
 
     limits = httpx2.Limits(max_connections=1)
     # No proxy and no credentials of the environment, and no redirects: they would lead to where nobody pointed.
@@ -174,9 +174,16 @@ async def fetch_keys(issuer: Issuer, name: str, context: ssl.SSLContext) -> KeyS
         except httpx2.HTTPError as error:
             raise InvalidKeys(f"cannot be reached: {str(error) or type(error).__name__}") from error
     try:
-        return read_key_set(raw, name)
+        return await asyncio.to_thread(read_key_set, raw, name)  # 64 keys take milliseconds
     except InvalidKeys as error:
         raise InvalidKeys(f"what {uri} answers {error}") from None
+
+
+def _prepared(ca: str) -> ssl.SSLContext:
+    """What a first fetch needs, on a thread: authorities are read from files, and the client is imported."""
+    import httpx2  # noqa: F401, PLC0415 - 50 ms that only a daemon with issuers pays
+
+    return ssl.create_default_context(cafile=ca or None)
 
 
 async def _discover(client: object, issuer: Issuer) -> str:
@@ -194,7 +201,7 @@ async def _discover(client: object, issuer: Issuer) -> str:
 
 
 async def _get(client: object, url: str) -> bytes:
-    import httpx2  # noqa: PLC0415 - as above
+    import httpx2  # noqa: PLC0415 - see _prepared
 
     assert isinstance(client, httpx2.AsyncClient)
     # Not compressed, so that what is counted is what there is.

@@ -342,6 +342,8 @@ def _judged(
         return "elsewhere", f"{told} about {things} only"
     if all(each is False for each in covered):
         return "elsewhere", f"the request is not about {things}"
+    if any(covered):
+        return verb, f"the request is about {things}"
     return verb, f"the request does not show that it is about something else than {things}"
 
 

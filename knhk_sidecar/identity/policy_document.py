@@ -144,9 +144,10 @@ _VIEWER = frozenset(
 )  # fmt: skip
 _WORKER = frozenset({_P.STATUS, _P.WORK_READ, _P.WORK_WRITE})
 _APPLICATION = (_VIEWER - {_P.CONNECTOR_READ, _P.DEAD_LETTER_READ, _P.HOLD_READ}) | {
-    _P.PATTERN_EXECUTE, _P.WORKFLOW_WRITE, _P.CASE_WRITE, _P.WORK_WRITE, _P.SCHEDULE_WRITE, _P.SUBSCRIPTION_WRITE,
+    _P.PATTERN_EXECUTE, _P.WORKFLOW_WRITE, _P.CASE_WRITE, _P.WORK_WRITE, _P.WORK_OPERATE, _P.SCHEDULE_WRITE,
+    _P.SUBSCRIPTION_WRITE,
 }  # fmt: skip
-_OPERATOR = _VIEWER | _APPLICATION | {_P.CASE_OPERATE, _P.WORK_OPERATE, _P.DEAD_LETTER_OPERATE, _P.ADMIN_READ}
+_OPERATOR = _VIEWER | _APPLICATION | {_P.CASE_OPERATE, _P.DEAD_LETTER_OPERATE, _P.ADMIN_READ}
 _AUDITOR = _VIEWER | {_P.AUDIT_READ, _P.POLICY_READ, _P.ADMIN_READ}
 
 BUILT_IN_ROLES: Final[Mapping[str, Role]] = MappingProxyType(
@@ -155,7 +156,12 @@ BUILT_IN_ROLES: Final[Mapping[str, Role]] = MappingProxyType(
         for role in (
             Role("viewer", _VIEWER, "sees everything of its tenant and changes nothing", True),
             Role("worker", _WORKER, "takes work items and brings their results", True),
-            Role("application", frozenset(_APPLICATION), "registers workflows, runs cases, does their work", True),
+            Role(
+                "application",
+                frozenset(_APPLICATION),
+                "registers workflows, runs cases, does and steers their work",
+                True,
+            ),
             Role("operator", frozenset(_OPERATOR), "application, and mends what is stuck", True),
             Role("auditor", frozenset(_AUDITOR), "viewer, and reads the audit and the policy", True),
             Role("admin", frozenset(GRANTABLE), "everything, the daemon itself and its backups included", True),

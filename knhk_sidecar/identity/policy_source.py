@@ -83,11 +83,11 @@ class Policies:
         for tell in self.changed:
             tell()
 
-    async def follow(self) -> None:
-        """Keeps up with the file, until cancelled."""
+    async def follow(self, interval: float = LOOK_INTERVAL) -> None:
+        """Keeps up with the file, a look every `interval` seconds, until cancelled."""
         fresh: _Stamp | None = None
         while self.path:
-            await asyncio.sleep(LOOK_INTERVAL)
+            await asyncio.sleep(interval)
             stamp = await asyncio.to_thread(_stamp, self.path)
             if stamp == self._stamp:
                 fresh = None

@@ -29,8 +29,8 @@ _TABLE: Final[Mapping[str, Mapping[Permission, str]]] = {
         _P.CASE_READ: "GetCase WaitCase ListCases ListIncidents GetCaseHistory WatchCase WatchCases ExportCase"
         " ExplainCase PreviewMigration",
         _P.CASE_WRITE: "CreateCase StartCase ExecuteCase RunCase RunCases StreamRunCase TriggerCase UpdateCaseData"
-        " SuspendCase ResumeCase CancelCase",
-        _P.CASE_OPERATE: "CancelTask PurgeCases MigrateCases ResolveIncident",
+        " SuspendCase ResumeCase CancelCase CancelTask",
+        _P.CASE_OPERATE: "PurgeCases MigrateCases ResolveIncident",
     },
     f"{_OURS}.WorkItemService": {
         _P.WORK_READ: "ListWorkItems GetWorkItem",

@@ -24,7 +24,7 @@ from knhk_sidecar.identity.jwt_token import RefusedToken
 from knhk_sidecar.identity.policy import Policy
 from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import Principal
-from knhk_sidecar.pipeline.call import Call, Request
+from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.permissions import Permission
 from knhk_sidecar.pipeline.resources import resources_of
 from knhk_sidecar.telemetry.counters import Counters
@@ -223,7 +223,7 @@ class Identify:
             return tokens.known(credentials[0]) or await tokens.check(credentials[0])
         except RefusedToken as refused:
             _log.warning("token_refused", peer=call.peer, problem=f"the token {refused}")
-            raise faults.TokenRefused from refused
+            raise faults.TokenRefused(str(refused)) from refused
 
     async def _until_end(self, seconds: float, call: Call, request: Request) -> Message | None:
         """A stream, for as long as the token that opened it."""
@@ -235,7 +235,7 @@ class Identify:
             if not ending.expired():
                 raise
             _log.info("token_ended", peer=call.peer, principal=call.principal.name)
-            raise faults.TokenRefused from error
+            raise faults.TokenRefused("has expired") from error
 
     async def _as_long_as_good(self, call: Call, request: Request, leaf: bytes) -> Message | None:
         """A stream ends with the certificate that it was opened with, or with the authority behind that."""
@@ -307,17 +307,13 @@ class Authorize:
             raise faults.Unauthenticated
         policy = self._policies.current
         caller = call.principal = policy.known.get(came) or policy.decide(came)
-        verdict = caller.grants.verdict(permission)
-        if verdict.narrowed:
-            if method.client_streaming:
-                request = _checked(method.name, cast("AsyncIterator[Message]", request), verdict)
-            else:
-                verdict = verdict.about(resources_of(method.name, cast(Message, request)))
-        if not (verdict.allowed or (verdict.narrowed and method.client_streaming)):
-            raise faults.PermissionDenied(verdict.rule)
-        if not caller.grants.may_allow_unsound and getattr(request, "allow_unsound", False):
-            raise faults.PermissionDenied(caller.grants.unsound_rule)
-        if method.streams or (method.waits and not method.has_request_id):
+        grants = caller.grants
+        verdict = grants.verdict(permission)
+        if not verdict.plain:
+            request = _within(method, request, verdict)
+        if not grants.may_allow_unsound and getattr(request, "allow_unsound", False):
+            raise faults.PermissionDenied(grants.unsound_rule)
+        if method.server_streaming or method.client_streaming or (method.waits and not method.has_request_id):
             return await self._judged(call, request, came)
         return await self._proceed(call, request)
 
@@ -370,6 +366,17 @@ class _Judged:
                 return faults.PermissionDenied(new.rule)
             same = True
         return None if same and (before.tenant, before.roles) == (now.tenant, now.roles) else PolicyChanged()
+
+
+def _within(method: Method, request: Request, verdict: Verdict) -> Request:
+    """The request, when it is about what the caller may do this to; the messages of a stream are looked at as they
+    come. Raises PermissionDenied."""
+    if verdict.narrowed and method.client_streaming:
+        return _checked(method.name, cast("AsyncIterator[Message]", request), verdict)
+    judged = verdict.about(resources_of(method.name, cast(Message, request))) if verdict.narrowed else verdict
+    if not judged.allowed:
+        raise faults.PermissionDenied(judged.rule)
+    return request
 
 
 async def _checked(name: str, requests: AsyncIterator[Message], verdict: Verdict) -> AsyncIterator[Message]:

@@ -23,6 +23,8 @@ class CallMeta(msgspec.Struct, frozen=True, gc=False):
     """The caller of one operation.
 
     `tenant` scopes every id. `principal` is the SPIFFE id or JWT subject, `system:...` for the engine's own doing.
+    `roles` are what the principal is in workflows: with any, it may do the work of tasks that ask for one of them, or
+    for none; with none it is an application that answers for its users itself.
     `request_id` (optional, <= 128 bytes) makes a mutation idempotent within (tenant, principal, method).
     `deadline` is nanoseconds of the engine's clock; 0 = none. Policy is decided before the engine is called.
     `witness` is told when a commit records the call; whoever wants every call in the audit gives one.

@@ -108,6 +108,17 @@ def test_what_callers_sent_cannot_drive_a_terminal(daemon: Daemon) -> None:
     assert not {"\x1b", "\x07"} & set(refused.stderr)
 
 
+def test_sensitive_data_are_masked_unless_asked_for(daemon: Daemon) -> None:
+    document = REVIEW.replace("id: cli-review", "id: cli-secret\nsensitive: [card]")
+    daemon.knhk("workflow", "register", "-", "--format", "yaml", given=document)
+    ran = daemon.knhk("case", "run", "cli-secret", "--id", "secret", "--set", "card=4711", "--set", "pages=3")
+    assert ran.returncode == 0, ran.stderr
+    for done in (ran, daemon.knhk("case", "show", "secret"), daemon.knhk("case", "show", "secret", "-o", "json")):
+        assert "***" in done.stdout
+        assert "4711" not in done.stdout
+    assert "4711" in daemon.knhk("case", "show", "secret", "--reveal").stdout
+
+
 def test_yaml_is_the_same_answer(daemon: Daemon) -> None:
     daemon.knhk("case", "create", "cli-review", "--id", "yaml", "--set", "note=a: b")
     done = daemon.knhk("case", "show", "yaml", "-o", "yaml")
@@ -278,8 +289,8 @@ def test_the_agent_of_developer_mode_gives_tokens(daemon: Daemon, tmp_path: Path
         (
             ("case", "list", "--token", "x", "--address", "h:1", "--ca", "a", "--cert", "b", "--key", "c"), 6, "beside",
         ),
-        (("token", "x", "--socket", "/not/an/endpoint"), 6, "Workload API"),
-        (("token", "x", "--socket", "unix:///nowhere/agent.sock"), 6, "gave no token"),
+        (("token", "x", "--workload-api", "/not/an/endpoint"), 6, "Workload API"),
+        (("token", "x", "--workload-api", "unix:///nowhere/agent.sock"), 6, "gave no token"),
     ],
 )  # fmt: skip
 def test_tokens_that_cannot_be_sent(

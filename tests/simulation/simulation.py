@@ -525,6 +525,8 @@ class Episode:
                 )
             states = Counter(seen.case.state for (owner, _), seen in self.ledger.cases.items() if owner == tenant)
             counts = (await engine.count(meta=meta)).cases
+            while counts is None and self.clock.seconds() < until:  # a restart in an outage counts after it
+                counts = (await engine.count(meta=meta)).cases
             if counts is None or any(getattr(counts, state) != states[state] for state in STATES):
                 self.ledger.report(f"differs: {tenant} has cases {dict(states)}, counted are {counts}")
             elif counts.open_items != len(wanted):

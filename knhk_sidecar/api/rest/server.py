@@ -233,6 +233,8 @@ class _Contexts:
 def _context(material: Material) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.num_tickets = 0  # each connection shows its certificates, to the authorities of that moment
+    context.options |= ssl.OP_NO_TICKET
     context.verify_mode = ssl.CERT_OPTIONAL  # a kubelet has none; the pipeline lets it ask for health only
     context.load_verify_locations(cadata=material.roots.decode("ascii"))
     descriptor, path = tempfile.mkstemp(prefix="knhk-")  # mode 0600; the library reads keys from files only

@@ -43,8 +43,10 @@ class Authority:
         is_authority: bool = True,
         begins: timedelta = timedelta(days=-2),
         ends: timedelta = timedelta(days=2),
+        key: ec.EllipticCurvePrivateKey | None = None,
     ) -> None:
-        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.key = ec.generate_private_key(ec.SECP256R1()) if key is None else key
+        self.common_name = name
         self.name = _name(name)
         signer = self if issuer is None else issuer
         now = datetime.now(UTC)
@@ -85,6 +87,10 @@ class Authority:
             begins=begins,
             ends=ends,
         )
+
+    def vouch_for(self, other: Authority) -> bytes:
+        """A certificate, PEM, that makes an authority of the other one's key and name, whatever it is elsewhere."""
+        return Authority(other.common_name, issuer=self, key=other.key).pem
 
     def issue(self, wish: Wish = Wish()) -> tuple[bytes, bytes]:
         """Certificate, without the chain, and key as PEM."""

@@ -187,6 +187,19 @@ def test_attacks_are_refused_without_a_word(house: House, attack: str) -> None:
     assert "/evil" not in house.issuer.asked
 
 
+def test_the_audit_knows_why_a_token_was_refused(house: House) -> None:
+    good, late = house.forge.token(), house.forge.token(house.forge.claims(exp=house.forge.now - 7))
+    assert house.principal(shown(late)) == "UNAUTHENTICATED"
+
+    def reasons() -> str:
+        with Client(house.endpoint(shown(good))) as client:
+            request = pb.ListAuditRequest(outcome="UNAUTHENTICATED", method="GetStatus")
+            return "\n".join(each.reason for each in client.admin.ListAudit(request, timeout=10).entries)
+
+    assert eventually(lambda: "UNAUTHENTICATED: token: has expired" in reasons())
+    assert late not in reasons()
+
+
 def test_a_token_is_taken_from_its_header_only(house: House) -> None:
     token = shown(house.forge.token())
     assert house.get(f"Bearer {token}", f"Bearer {token}").status_code == 401

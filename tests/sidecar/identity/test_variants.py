@@ -36,11 +36,6 @@ from tests.sidecar.server.client import ANY_PORT, secure
 ID = "spiffe://a.org/web"
 SIGN = "digital_signature"
 TLS = "TLS"  # refused in the handshake
-POLICY = """
-version: 1
-rules:
-  - {id: all, who: [{trust_domain: a.org}, {trust_domain: b.org}], effect: allow, roles: [viewer]}
-"""
 
 
 @dataclass(frozen=True)
@@ -167,9 +162,10 @@ class World:
 
 @dataclass(frozen=True)
 class Daemon:
-    """A running daemon of a.org that federates with b.org, and its log."""
+    """A running daemon of a.org that federates with b.org, its agent and its log."""
 
     world: World
+    agent: SpokenAgent
     sidecar: Sidecar
     lines: io.StringIO
 
@@ -218,21 +214,22 @@ async def principal(channel: aio.Channel) -> str:
 
 @asynccontextmanager
 async def daemon(
-    directory: Path, world: World, *, federated: Sequence[Authority] | None = None
+    directory: Path, world: World, *, federated: Sequence[Authority] | None = None, federates_with: str = "b.org"
 ) -> AsyncIterator[Daemon]:
     """`federated`: the bundle of b.org, when it is not its root."""
     agent = SpokenAgent(directory / "s")
     own = Wish(uris=("spiffe://a.org/sidecar",), dns=("localhost",))
     others = {"b.org": tuple(federated) if federated is not None else (world.federated_root,)}
     agent.say("spiffe://a.org/sidecar", *world.own.issue_chain(own), world.own_root, federated=others)
-    policy = directory / "policy.yaml"
-    policy.write_text(POLICY)
+    policy = directory / "policy.json"  # whoever has an identity may look: only certificates decide here
+    rule = {"id": "all", "who": {"anyone": True}, "effect": "allow", "roles": ["viewer"]}
+    policy.write_text(json.dumps({"version": 1, "rules": [rule]}))
     config = SidecarConfig(
+        policy_file=str(policy),
         workflow_enabled=False,
         spiffe_enabled=True,
         spiffe_socket=agent.endpoint,
-        spiffe_federates_with="b.org",
-        policy_file=str(policy),
+        spiffe_federates_with=federates_with,
         address=ANY_PORT,
         http_address=ANY_PORT,
         metrics_address="",
@@ -240,7 +237,7 @@ async def daemon(
     )
     lines = io.StringIO()
     async with agent.listening(), Sidecar(config, log=Log("info", "json", lines)) as sidecar:
-        yield Daemon(world, sidecar, lines)
+        yield Daemon(world, agent, sidecar, lines)
 
 
 def expected(variants: Mapping[str, Variant]) -> dict[str, str]:
@@ -273,6 +270,7 @@ async def told(capfd: pytest.CaptureFixture[str], reason: str) -> str:
     return text
 
 
+@pytest.mark.long
 async def test_rest_gives_the_same_verdicts(tmp_path: Path) -> None:
     def over_rest(variant: Variant) -> str:
         if variant.signer == "nobody":
@@ -356,6 +354,33 @@ def _with(issued: tuple[bytes, bytes], authority: Authority) -> tuple[bytes, byt
     return issued[0] + authority.chain, issued[1]
 
 
+async def test_a_federated_authority_lends_nobody_of_ours_its_power(tmp_path: Path) -> None:
+    """What may not sign here is made an authority there: a path leads to the federated root, with which TLS is content.
+
+    In the other order TLS tries the wrong path first, and refuses by itself.
+    """
+    world = World.through_intermediates()
+    own, federated = world.own_root, world.federated_root
+    elsewhere = x509.NameConstraints([x509.UniformResourceIdentifier("x.a.org")], None)
+    not_here = x509.NameConstraints(
+        None, [x509.UniformResourceIdentifier(".org"), x509.UniformResourceIdentifier("a.org")]
+    )
+    short = own.intermediate("short", path_length=0)
+    mine = {
+        "a workload of ours": own.intermediate("workload", is_authority=False),
+        "an authority of ours that has ended": own.intermediate("old", ends=timedelta(hours=-1)),
+        "an authority of ours that is for another name": own.intermediate("elsewhere", constraints=elsewhere),
+        "an authority of ours that is not for this name": own.intermediate("not here", constraints=not_here),
+        "an authority of ours below one that has none": short.intermediate("too deep"),
+    }
+    async with daemon(tmp_path, world) as running:
+        for who, signer in mine.items():
+            cert, key = signer.issue()
+            lent = federated.vouch_for(signer)
+            verdicts = [await running.verdict(cert + sent, key) for sent in (lent + signer.chain, signer.chain + lent)]
+            assert verdicts in (["issuer", TLS], [TLS, "issuer"]), who
+
+
 async def test_intermediates_in_a_bundle_are_authorities_of_their_domain(tmp_path: Path) -> None:
     """For callers who do not send them, as some agents have it."""
     world = World.through_intermediates()
@@ -365,6 +390,32 @@ async def test_intermediates_in_a_bundle_are_authorities_of_their_domain(tmp_pat
         assert await running.verdict(*world.federated.issue()) == "issuer"
 
 
+@pytest.mark.parametrize("federates_with", ["", "b.org"])
+async def test_a_root_that_is_taken_away_takes_its_intermediates_along(tmp_path: Path, federates_with: str) -> None:
+    """On open connections too, whose handshake was of another time. Bundles of others that are empty change nothing."""
+    world, after = World.through_intermediates(), Authority("the next root")
+    async with daemon(tmp_path, world, federates_with=federates_with) as running:
+        neighbour = world.own_root.intermediate("another server of the same domain")
+        async with secure(running.sidecar.addresses.grpc, world.own_root.pem, *neighbour.issue_chain()) as channel:
+            assert await principal(channel) == ID
+            server = Wish(uris=("spiffe://a.org/sidecar",), dns=("localhost",))
+            running.agent.say(str(server.uris[0]), *after.issue(server), after, federated={"b.org": (), "c.org": ()})
+            assert await refusal(channel) is grpc.StatusCode.UNAUTHENTICATED
+        assert '"rule":"issuer"' in running.lines.getvalue()
+
+
+async def refusal(channel: aio.Channel) -> grpc.StatusCode:
+    """The code of the first call that fails."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await principal(channel)
+            except aio.AioRpcError as error:
+                return error.code()
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.long
 async def test_a_certificate_that_ends_ends_its_calls_on_open_connections(tmp_path: Path) -> None:
     """Each call, and the streams that were opened before."""
     world = World.direct()
@@ -374,15 +425,7 @@ async def test_a_certificate_that_ends_ends_its_calls_on_open_connections(tmp_pa
             assert await principal(channel) == ID
             watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
-            code = grpc.StatusCode.OK
-            async with asyncio.timeout(10):
-                while code is grpc.StatusCode.OK:
-                    await asyncio.sleep(0.02)
-                    try:
-                        await principal(channel)
-                    except aio.AioRpcError as error:
-                        code = error.code()
-            assert code is grpc.StatusCode.UNAUTHENTICATED
+            assert await refusal(channel) is grpc.StatusCode.UNAUTHENTICATED
             assert await watching.code() is grpc.StatusCode.UNAUTHENTICATED
         rules = [json.loads(line).get("rule") for line in running.lines.getvalue().splitlines()]
         assert "validity" in rules

@@ -57,10 +57,10 @@ BAD: list[tuple[str, object, str]] = [
     ("a role that includes itself", policy(roles={"a": {"includes": ["a"]}}), "roles.a.includes"),
     ("an unknown role inside", policy(roles={"a": {"includes": ["b"], "permissions": ["*"]}}), "roles.a.includes[0]"),
     ("a bad name of a role", policy(roles={"A B": {"permissions": ["status"]}}), "roles.A B"),
-    ("an unknown permission", policy(rule(permissions=["case.raed"])), "rules[0].permissions[0]"),
+    ("an unknown permission", policy(rule(permissions=["case.reads"])), "rules[0].permissions[0]"),
     ("an unknown group", policy(rule(permissions=["cases.*"])), "rules[0].permissions[0]"),
     ("health", policy(rule(permissions=["health"])), "rules[0].permissions[0]"),
-    ("an unknown role", policy(rule(roles=["oprator"])), "rules[0].roles[0]"),
+    ("an unknown role", policy(rule(roles=["operators"])), "rules[0].roles[0]"),
     ("no id", policy({"who": WHO, "effect": "allow", "roles": ["viewer"]}), "rules[0].id"),
     ("a bad id", policy(rule(id="A rule!")), "rules[0].id"),
     ("a number as id", policy(rule(id=7)), "rules[0].id"),
@@ -126,7 +126,7 @@ def test_what_is_wrong_is_told_with_its_path_and_how_to_mend_it(value: object, p
 
 def test_everything_that_is_wrong_is_told_at_once() -> None:
     value = policy(
-        rule(id="A!", effect="no", roles=["oprator"]),
+        rule(id="A!", effect="no", roles=["operators"]),
         rule(who={"trust_domain": "A", "group": "x"}),
         roles={"a": {"permissions": ["x.read"]}},
         version=3,
@@ -138,7 +138,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
 
 
 def test_the_nearest_name_is_proposed() -> None:
-    found = dict(problems(policy(rule(roles=["oprator"], permissions=["case.raed"]), rulse=[])))
+    found = dict(problems(policy(rule(roles=["operators"], permissions=["case.reads"]), rulse=[])))
     assert found["rules[0].roles[0]"] == "did you mean operator?"
     assert found["rules[0].permissions[0]"] == "did you mean case.read?"
     assert found["rulse"] == "did you mean rules?"

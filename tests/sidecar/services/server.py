@@ -107,7 +107,7 @@ async def _served(engine: WorkflowEngine | None) -> AsyncIterator[Sidecar]:
         {path: method for service in pb.SERVICES for path, method in methods_of(service).items()},
         implementations,
         leaves=None,
-        plain=Principal("dev", CALLER, roles=("clerk",)),
+        plain=Principal("dev", CALLER),
         now=engine.now if engine else time.time_ns,
         log=Log("warning"),
         counters=Counters(),

@@ -16,7 +16,7 @@ async def test_status_says_what_works_and_what_does_not(running: Sidecar) -> Non
     assert "CaseService.MigrateCases" in status.unavailable_features
     assert not any("GetStatus" in feature for feature in status.unavailable_features)
     assert list(status.features) == ["mtls", "rest"]
-    assert (status.principal, list(status.roles)) == (CALLER, ["clerk"])
+    assert (status.principal, list(status.roles)) == (CALLER, [])
     assert status.uptime.ToMilliseconds() == 2500
     assert status.document_schema_json
     assert set(status.pattern_ids) >= {1, 2, 3, 4, 5, 8, 10, 11, 22, 33, 43}
