@@ -77,6 +77,7 @@ class World:
     item_id: str
     incident_id: str
     letter_id: str
+    audit_id: str
 
 
 @pytest.fixture
@@ -109,6 +110,7 @@ async def world(daemon: Guarded) -> AsyncIterator[World]:
         incidents = await red.cases.ListIncidents(
             pb.ListIncidentsRequest(case_id=paid.case.case_id), timeout=CALL_SECONDS
         )
+        audited = await red.admin.ListAudit(pb.ListAuditRequest(resource_prefix=f"cases/{case}"), timeout=CALL_SECONDS)
         yield World(
             red,
             blue,
@@ -116,6 +118,7 @@ async def world(daemon: Guarded) -> AsyncIterator[World]:
             ran.open_work_items[0].item_id,
             incidents.incidents[0].incident_id,
             letters.dead_letters[0].dead_letter_id,
+            audited.entries[0].audit_id,
         )
 
 
@@ -130,6 +133,7 @@ def request_for(name: str, there: World) -> Message:
         "schedule_id": "red-hourly",
         "incident_id": there.incident_id,
         "dead_letter_id": there.letter_id,
+        "audit_id": there.audit_id,
         "name": "bank",
         "message": "no",
     }
@@ -152,7 +156,7 @@ def request_for(name: str, there: World) -> Message:
 
 LATER = {  # they answer UNIMPLEMENTED in this version
     "PreviewMigration", "MigrateCases", "OfferWorkItem", "AllocateWorkItem", "ReallocateWorkItem", "DelegateWorkItem",
-    "SuspendWorkItem", "ResumeWorkItem", "GetReceipt", "ListAudit", "CreateLegalHold", "ListLegalHolds",
+    "SuspendWorkItem", "ResumeWorkItem", "CreateLegalHold", "ListLegalHolds",
     "ReleaseLegalHold", "GetSlo", "GetPromotion", "SetPromotion", "GetSubscription", "ListSubscriptions",
     "CreateSubscription", "DeleteSubscription", "ListDeliveries", "ReplayDeliveries",
 }  # fmt: skip
@@ -164,7 +168,7 @@ ELSEWHERE = {  # batches and streams: their own tests below; calls that name not
     "RunCases", "StreamRunCase", "WatchCases", "PurgeCases", "CompleteWorkItems", "StreamWorkItems", "RegisterWorkflow",
     "ValidateWorkflow", "PutConnector", "ListPatterns", "GetPattern", "ExecutePattern", "ExecutePatterns",
     "StreamExecutePattern", "DecideRoutes", "GetStatus", "GetConfig", "SetLogLevel", "AdvanceTime", "Backup",
-    "ExplainPolicy", "GetPolicy",
+    "ExplainPolicy", "GetPolicy", "ListAudit", "GetCheckpoint", "ExportAudit",
 }  # fmt: skip
 
 
@@ -179,6 +183,23 @@ async def test_what_belongs_to_another_tenant_is_not_found_by_any_call(world: Wo
     item = await world.red.items.GetWorkItem(pb.GetWorkItemRequest(item_id=world.item_id), timeout=CALL_SECONDS)
     assert item.item.state == pb.WORK_ITEM_STATE_OFFERED
     assert await code_of(world.red.channel, METHODS["GetSchedule"], asked["GetSchedule"]) == "OK"
+
+
+async def test_the_audit_of_a_tenant_tells_of_its_own_callers_alone(world: World) -> None:
+    """What blue asked of red's things is in blue's audit, as NOT_FOUND, and what red does is in red's."""
+    request = pb.GetCaseRequest(case_id=world.case_id)
+    assert await code_of(world.blue.channel, METHODS["GetCase"], request) == "NOT_FOUND"
+    seen: dict[str, set[tuple[str, str]]] = {}
+    for name, tenant in (("red", world.red), ("blue", world.blue)):
+        mine = pb.ListAuditRequest(resource_prefix=f"cases/{world.case_id}", page_size=1_000)
+        async with asyncio.timeout(20):
+            while not seen.get(name):
+                page = await tenant.admin.ListAudit(mine, timeout=CALL_SECONDS)
+                seen[name] = {(entry.principal, entry.outcome) for entry in page.entries}
+                await asyncio.sleep(0.05)
+    assert {outcome for _, outcome in seen["red"]} == {"OK"}
+    assert {outcome for _, outcome in seen["blue"]} == {"NOT_FOUND"}
+    assert not {who for who, _ in seen["red"]} & {who for who, _ in seen["blue"]}
 
 
 async def test_no_list_crosses(world: World) -> None:
