@@ -63,6 +63,7 @@ MESSAGE_BYTES_MAX = 700  # percent-encoded it may triple; with the details it ha
 STATUS_BYTES_MAX = 4096  # base64 makes 5.5 KB of it; common clients refuse more than 8 KiB of metadata altogether
 DETAIL_VALUE_BYTES_MAX = 300  # one value of ErrorInfo.metadata: an id is at most 256 bytes
 UNAVAILABLE_RETRY_MS = 1000  # a fenced shard is reopened within this
+MEMORY_RETRY_MS = 2000  # buffers are given back within a look or two; work in progress takes its time
 STORE_FULL_RETRY_MS = 5000  # free space is looked for this often
 
 # The engine's names of JSON arguments, where the contract has another one.
@@ -72,12 +73,23 @@ _log = structlog.get_logger(__name__)
 
 
 class Unauthenticated(WorkflowError):
-    """Nobody knows who is calling. The message says what a caller has to show, never why a credential was refused."""
+    """Nobody knows who is calling. The message says what a caller has to show, never why a credential was refused: that
+    is `rule`, for logs and the audit."""
 
     reason = "UNAUTHENTICATED"
 
-    def __init__(self, message: str = "this call needs an identity: a client certificate or a bearer token") -> None:
+    def __init__(
+        self, message: str = "this call needs an identity: a client certificate or a bearer token", *, rule: str = ""
+    ) -> None:
         super().__init__(message)
+        self.rule = rule
+
+
+class TokenRefused(Unauthenticated):
+    """A bearer token was shown that does not count here; the log says why, the caller is told only that."""
+
+    def __init__(self) -> None:
+        super().__init__("the bearer token is not accepted here")
 
 
 class PermissionDenied(WorkflowError):
@@ -89,6 +101,31 @@ class PermissionDenied(WorkflowError):
     def __init__(self, rule: str = "") -> None:
         super().__init__("permission denied")
         self.rule = rule
+
+
+class RateLimited(Busy):
+    """A caller made more requests than it may. Nothing was executed; in `retry_after_ms` there is room for one more."""
+
+    reason = "RATE_LIMITED"
+
+    def __init__(self, principal: str, per_second: float, burst: int, retry_after_ms: int) -> None:
+        WorkflowError.__init__(
+            self,
+            f"{principal} made more than {per_second:g} requests per second ({burst} at once); try again in "
+            f"{retry_after_ms} ms",
+            limit="requests per second",
+            maximum=f"{per_second:g}",
+        )
+        self.retry_after_ms = retry_after_ms
+
+
+class MemoryShort(Busy):
+    """The daemon is near its memory limit and takes no new work. Nothing was executed."""
+
+    reason = "MEMORY_SHORT"
+
+    def __init__(self) -> None:
+        super().__init__("the memory of this sidecar", MEMORY_RETRY_MS)
 
 
 class SlowReader(WorkflowError):
@@ -134,6 +171,8 @@ FAULTS: Final[Mapping[type[WorkflowError], Answer]] = {
     Unsound: Answer(StatusCode.FAILED_PRECONDITION, 422, "Unsound workflow"),
     LimitExceeded: Answer(StatusCode.RESOURCE_EXHAUSTED, 422, "Limit exceeded"),
     Busy: Answer(StatusCode.RESOURCE_EXHAUSTED, 429, "Busy"),
+    RateLimited: Answer(StatusCode.RESOURCE_EXHAUSTED, 429, "Too many requests"),
+    MemoryShort: Answer(StatusCode.RESOURCE_EXHAUSTED, 429, "Memory is short"),
     Unsupported: Answer(StatusCode.UNIMPLEMENTED, 501, "Not available in this version"),
     Expired: Answer(StatusCode.OUT_OF_RANGE, 410, "Resume token expired"),
     DeadlineExceeded: Answer(StatusCode.DEADLINE_EXCEEDED, 504, "Deadline exceeded"),
@@ -146,6 +185,7 @@ FAULTS: Final[Mapping[type[WorkflowError], Answer]] = {
     StoreFormat: Answer(StatusCode.INTERNAL, 500, "Store format"),
     StoreCorrupt: Answer(StatusCode.DATA_LOSS, 500, "Store damaged"),
     Unauthenticated: Answer(StatusCode.UNAUTHENTICATED, 401, "Unauthenticated"),
+    TokenRefused: Answer(StatusCode.UNAUTHENTICATED, 401, "Unauthenticated"),
     PermissionDenied: Answer(StatusCode.PERMISSION_DENIED, 403, "Permission denied"),
     Stale: Answer(StatusCode.ABORTED, 409, "Changed meanwhile"),
     SlowReader: Answer(StatusCode.RESOURCE_EXHAUSTED, 429, "Reader too slow"),

@@ -32,6 +32,7 @@ from knhk_sidecar.cli.render import (
     stated,
     structured,
     text_of,
+    unveil,
 )
 from knhk_sidecar.cli.session import (
     Session,
@@ -240,8 +241,9 @@ def list_cases(
 @case.command("show")
 @click.argument("case_id")
 @click.option("--watch", is_flag=True, help="Look again every second.")
+@click.option("--reveal", is_flag=True, help="Show sensitive data too, instead of ***.")
 @connected
-def show_case(session: Session, case_id: str, watch: bool) -> None:
+def show_case(session: Session, case_id: str, watch: bool, reveal: bool) -> None:
     """Show a case with its data and open work.
 
     \b
@@ -251,9 +253,11 @@ def show_case(session: Session, case_id: str, watch: bool) -> None:
     with session.client() as client:
 
         def ask() -> pb.GetCaseResponse:
-            return client.cases.GetCase(
-                pb.GetCaseRequest(case_id=case_id, view=pb.CASE_VIEW_FULL), timeout=session.timeout
-            )
+            request = pb.GetCaseRequest(case_id=case_id, view=pb.CASE_VIEW_FULL)
+            answer = client.cases.GetCase(request, timeout=session.timeout)
+            if reveal:
+                unveil(answer.case)
+            return answer
 
         present(session.output, ask, lambda answer: _case_table(answer.case), watch, "case")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import click
+import structlog
 from cryptography import x509
 from rich.text import Text
 
@@ -96,6 +97,7 @@ def _findings(session: Session) -> Iterator[Finding]:
     yield from _mendings(store)
     yield _space(store)
     yield from _certificates(config)
+    yield from _issuers(config)
     yield from _ports(config, running)
     yield daemon
     if running:
@@ -253,6 +255,31 @@ def _certificates(config: SidecarConfig) -> Iterator[Finding]:
         yield Finding(
             "certificates", "warning", f"{config.tls_key} can be read by others", f"chmod 600 {config.tls_key}"
         )
+
+
+def _issuers(config: SidecarConfig) -> Iterator[Finding]:
+    """Whether the keys that tokens are verified with can be had now."""
+    if not config.issuers_file:
+        return
+    from knhk_sidecar.identity.jwks import InvalidKeys  # noqa: PLC0415 - only who has issuers pays for it
+    from knhk_sidecar.identity.jwks_source import keys_now  # noqa: PLC0415
+    from knhk_sidecar.identity.oidc import read_issuers  # noqa: PLC0415
+
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # the answer may be read by a program
+    try:
+        issuers = read_issuers(config.issuers_file)
+    except ConfigError as error:
+        for problem in error.problems:
+            yield Finding("issuers", "error", str(problem), problem.hint or "mend the file; the daemon does not start")
+        return
+    for name, issuer in issuers.items():
+        try:
+            keys = asyncio.run(keys_now(name, issuer))
+        except InvalidKeys as error:
+            mend = "tokens with known keys are accepted all the same; see whether the issuer can be reached from here"
+            yield Finding("issuers", "warning", f"{name}: {error}", mend)
+        else:
+            yield Finding("issuers", "ok", f"{name}: {issuer.issuer} has {len(keys.keys)} keys")
 
 
 def _expiry(path: str, pem: bytes) -> Finding:

@@ -59,6 +59,8 @@ _EVENT_STYLES: Final[Sequence[tuple[str, str]]] = (  # the first part that an ev
 )
 REFRESH_SECONDS: Final = 1.0  # how often --watch asks again
 PIPE_WIDTH: Final = 180  # columns when nobody looks: nothing of a table should be cut in a log
+MASK: Final = "***"  # of sensitive data, as the engine's own
+_DATA: Final = frozenset({"data_json", "output_json"})  # fields of messages that hold data
 SUMMARY_MAX: Final = 100  # characters of an event's data in a time line; -o json has all of it
 
 
@@ -71,7 +73,10 @@ def console() -> Console:
 
 
 def show(message: Message, output: str, table: Callable[[], RenderableType], member: str = "") -> None:
-    """Prints an answer: the message as JSON or YAML (only `member` of it, when named), or the table made of it."""
+    """Prints an answer: the message as JSON or YAML (only `member` of it, when named), or the table made of it.
+
+    What the workflow calls sensitive is masked, unless the message says nothing of it any more (`unveil`)."""
+    veil(message)
     if output == "table":
         disarm(message)
         console().print(table())
@@ -94,6 +99,7 @@ def present(
         with Live(console=console(), auto_refresh=False) as live:
             while True:
                 answer = ask()
+                veil(answer)
                 disarm(answer)
                 live.update(table(answer), refresh=True)
                 time.sleep(REFRESH_SECONDS)
@@ -117,6 +123,29 @@ def disarm(message: Message) -> None:
         elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
             for each in value if field.is_repeated else (value,):
                 disarm(each)
+
+
+def veil(message: Message) -> None:
+    """Masks the fields of data that are named beside it as sensitive, in place."""
+    for field, value in message.ListFields():
+        if field.name == "sensitive_fields":
+            for name in _DATA.intersection(message.DESCRIPTOR.fields_by_name):
+                if data := getattr(message, name):
+                    setattr(message, name, json.dumps(_veiled(json.loads(data), frozenset(value))).encode())
+        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            for each in value if field.is_repeated else (value,):
+                veil(each)
+
+
+def unveil(message: Message) -> None:
+    """Forgets which fields are sensitive: the person asked to see them."""
+    message.ClearField("sensitive_fields")
+
+
+def _veiled(value: object, names: frozenset[str]) -> object:
+    if isinstance(value, dict):
+        return {key: MASK if key in names else _veiled(each, names) for key, each in value.items()}
+    return [_veiled(each, names) for each in value] if isinstance(value, list) else value
 
 
 def text_of(json_text: bytes) -> str:

@@ -25,6 +25,7 @@ from knhk_sidecar.cli.render import (
     show,
     stated,
     text_of,
+    unveil,
 )
 from knhk_sidecar.cli.session import Session, connected, data_argument, data_option, request_id_option, set_option
 from knhk_sidecar.client import Client
@@ -103,8 +104,9 @@ def list_items(
 
 @work.command("show")
 @click.argument("item_id")
+@click.option("--reveal", is_flag=True, help="Show sensitive data too, instead of ***.")
 @connected
-def show_item(session: Session, item_id: str) -> None:
+def show_item(session: Session, item_id: str, reveal: bool) -> None:
     """Show a work item with its input.
 
     \b
@@ -112,7 +114,10 @@ def show_item(session: Session, item_id: str) -> None:
       knhk work show 1.1.1@order-1
     """
     with session.client() as client:
-        _show(session, client.work.GetWorkItem(pb.GetWorkItemRequest(item_id=item_id), timeout=session.timeout).item)
+        item = client.work.GetWorkItem(pb.GetWorkItemRequest(item_id=item_id), timeout=session.timeout).item
+        if reveal:
+            unveil(item)
+        _show(session, item)
 
 
 @work.command("claim")

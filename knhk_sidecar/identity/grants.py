@@ -145,10 +145,10 @@ DENIED: Final = Verdict(False, NO_RULE)
 
 
 @dataclass(frozen=True, slots=True)
-class RateLimit:
-    """A token bucket of one caller."""
+class Rate:
+    """How many requests somebody may make: `per_second` in the long run, `burst` of them at once after a pause."""
 
-    requests_per_second: float
+    per_second: float
     burst: int
 
 
@@ -159,7 +159,7 @@ class Grants:
     verdicts: Mapping[Permission, Verdict] = field(default_factory=lambda: MappingProxyType({}))
     rules: tuple[str, ...] = ()
     """The rules that apply to the caller, in the policy's order."""
-    limits: RateLimit | None = None
+    limits: Rate | None = None
     """Instead of the limits of everybody."""
     may_allow_unsound: bool = True
     """Whether RegisterWorkflow may be told to take an unsound workflow, for who may register at all."""

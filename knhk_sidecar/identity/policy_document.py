@@ -29,7 +29,7 @@ from importlib import resources as package_files
 from types import MappingProxyType
 from typing import Final, Literal, TypeVar, cast
 
-from knhk_sidecar.identity.grants import ABOUT, Kind, RateLimit, Selector
+from knhk_sidecar.identity.grants import ABOUT, Kind, Rate, Selector
 from knhk_sidecar.identity.permission import Permission
 from knhk_sidecar.identity.spiffe_id import InvalidSpiffeId, SpiffeId, TrustDomain
 from knhk_workflow import InvalidInput, Problem, strict_yaml
@@ -120,7 +120,7 @@ class Rule:
     selectors: tuple[Selector, ...] = ()
     tenant: str | Derived | None = None
     work_roles: tuple[str | Derived, ...] = ()
-    limits: RateLimit | None = None
+    limits: Rate | None = None
     may_allow_unsound: bool | None = None
     description: str = ""
 
@@ -418,7 +418,7 @@ class _Reading:
         )
         return None
 
-    def _limits(self, value: object, path: str) -> RateLimit | None:
+    def _limits(self, value: object, path: str) -> Rate | None:
         given = self._mapping(value, path, ("requests_per_second", "burst"))
         rate, burst = given.get("requests_per_second"), given.get("burst")
         fine = True
@@ -430,7 +430,7 @@ class _Reading:
         if isinstance(burst, bool) or not isinstance(burst, int) or not 1 <= burst <= RATE_MAX:
             self._wrong(f"{path}.burst", f"must be a whole number from 1 to {RATE_MAX:.0f}", "e.g. 200")
             fine = False
-        return RateLimit(float(cast(float, rate)), cast(int, burst)) if fine else None
+        return Rate(float(cast(float, rate)), cast(int, burst)) if fine else None
 
     def _selectors(self, value: object, path: str, permissions: Iterable[Permission]) -> tuple[Selector, ...]:
         given = self._mapping(value, path, [kind.value for kind in Kind])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
 
-from knhk_sidecar.identity.grants import NOTHING, Grants
+from knhk_sidecar.identity.grants import NOTHING, Grants, Rate
 from knhk_sidecar.identity.spiffe_id import SpiffeId, TrustDomain
 from knhk_workflow import DEFAULT_TENANT
 
@@ -44,6 +44,11 @@ class Principal:
     claims: Mapping[str, object] = field(default_factory=lambda: NO_CLAIMS)
     """What the issuer says, never to be changed; see `frozen`."""
     grants: Grants = NOTHING
+
+    @property
+    def rate(self) -> Rate | None:
+        """How many requests policy grants; None: as many as the settings do."""
+        return self.grants.limits
 
     @property
     def identified(self) -> bool:

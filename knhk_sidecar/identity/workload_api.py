@@ -83,7 +83,7 @@ class WorkloadApi:
         )(workload_pb2.X509SVIDRequest(), metadata=HEADER)
         try:
             async for answer in call:
-                yield _x509_state(answer)
+                yield parse_x509(answer)
         finally:
             call.cancel()
 
@@ -113,7 +113,8 @@ class WorkloadApi:
         return str(answer.svids[0].svid)
 
 
-def _x509_state(answer: workload_pb2.X509SVIDResponse) -> X509State:
+def parse_x509(answer: workload_pb2.X509SVIDResponse) -> X509State:
+    """One message of FetchX509SVID. Raises InvalidMaterial."""
     if not answer.svids:
         raise InvalidMaterial("the agent sent no SVID")
     federated = {_domain(name): _authorities(name, der) for name, der in answer.federated_bundles.items()}

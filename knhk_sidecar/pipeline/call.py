@@ -13,6 +13,8 @@ from google.protobuf.message import Message
 
 from knhk_sidecar.identity.principal import ANONYMOUS, Principal
 from knhk_sidecar.pipeline.permissions import Permission, permission_of
+from knhk_sidecar.pipeline.precedence import READ, precedence_of
+from knhk_workflow import Witness
 
 Protocol = Literal["grpc", "rest"]
 Request = Message | AsyncIterator[Message]
@@ -21,8 +23,11 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 # Fields of a request that say what the call is about; they go into its log line when the request has them.
 SUBJECTS: Final = ("case_id", "workflow_id", "spec_id", "item_id", "pattern_id")
+# Lists in a request whose elements are work of their own: they count when a caller's requests are counted.
+BATCHES: Final = ("cases", "executions", "completions", "failures")
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _NO_TRACE = "0" * 32
+_LOCAL_PEERS = ("ipv4:127.", "ipv6:[::1]:", "ipv6:%5B::1%5D:", "unix:")  # gRPC escapes the brackets
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +49,10 @@ class Method:
     waits: bool
     """May wait for a case to end when its request says so, or always when it has no `wait` field."""
     wait_field: bool
+    precedence: int = READ
+    """Whose turn comes first when places are short (pipeline/precedence.py)."""
+    batches: tuple[str, ...] = ()
+    """Those of BATCHES that the request has."""
 
     @property
     def streams(self) -> bool:
@@ -52,9 +61,21 @@ class Method:
 
 
 class Call:
-    """One call. The transports make it, `identify` sets the principal; nothing changes afterwards."""
+    """One call. The transports make it, `identify` sets the principal, `audit` the witness; nothing else changes."""
 
-    __slots__ = ("deadline", "leaf", "metadata", "method", "peer", "principal", "protocol", "send")
+    __slots__ = (
+        "chain",
+        "deadline",
+        "leaf",
+        "metadata",
+        "method",
+        "peer",
+        "principal",
+        "protocol",
+        "send",
+        "tls",
+        "witness",
+    )
 
     def __init__(
         self,
@@ -63,21 +84,41 @@ class Call:
         protocol: Protocol,
         peer: str,
         leaf: bytes | None = None,
+        tls: bool = False,
+        chain: bytes = b"",
         deadline: int = 0,
         metadata: Metadata = (),
         send: Send | None = None,
     ) -> None:
-        """`peer` names the connection (`ipv4:127.0.0.1:1234`), `leaf` is the PEM of a certificate that TLS verified,
-        `deadline` is nanoseconds of the engine's clock (0 = none), `send` takes the messages of a response stream.
+        """`peer` names the connection (`ipv4:127.0.0.1:1234`), `leaf` is the PEM of a certificate that TLS verified and
+        `chain` of those that came with it, `tls` says that nobody on the way reads what is sent, `deadline` is
+        nanoseconds of the engine's clock (0 = none), `send` takes the messages of a response stream.
         """
         self.method = method
         self.protocol = protocol
         self.peer = peer
         self.leaf = leaf
+        self.tls = tls
+        self.chain = chain
         self.deadline = deadline
         self.metadata = metadata
         self.send = send
         self.principal: Principal = ANONYMOUS
+        self.witness: Witness | None = None
+
+    @property
+    def authorization(self) -> Sequence[str | bytes]:
+        """Every value of the header `authorization`."""
+        found: tuple[str | bytes, ...] = ()
+        for key, value in self.metadata:
+            if key == "authorization":
+                found += (value,)
+        return found
+
+    @property
+    def private(self) -> bool:
+        """Whether what the caller sends can be read by nobody else: by TLS, or because it never leaves this host."""
+        return self.tls or self.peer.startswith(_LOCAL_PEERS)
 
     @property
     def trace_id(self) -> str:
@@ -99,6 +140,7 @@ def _method(descriptor: MethodDescriptor, service: str) -> Method:
     client = descriptor.client_streaming
     path = f"/{service}/{descriptor.name}"
     fields = descriptor.input_type.fields_by_name
+    permission = permission_of(path)
     return Method(
         path=path,
         service=service,
@@ -107,9 +149,11 @@ def _method(descriptor: MethodDescriptor, service: str) -> Method:
         response=message_factory.GetMessageClass(descriptor.output_type),
         client_streaming=client,
         server_streaming=descriptor.server_streaming,
-        permission=permission_of(path),
+        permission=permission,
         subjects=() if client else tuple(field for field in SUBJECTS if field in fields),
         has_request_id="request_id" in fields and not client,
         waits=not (client or descriptor.server_streaming) and ("wait" in fields or descriptor.name.startswith("Wait")),
         wait_field="wait" in fields,
+        precedence=precedence_of(descriptor.name, permission),
+        batches=tuple(field for field in BATCHES if field in fields),
     )

@@ -52,11 +52,11 @@ _TABLE: Final[Mapping[str, Mapping[Permission, str]]] = {
         _P.DEAD_LETTER_OPERATE: "RetryDeadLetter DiscardDeadLetter",
         _P.HOLD_READ: "ListLegalHolds",
         _P.HOLD_WRITE: "CreateLegalHold ReleaseLegalHold",
-        _P.AUDIT_READ: "ListAudit GetReceipt VerifyHistory",
+        _P.AUDIT_READ: "ListAudit GetCheckpoint GetAuditProof GetReceipt VerifyHistory",
         _P.POLICY_READ: "ExplainPolicy GetPolicy",
         _P.ADMIN_READ: "GetSlo GetPromotion GetConfig",
         _P.ADMIN_WRITE: "SetPromotion SetLogLevel AdvanceTime",
-        _P.BACKUP: "Backup",
+        _P.BACKUP: "Backup ExportAudit",
     },
     f"{_OURS}.SubscriptionService": {
         _P.SUBSCRIPTION_READ: "GetSubscription ListSubscriptions ListDeliveries",

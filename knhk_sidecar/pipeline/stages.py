@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import grpc
 import structlog
@@ -21,6 +20,7 @@ from knhk_sidecar.api import faults
 from knhk_sidecar.identity import principal as principals
 from knhk_sidecar.identity.certificate import LeafCheck, RefusedCertificate
 from knhk_sidecar.identity.grants import Verdict
+from knhk_sidecar.identity.jwt_token import RefusedToken
 from knhk_sidecar.identity.policy import Policy
 from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import Principal
@@ -31,13 +31,16 @@ from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
 from knhk_workflow import Busy, CallMeta, DeadlineExceeded, StoreUnavailable, Unsupported, WorkflowError
 
+if TYPE_CHECKING:
+    from knhk_sidecar.identity.jwt_check import Bearer, TokenCheck
+
 Proceed = Callable[[Call, Request], Awaitable[Message | None]]
 UnaryHandler = Callable[[Request, CallMeta], Awaitable[Message]]
 StreamHandler = Callable[[Request, CallMeta], AsyncGenerator[Message, None]]
 Handler = UnaryHandler | StreamHandler
 
-RETRY_AFTER_MS: Final = 100  # a full queue is worked off in about a quarter of a second
-STREAM_RETRY_AFTER_MS: Final = 1_000  # streams end when their reader ends them
+STREAM_LOOK_SECONDS: Final = 1.0  # between two looks at the certificate of an open stream: a look-up
+REFUSALS_TOLD_SECONDS: Final = 1.0  # from one line about a call that a limit refused to the next
 PRINCIPALS_MAX: Final = 4_096  # as many as leaves are remembered
 
 _log = structlog.get_logger("knhk_sidecar.call")
@@ -54,18 +57,22 @@ class Stage(Protocol):
 class Refusal(Exception):
     """How a call ends that did not succeed; the only exception besides CancelledError that leaves the pipeline.
 
-    `fault` is the gRPC form; REST makes its own from `error`.
+    `fault` is the gRPC form, made when it is sent; REST makes its own from `error`.
     """
 
     def __init__(self, error: WorkflowError) -> None:
         super().__init__(error.message)
         self.error = error
-        self.fault = faults.to_rpc(error)
+
+    @property
+    def fault(self) -> faults.Fault:
+        """The gRPC form."""
+        return faults.to_rpc(self.error)
 
     @property
     def code(self) -> grpc.StatusCode:
         """The status code of the call."""
-        return self.fault.code
+        return faults.answer(self.error).code
 
     @property
     def rule(self) -> str:
@@ -101,16 +108,20 @@ class Observe:
         self._proceed = proceed
         self._log = log
         self._counters = counters
+        self._silent_until = 0.0
+        self._untold = 0
 
     async def run(self, call: Call, request: Request) -> Message | None:
         began = time.perf_counter_ns()
-        code, why = "OK", {"reason": ""}
+        code, told = "OK", True
+        why = {"reason": ""}
         try:
             return await self._proceed(call, request)
         except Refusal as refusal:
             code, why = refusal.code.name, {"reason": refusal.error.reason}
             if isinstance(refusal.error, faults.PermissionDenied):
                 why["rule"] = refusal.rule
+            told = self._tells(refusal.error)
             raise
         except asyncio.CancelledError:
             code = "CANCELLED"
@@ -118,10 +129,25 @@ class Observe:
         finally:
             took = time.perf_counter_ns() - began
             self._counters.ended(call.method.path, code, took)
-            if code != "OK":
+            if code != "OK" and told:
                 _log.info("call", **_line(call, request, code, took), **why)
             elif self._log.debug_enabled:
-                _log.debug("call", **_line(call, request, code, took))
+                _log.debug("call", **_line(call, request, code, took), **why)
+
+    def _tells(self, error: WorkflowError) -> bool:
+        """Count a refusal; whether it gets a line of its own. Of those that limits and deadlines made, one a second
+        does: writing a line costs as much as refusing, and there are many when there is the least time for them."""
+        self._counters.refused(error.reason)
+        if not isinstance(error, Busy | DeadlineExceeded):
+            return True
+        now = time.monotonic()
+        if now < self._silent_until:
+            self._untold += 1
+            return False
+        if self._untold:
+            _log.info("calls_refused", count=self._untold, detail="by limits or deadlines, since the last such line")
+        self._silent_until, self._untold = now + REFUSALS_TOLD_SECONDS, 0
+        return True
 
 
 def _line(call: Call, request: Request, code: str, took: int) -> dict[str, str | float]:
@@ -156,27 +182,99 @@ class Translate:
 
 
 class Identify:
-    """Says who is calling: by the certificate that TLS verified, else by the listener. Never by what a caller sent."""
+    """Says who is calling: by the certificate that TLS verified; without one by a bearer token; else by the listener.
 
-    def __init__(self, proceed: Proceed, leaves: LeafCheck | None, plain: Principal) -> None:
-        """`leaves` checks certificates (None without TLS); `plain` is whoever comes without one."""
+    A certificate decides alone: a token beside it is not looked at, so that it can give nothing. Without a certificate
+    a token that is shown has to count: one that does not is refused, and never leads to what the listener alone gives.
+    Nothing else that a caller sends says who it is. A stream ends with the certificate or token that it began with.
+    """
+
+    def __init__(
+        self, proceed: Proceed, leaves: LeafCheck | None, plain: Principal, tokens: TokenCheck | None = None
+    ) -> None:
+        """`leaves` checks certificates (None without TLS), `tokens` bearer tokens (None: the header means nothing
+        here); `plain` is whoever comes without either."""
         self._proceed = proceed
         self._leaves = leaves
         self._plain = plain
+        self._tokens = tokens
         self._principals: dict[str, Principal] = {}
 
     async def run(self, call: Call, request: Request) -> Message | None:
-        call.principal = self._plain if call.leaf is None else self._of_leaf(call.leaf, call.peer)
+        if call.leaf is not None:
+            call.principal = self._of_leaf(call.leaf, call.chain, call.peer)
+            if call.method.streams:
+                return await self._as_long_as_good(call, request, call.leaf)
+        elif self._tokens is None or not (credentials := call.authorization):
+            call.principal = self._plain
+        else:
+            bearer = await self._of_token(self._tokens, call, credentials)
+            call.principal = bearer.principal
+            if call.method.streams:
+                return await self._until_end(self._tokens.left(bearer), call, request)
         return await self._proceed(call, request)
 
-    def _of_leaf(self, pem: bytes, peer: str) -> Principal:
+    async def _of_token(self, tokens: TokenCheck, call: Call, credentials: Sequence[str | bytes]) -> Bearer:
+        try:
+            if not call.private:
+                raise RefusedToken("came over a connection that others can read")
+            if len(credentials) > 1 or not isinstance(credentials[0], str):
+                raise RefusedToken("is not the only one, or no text")
+            return tokens.known(credentials[0]) or await tokens.check(credentials[0])
+        except RefusedToken as refused:
+            _log.warning("token_refused", peer=call.peer, problem=f"the token {refused}")
+            raise faults.TokenRefused from refused
+
+    async def _until_end(self, seconds: float, call: Call, request: Request) -> Message | None:
+        """A stream, for as long as the token that opened it."""
+        ending = asyncio.timeout(seconds)
+        try:
+            async with ending:
+                return await self._proceed(call, request)
+        except TimeoutError as error:
+            if not ending.expired():
+                raise
+            _log.info("token_ended", peer=call.peer, principal=call.principal.name)
+            raise faults.TokenRefused from error
+
+    async def _as_long_as_good(self, call: Call, request: Request, leaf: bytes) -> Message | None:
+        """A stream ends with the certificate that it was opened with, or with the authority behind that."""
+        loop = asyncio.get_running_loop()
+        limit = asyncio.timeout(None)
+        problem: list[faults.Unauthenticated] = []
+        next_look: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal next_look
+            try:
+                self._of_leaf(leaf, call.chain, call.peer)
+            except faults.Unauthenticated as error:
+                problem.append(error)
+                limit.reschedule(loop.time())
+            else:
+                next_look = loop.call_later(STREAM_LOOK_SECONDS, look)
+
+        next_look = loop.call_later(STREAM_LOOK_SECONDS, look)
+        try:
+            async with limit:
+                return await self._proceed(call, request)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise problem[0] from None
+        finally:
+            next_look.cancel()
+
+    def _of_leaf(self, pem: bytes, chain: bytes, peer: str) -> Principal:
         if self._leaves is None:
             raise faults.Unauthenticated
         try:
-            leaf = self._leaves.check(pem)
+            leaf = self._leaves.check(pem, chain)
         except RefusedCertificate as refused:
-            _log.warning("certificate_refused", peer=peer, problem=f"the certificate {refused}")
-            raise faults.Unauthenticated("the client certificate is not an acceptable X509-SVID") from refused
+            _log.warning("certificate_refused", peer=peer, rule=refused.rule, problem=f"the certificate {refused}")
+            raise faults.Unauthenticated(
+                "the client certificate is not an acceptable X509-SVID", rule=f"certificate-{refused.rule}: {refused}"
+            ) from refused
         known = self._principals.get(leaf.fingerprint)
         if known is None:
             if len(self._principals) >= PRINCIPALS_MAX:
@@ -290,147 +388,13 @@ async def _checked(name: str, requests: AsyncIterator[Message], verdict: Verdict
         yield request
 
 
-class Admit:
-    """Bounds what is executed at once. Beyond it calls wait in order, and beyond that they are refused before any work.
-
-    Streams and calls that wait for a case are bounded on their own: they hold no processor. Health is always admitted.
-    """
-
-    def __init__(
-        self,
-        proceed: Proceed,
-        *,
-        now: Callable[[], int],
-        in_flight: int,
-        queued: int,
-        waiting: int,
-        streams_per_connection: int,
-    ) -> None:
-        self._proceed = proceed
-        self._now = now
-        self._in_flight_max = in_flight
-        self._queued_max = queued
-        self._waiting_max = waiting
-        self._streams_max = streams_per_connection
-        self._queue: deque[asyncio.Future[None]] = deque()
-        self._streams: dict[str, int] = {}
-        self._open: dict[asyncio.Task[object], Method] = {}
-        self._ended: set[asyncio.Task[object]] = set()
-        self._leaving = False
-        self.in_flight = 0
-        self.waiting = 0
-
-    @property
-    def queued(self) -> int:
-        """Calls that wait for their turn."""
-        return sum(not turn.done() for turn in self._queue)
-
-    @property
-    def streams(self) -> int:
-        """Open streams of all connections."""
-        return sum(self._streams.values())
-
-    async def run(self, call: Call, request: Request) -> Message | None:
-        method = call.method
-        if method.streams:
-            return await self._stream(call, request)
-        if method.waits and (not method.wait_field or cast(Message, request).HasField("wait")):
-            return await self._wait(call, request)
-        if method.permission is Permission.HEALTH:
-            return await self._proceed(call, request)
-        if self.in_flight < self._in_flight_max:
-            self.in_flight += 1
-        else:
-            await self._turn()
-        try:
-            if call.deadline and self._now() >= call.deadline:
-                raise DeadlineExceeded("the deadline passed before the call was begun; nothing was executed")
-            return await self._proceed(call, request)
-        finally:
-            self._leave()
-
-    def end_streams(self, *, working: bool) -> None:
-        """The daemon is going down: no new streams, and those that only watch end now; with `working`, all of them do.
-        Calls that only wait for a case end with the latter; one that changed something keeps its answer.
-
-        Health ends its own, after it told its watchers.
-        """
-        self._leaving = True
-        for task, method in tuple(self._open.items()):
-            if method.permission is not Permission.HEALTH and (
-                working or (method.streams and not method.client_streaming)
-            ):
-                self._ended.add(task)
-                task.cancel()
-
-    async def _turn(self) -> None:
-        """Waits until a call that leaves hands its place over."""
-        if len(self._queue) >= self._queued_max and self.queued >= self._queued_max:
-            raise Busy("the queue of calls", RETRY_AFTER_MS)
-        turn = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # the place was ours already
-                self._leave()
-            raise
-
-    def _leave(self) -> None:
-        while self._queue:
-            turn = self._queue.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self.in_flight -= 1
-
-    async def _wait(self, call: Call, request: Request) -> Message | None:
-        if self.waiting >= self._waiting_max:
-            raise Busy("the number of calls that wait for a case", STREAM_RETRY_AFTER_MS)
-        self.waiting += 1
-        try:
-            return await (self._proceed if call.method.has_request_id else self._ending)(call, request)
-        finally:
-            self.waiting -= 1
-
-    async def _stream(self, call: Call, request: Request) -> Message | None:
-        count = self._streams.get(call.peer, 0)
-        if count >= self._streams_max:
-            raise Busy("the number of open streams of this connection", STREAM_RETRY_AFTER_MS)
-        self._streams[call.peer] = count + 1
-        try:
-            return await self._ending(call, request)
-        finally:
-            rest = self._streams[call.peer] - 1
-            if rest:
-                self._streams[call.peer] = rest
-            else:
-                del self._streams[call.peer]
-
-    async def _ending(self, call: Call, request: Request) -> Message | None:
-        """What `end_streams` may end while it runs."""
-        if self._leaving:
-            raise Leaving
-        task = asyncio.current_task()
-        assert task is not None
-        self._open[task] = call.method
-        try:
-            return await self._proceed(call, request)
-        except asyncio.CancelledError:
-            if task not in self._ended:
-                raise
-            task.uncancel()
-            raise Leaving from None
-        finally:
-            del self._open[task]
-            self._ended.discard(task)
-
-
 class Invoke:
     """The innermost step: gives the request to its service together with who is calling."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], opened: Callable[[Call, Request], None] | None = None) -> None:
+        """`opened` is told of each stream before it begins."""
         self._handlers = handlers
+        self._opened = opened
 
     async def run(self, call: Call, request: Request) -> Message | None:
         method = call.method
@@ -439,7 +403,18 @@ class Invoke:
             raise Unsupported(f"{method.service.rpartition('.')[2]}.{method.name}")
         caller = call.principal
         request_id = cast(WithRequestId, request).request_id if method.has_request_id else ""
-        meta = CallMeta(caller.tenant, caller.name, caller.roles, method.path, request_id, call.trace_id, call.deadline)
+        meta = CallMeta(
+            caller.tenant,
+            caller.name,
+            caller.roles,
+            method.path,
+            request_id,
+            call.trace_id,
+            call.deadline,
+            call.witness,
+        )
+        if method.streams and self._opened is not None:
+            self._opened(call, request)
         if not method.server_streaming:
             return await cast(UnaryHandler, handler)(request, meta)
         assert call.send is not None, "a response stream needs somewhere to go"

@@ -45,6 +45,7 @@ class Counters:
 
     def __init__(self) -> None:
         self._calls: dict[tuple[str, str], Series] = {}
+        self._refused: dict[str, int] = {}
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         self._families: list[Callable[[], Iterable[Family]]] = []
 
@@ -56,6 +57,14 @@ class Counters:
         series.count += 1
         series.seconds += nanoseconds / 1e9
         series.buckets[bisect_left(BUCKETS_MS, nanoseconds / 1e6)] += 1
+
+    def refused(self, reason: str) -> None:
+        """One call was refused, or failed, for this reason: one of the contract's (UPPER_SNAKE)."""
+        self._refused[reason] = self._refused.get(reason, 0) + 1
+
+    def refusals(self) -> Mapping[str, int]:
+        """How many calls were refused or failed, by reason."""
+        return dict(self._refused)
 
     def gauge(self, name: str, doc: str, value: Callable[[], float]) -> None:
         """`knhk_<name>` is whatever `value` says when somebody reads the metrics."""
@@ -85,6 +94,10 @@ class Counters:
             yield f'knhk_call_duration_seconds_bucket{{{labels},le="+Inf"}} {series.count}'
             yield f"knhk_call_duration_seconds_sum{{{labels}}} {series.seconds:.9f}"
             yield f"knhk_call_duration_seconds_count{{{labels}}} {series.count}"
+        yield "# HELP knhk_calls_refused_total Calls that were refused or failed, by reason."
+        yield "# TYPE knhk_calls_refused_total counter"
+        for reason, count in sorted(self._refused.items()):
+            yield f'knhk_calls_refused_total{{reason="{reason}"}} {count}'
         for name, (doc, value) in self._gauges.items():
             yield f"# HELP knhk_{name} {doc}"
             yield f"# TYPE knhk_{name} gauge"

@@ -93,7 +93,8 @@ def _failed(
     permanent: bool = False,
     pause: int = 0,
 ) -> None:
-    step.emit(e.ConnectorFailed(*place_of(activation, run), code, message, data))
+    message = step.told(message)
+    step.emit(e.ConnectorFailed(*place_of(activation, run), code, message, step.reported(data)))
     step.changed(activation, run)
     after = _pause(step, node, activation, run, pause)
     due.failed(step, node, activation, run, code, message, permanent=permanent, pause=after)

@@ -140,5 +140,5 @@ def end_case(step: Step, state: str, reason: str = "", *, at_once: bool = False)
         return
     if (root.marking or root.active or root.incident or root.completions) and not remove_net(step, root, state, reason):
         return
-    step.emit(e.StateChanged(case.state, state, reason))
+    step.emit(e.StateChanged(case.state, state, step.told(reason)))
     step.rest()

@@ -93,7 +93,7 @@ def _start_case(step: Step, command: c.StartCase) -> None:
 
 def _suspend(step: Step, command: c.SuspendCase) -> None:
     _need(step, "running")
-    step.emit(e.StateChanged("running", "suspended", command.reason))
+    step.emit(e.StateChanged("running", "suspended", step.told(command.reason)))
 
 
 def _resume(step: Step, command: c.ResumeCase) -> None:
@@ -104,7 +104,7 @@ def _resume(step: Step, command: c.ResumeCase) -> None:
         for instance, run in sorted(activation.instances.items())
         if run.held and step.node(activation).many is not None
     ]
-    step.emit(e.StateChanged("suspended", "running", command.reason))
+    step.emit(e.StateChanged("suspended", "running", step.told(command.reason)))
     for number, instance in held:
         found = step.case.activations.get(number)
         if found is not None:
@@ -254,7 +254,7 @@ def _complete_item(step: Step, command: c.CompleteItem) -> None:
 def _skip_item(step: Step, command: c.SkipItem) -> None:
     _need(step, "running", "suspended")
     _, node, activation, run = _begin(step, command.item, "skip", "")
-    step.emit(e.ItemSkipped(*place_of(activation, run), command.reason))
+    step.emit(e.ItemSkipped(*place_of(activation, run), step.told(command.reason)))
     if run.timer:
         step.disarm(run.timer)
     if step.case.state == "running":
@@ -267,7 +267,8 @@ def _fail_item(step: Step, command: c.FailItem) -> None:
         raise LimitExceeded("work item failure bytes", DATA_BYTES_MAX, len(command.data))
     _need(step, "running", "suspended")
     _, node, activation, run = _begin(step, command.item, "fail", command.owner)
-    step.emit(e.ItemFailed(*place_of(activation, run), command.code, command.message, command.data))
+    message = step.told(command.message)
+    step.emit(e.ItemFailed(*place_of(activation, run), command.code, message, step.reported(command.data)))
     if run.timer:
         step.disarm(run.timer)
     due.failed(
@@ -276,7 +277,7 @@ def _fail_item(step: Step, command: c.FailItem) -> None:
         activation,
         run,
         command.code,
-        command.message,
+        message,
         permanent=command.permanent or run.calling,  # a call that was begun must not be made twice
         pause=command.retry_after,
     )
@@ -292,7 +293,7 @@ def _resolve(step: Step, command: c.ResolveIncident) -> None:
     if command.action == "fail_case":
         found = case.activations.get(incident.activation)
         at_once = compensation.ending(case.root) or (found is not None and undoing(step, found))
-        step.emit(e.IncidentResolved(incident.number, command.action, command.reason))
+        step.emit(e.IncidentResolved(incident.number, command.action, step.told(command.reason)))
         end_case(step, "failed", incident.message, at_once=at_once)
         settle(step)
         return
@@ -307,7 +308,7 @@ def _resolve(step: Step, command: c.ResolveIncident) -> None:
                 f"about a net ({incident.kind})",
                 "only retry or fail_case can resolve it",
             )
-        step.emit(e.IncidentResolved(incident.number, command.action, command.reason))
+        step.emit(e.IncidentResolved(incident.number, command.action, step.told(command.reason)))
         _look_again(step)
         settle(step)
         return
@@ -325,7 +326,7 @@ def _resolve(step: Step, command: c.ResolveIncident) -> None:
     beginning = command.action != "retry" or step.node(activation).calls is not None
     if beginning and not locks.begun(activation, step.node(activation)):
         _unlocked(step, activation, "incident", f"{incident.number}@{case.case_id}")
-    step.emit(e.IncidentResolved(incident.number, command.action, command.reason))
+    step.emit(e.IncidentResolved(incident.number, command.action, step.told(command.reason)))
     _resume_activation(step, activation, incident.kind, incident.instance, command)
     settle(step)
 

@@ -19,7 +19,6 @@ from knhk_workflow.core.case import (
     Activation,
     Case,
     Instance,
-    NetInstance,
 )
 from knhk_workflow.core.explain_joins import Look, Reason, listed, marked, round_of, sources, unsatisfied
 from knhk_workflow.core.explanation import GuardReading, InstanceCount, Status, TaskExplanation, Wait
@@ -118,7 +117,7 @@ def _incident(look: Look, node: TaskNode, live: list[Activation], stopped: Activ
         sentence += f" It has let go of {listed(stopped.left)} and takes it again before it goes on."
         lock = locks.blocked_by(look.case, look.net, node, stopped.inputs, stopped.left)
         waits += (_lock(look, lock),) if lock is not None else ()
-    guards = tuple(_guards(node, look.net)) if incident.kind in ("guard_error", "no_branch") else ()
+    guards = tuple(_guards(look, node)) if incident.kind in ("guard_error", "no_branch") else ()
     return _said(look, node, live, Reason(sentence, (), waits, (), "incident"), guards)
 
 
@@ -166,12 +165,11 @@ def _lock(look: Look, lock: str) -> Wait:
 
 def _ways(look: Look, missing: tuple[str, ...]) -> Iterator[GuardReading]:
     """The guards on the flows that could bring what is missing, over the present data."""
-    data = msgspec.json.decode(look.net.data)
     for place in missing:
         for source in look.compiled.producers.get(place, ()):
             for branch in source.branches:
                 if branch.condition == place and branch.when is not None:
-                    yield _reading(f"{source.id}->{branch.target}", branch.when, data)
+                    yield _reading(look, f"{source.id}->{branch.target}", branch.when)
 
 
 # -- what is live -----------------------------------------------------------------------------------------------------
@@ -301,11 +299,10 @@ def _count(activation: Activation, node: TaskNode) -> InstanceCount:
 
 def _conditions(look: Look, node: TaskNode, live: list[Activation]) -> Iterator[GuardReading]:
     """The conditions of a loop or of instances, over the present data."""
-    data = msgspec.json.decode(look.net.data)
     if node.while_ is not None:
-        yield _reading("while", node.while_, data)
+        yield _reading(look, "while", node.while_)
     if node.until is not None:
-        yield _reading("until", node.until, data)
+        yield _reading(look, "until", node.until)
     if node.many is not None and node.many.until is not None:
         for activation in live:
             yield _until(look, node.many.until, _count(activation, node))
@@ -313,7 +310,7 @@ def _conditions(look: Look, node: TaskNode, live: list[Activation]) -> Iterator[
 
 def _until(look: Look, condition: Expression, count: InstanceCount) -> GuardReading:
     counts = {"completed": count.done, "active": count.open, "total": count.total}
-    return _reading("until", condition, msgspec.json.decode(look.net.data), counts)
+    return _reading(look, "until", condition, counts)
 
 
 def _work_of(live: list[Activation], case: Case) -> Iterator[Wait]:
@@ -349,16 +346,17 @@ def _run(run: Instance, case: Case) -> str:
     return f"its work item is {run.state}{who}"
 
 
-def _guards(node: TaskNode, net: NetInstance) -> Iterator[GuardReading]:
-    data = msgspec.json.decode(net.data)
+def _guards(look: Look, node: TaskNode) -> Iterator[GuardReading]:
     for branch in node.branches:
         if branch.when is not None:
-            yield _reading(f"{node.id}->{branch.target}", branch.when, data)
+            yield _reading(look, f"{node.id}->{branch.target}", branch.when)
 
 
-def _reading(flow: str, condition: Expression, data: object, item: object = None) -> GuardReading:
+def _reading(look: Look, flow: str, condition: Expression, item: object = None) -> GuardReading:
+    """A guard over the present data of the net, with what it reads."""
+    data = msgspec.json.decode(look.net.data)
     try:
         result = "true" if condition.holds(data, item) else "false"
     except EvaluationFailed as failure:
-        result = failure.message
-    return GuardReading(flow, condition.text, result, shown_values(condition, data, item))
+        result = look.step.told(failure.message)
+    return GuardReading(flow, condition.text, result, shown_values(condition, look.model.veil.value(data), item))

@@ -114,7 +114,8 @@ def _partial(look: Look, node: TaskNode) -> Reason | None:
     try:
         need = amount(look.step, node.need, look.net)
     except EvaluationFailed as failure:
-        sentence = f"{node.id} waits at its partial join: how many branches it needs is unknown: {failure.message}."
+        why = look.step.told(failure.message)
+        sentence = f"{node.id} waits at its partial join: how many branches it needs is unknown: {why}."
         return Reason(sentence, missing)
     if len(arrived) >= need:
         return None

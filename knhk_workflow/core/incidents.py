@@ -13,6 +13,7 @@ def raise_incident(
 ) -> None:
     """Record that a person is needed. A spec with `on_incident: fail` fails the case instead of keeping it."""
     case = step.case
+    message = step.told(message)
     step.emit(
         e.IncidentRaised(
             case.last_incident + 1,

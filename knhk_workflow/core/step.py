@@ -105,6 +105,16 @@ class Step(msgspec.Struct, eq=False, gc=False):
             found = self._scopes[net] = data, _decode(data)
         return found[1]
 
+    def told(self, message: str) -> str:
+        """A message for people without the values that the workflow calls sensitive."""
+        veil = self.model.veil
+        return veil.message(message, [net.data for net in self.case.nets.values()]) if veil and message else message
+
+    def reported(self, data: bytes) -> bytes:
+        """What is said about failed work, JSON, without such values."""
+        veil = self.model.veil
+        return veil.report(data, [net.data for net in self.case.nets.values()]) if veil else data
+
     def touch(self, net: int, conditions: tuple[str, ...] | list[str]) -> None:
         """Tokens moved in `conditions`: look at their consumers again, ties by element id."""
         moved = self.case.nets[net]

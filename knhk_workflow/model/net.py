@@ -18,6 +18,7 @@ from knhk_workflow.model.graph import OUTSIDE, dominators, natural_loops, reacha
 from knhk_workflow.model.recurrence import Recurrence, recurrence
 from knhk_workflow.model.request import Request, compile_request
 from knhk_workflow.model.spec import END, ROOT, START, Assignment, Instances, Join, Net, Spec, Split, Task, Termination
+from knhk_workflow.model.veil import OPEN, Veil, veil_of
 
 Carrier = Literal["route", "item", "net", "trigger"]
 """What carries a task out: nothing (it completes at once), somebody outside, a sub-net, or what it waits for: a signal,
@@ -269,6 +270,7 @@ class Model:
     digest: bytes
     nets: Mapping[str, CompiledNet]
     compensates: bool = False  # some task has a `compensate`
+    veil: Veil = OPEN
 
     @property
     def root(self) -> CompiledNet:
@@ -287,7 +289,8 @@ class Model:
 def compile_spec(spec: Spec, version: int, digest: bytes) -> Model:
     """Compile a parsed spec. Its expressions were checked when it was parsed."""
     compensates = any(task.compensate is not None for net in spec.nets for task in net.tasks)
-    return Model(spec, version, digest, {net.name: compile_net(net) for net in spec.nets}, compensates)
+    nets = {net.name: compile_net(net) for net in spec.nets}
+    return Model(spec, version, digest, nets, compensates, veil_of(spec))
 
 
 def compile_net(net: Net) -> CompiledNet:

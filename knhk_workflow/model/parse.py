@@ -64,6 +64,7 @@ NETS_MAX: Final = 256  # as deep as sub-nets may nest; more is several workflows
 TASKS_MAX: Final = 10_000  # in all nets; verification and compilation stay below a second
 FLOWS_MAX: Final = 50_000  # five for each task
 CONDITIONS_MAX: Final = 10_000
+SENSITIVE_MAX: Final = 1_000  # names of data fields; every history is read with them in hand
 DIGEST_BYTES: Final = 32
 PRIORITY_MAX: Final = 1_000_000
 _MESSAGE_MAX: Final = 300  # characters of another library's message
@@ -73,7 +74,7 @@ CALL_RETRY: Final = Retry(5, 1.0, 60.0, 2.0)
 """Of a connector's task that says nothing else: 1, 2, 4 and 8 seconds outlast a restart of what is called."""
 
 _NET_KEYS: Final = ("tasks", "conditions", "flows", "termination", "sections", "description")
-_DOCUMENT_KEYS: Final = ("id", "name", "data_schema", "nets", "on_incident", "$schema", *_NET_KEYS)
+_DOCUMENT_KEYS: Final = ("id", "name", "data_schema", "nets", "on_incident", "sensitive", "$schema", *_NET_KEYS)
 _FLOW_KEYS: Final = ("from", "to", "when", "default", "id", "name", "description")
 _CONDITION_KEYS: Final = ("id", "name", "description")
 _TASK_KEYS: Final = (
@@ -218,7 +219,9 @@ def _spec(problems: Problems, document: dict[str, object]) -> tuple[Spec | None,
         data_schema=_data_schema(fields),
         on_incident=fields.choice("on_incident", ("keep", "fail"), "keep"),
         description=fields.text("description"),
+        sensitive=fields.names("sensitive"),
     )
+    _limit(problems, "sensitive", "names", len(spec.sensitive), SENSITIVE_MAX)
     fields.text("$schema")
     return spec, places
 

@@ -163,3 +163,4 @@ class Spec(msgspec.Struct, frozen=True):
     data_schema: bytes = b""
     on_incident: Literal["keep", "fail"] = "keep"
     description: str = ""
+    sensitive: tuple[str, ...] = ()  # data fields that are masked wherever a case is told about (veil.py)

@@ -78,7 +78,7 @@ def letter(case: Case, model: Model, number: int) -> DeadLetterView | None:
         run.attempt if run is not None else 0,
         code,
         message or code,
-        run.data if run is not None else b"",
+        model.veil.input(incident.task, run.data) if run is not None else b"",
         run.offered_at if run is not None else 0,
         incident.raised_at,
     )

@@ -270,7 +270,8 @@ class Dispatch:
         self._sessions: dict[WorkSession, None] = {}
         self._named: dict[WorkerKey, WorkSession] = {}
         self._holders: dict[Place, WorkSession] = {}
-        self._parked: dict[tuple[str, str], set[Place]] = {}  # offers that wait for a commit of their case
+        # Offers that wait for a commit of their case, in the order in which they began to.
+        self._parked: dict[tuple[str, str], dict[Place, None]] = {}
         self._scans: dict[str, _Scan] = {}
         self._listening = False  # once somebody has subscribed
         self._restored = asyncio.Event()
@@ -561,7 +562,7 @@ class Dispatch:
                 self._offer(task, place, attempt)
                 self._meet()
                 return
-            self._parked.setdefault((place.tenant, place.case_id), set()).add(place)
+            self._parked.setdefault((place.tenant, place.case_id), {})[place] = None
             # Busy with a command that may fail, there is no commit to wait for; of a case that was not in memory it is
             # not known whether it has changed.
             if live.busy or seen is None:

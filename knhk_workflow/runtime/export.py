@@ -9,6 +9,10 @@ The document is signed when the engine has a key: each record together with all 
 hash of the log. So who changes an event and every hash behind it is found out at that event, by anybody who knows the
 public key. Without the key in hand the signature only says that the document is of one piece.
 
+Of a case with sensitive data (model/veil.py) the document shows everything else: events and data with masks, no salt,
+no records and no hash of the state, from which short values could be guessed. Nobody can then compute the digests; that
+the log names them is still proved, and the signature covers what is shown.
+
 A batch record names whatever was committed together. One that names another tenant's cases is left out, its hash is
 not; the proof counts what is tied to the log and what only has its digest.
 """
@@ -31,7 +35,9 @@ from knhk_workflow.core.case import Case, encode_state
 from knhk_workflow.core.events import CaseCreated
 from knhk_workflow.errors import InvalidInput, NotFound, StoreCorrupt, StoreError
 from knhk_workflow.model.parse import spec_digest
+from knhk_workflow.model.veil import OPEN
 from knhk_workflow.runtime.history import render
+from knhk_workflow.runtime.query import Veils
 from knhk_workflow.runtime.records import COMMITS, DEFINITIONS, HEADS
 from knhk_workflow.runtime.signature import CASE_EXPORT, CASE_RECORD, PUBLIC_BYTES, SigningKey, fingerprint, signed_by
 from knhk_workflow.store import CODEC_LOG, Keyspace, LogEntry, LogRecord, Reads, digest, seal, unseal, unseal_log
@@ -56,7 +62,7 @@ class ExportedEvent(msgspec.Struct, frozen=True):
 
 
 class ExportedRecord(msgspec.Struct, frozen=True):
-    """A commit record: `record` is base64 of the stored bytes, `position` its place in the log."""
+    """A commit record: `record` is base64 of the stored bytes (empty: withheld), `position` its place in the log."""
 
     first_sequence: int
     position: int
@@ -106,7 +112,8 @@ class ExportedSignature(msgspec.Struct, frozen=True):
 
 
 class Export(msgspec.Struct, frozen=True):
-    """The document. Without a signature it was exported by an engine that has no key."""
+    """The document. Without a signature it was exported by an engine that has no key; with an empty salt the case has
+    sensitive data, and its records are withheld."""
 
     format: str
     version: int
@@ -134,10 +141,18 @@ class Proof(msgspec.Struct, frozen=True):
     problem: str = ""
     signed_by: str = ""
     """Fingerprint of the key that signed it; empty when nobody did, or when the signature is what is wrong."""
+    withheld: bool = False
+    """The case has sensitive data: what is shown could be compared with the signature only, if there is one."""
 
 
 async def export(
-    reads: Reads, keys: Keyspace, tenant: str, case_id: str, signer: SigningKey | None = None, now: int = 0
+    reads: Reads,
+    keys: Keyspace,
+    tenant: str,
+    case_id: str,
+    veils: Veils,
+    signer: SigningKey | None = None,
+    now: int = 0,
 ) -> bytes:
     """The document of a case, signed by `signer`. `reads` is a snapshot. Raises NotFound, StoreCorrupt when the case is
     damaged."""
@@ -146,6 +161,7 @@ async def export(
     if stored is None:
         raise NotFound("case", case_id)
     head = HEADS.read(case_keys.head, stored)
+    veil = await veils(tenant, head.spec_id, head.version)
     entries, batches = await _chained(reads, keys, tenant, case_id, head.created_at, head.sequence)
     records: list[ExportedRecord] = []
     state: Case | None = None
@@ -160,9 +176,9 @@ async def export(
                 raise StoreCorrupt(f"event {first} of case {case_id!r} is in no batch record", case_id=case_id)
             events = tuple(
                 ExportedEvent(event.sequence, event.timestamp, event.event_type, msgspec.Raw(event.data))
-                for event in render(case_id, first, record)
+                for event in render(case_id, first, record, veil)
             )
-            payload = b64encode(unseal(key, value)).decode()
+            payload = "" if veil else b64encode(unseal(key, value)).decode()
             records.append(ExportedRecord(first, position, entry.digest.hex(), payload, events))
         start = rows[-1][0] + b"\0"
     if state is None or state.sequence != head.sequence:
@@ -179,12 +195,13 @@ async def export(
         state.version,
         state.state,
         state.sequence,
-        _state_hash(state),
-        msgspec.Raw(state.root.data),
-        state_layout(),
+        "" if veil else _state_hash(state),
+        msgspec.Raw(veil.json(state.root.data)),
+        "" if veil else state_layout(),
     )
     workflow = ExportedWorkflow(definition.digest.hex(), b64encode(definition.document).decode())
-    document = Export(FORMAT, VERSION, case, workflow, state.salt.hex(), tuple(records), tuple(batches))
+    salt = "" if veil else state.salt.hex()
+    document = Export(FORMAT, VERSION, case, workflow, salt, tuple(records), tuple(batches))
     if signer is not None:
         document = await asyncio.to_thread(_signed, document, signer, now)
     return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
@@ -207,7 +224,22 @@ def _running(document: Export) -> Iterator[bytes]:
     hashed = blake2b(_encode((case.tenant, case.case_id, document.salt)), digest_size=32)
     for record in document.records:
         hashed.update(_encode((record.first_sequence, record.position, record.digest)))
+        if not record.record:
+            hashed.update(_encode(_as_shown(record)))
         yield hashed.digest()
+
+
+def _as_shown(record: ExportedRecord) -> list[tuple[int, int, str, bytes]]:
+    """The events of a withheld record, whatever spaces their text has."""
+    return [
+        (
+            event.sequence,
+            event.timestamp,
+            event.event_type,
+            msgspec.json.encode(_json(bytes(event.data), event.sequence)),
+        )
+        for event in record.events
+    ]
 
 
 def _whole(document: Export, now: int) -> bytes:
@@ -225,6 +257,8 @@ def _whole(document: Export, now: int) -> bytes:
     )
     records = [(record.first_sequence, record.position, record.digest) for record in document.records]
     log = [(batch.position, batch.hash) for batch in document.log]
+    if not document.salt:
+        records.append((0, 0, msgspec.json.encode(_json(bytes(case.data), 0)).decode()))
     return _encode(
         (document.format, document.version, named, document.workflow.digest, document.salt, records, log, now)
     )
@@ -329,26 +363,30 @@ class _Prover:
             sequence,
             problem,
             self._signed_by,
+            not self._export.salt,
         )
 
     def _all(self) -> None:
         export, case = self._export, self._export.case
-        salt = _unhex(export.salt, 0, "the salt")
+        salt = _unhex(export.salt, 0, "the salt") if export.salt else b""
         signer = self._signer()
         running = _running(export)
         batches = {batch.position: batch for batch in export.log}
         decoded: dict[int, LogRecord] = {}
         state: Case | None = None
-        before = 0
+        before = sequence = 0
         for record in export.records:
             first = record.first_sequence
-            if first != (state.sequence if state is not None else 0) + 1:
-                expected = (state.sequence if state is not None else 0) + 1
-                raise _Bad(expected, f"event {expected} is missing")
-            payload = _unbase64(record.record, first, "the record")
-            state = self._fold(state, record, payload)
-            if digest(payload, salt).hex() != record.digest:
-                raise _Bad(first, f"the record of event {first} does not match its digest")
+            if first != sequence + 1:
+                raise _Bad(sequence + 1, f"event {sequence + 1} is missing")
+            if salt:
+                payload = _unbase64(record.record, first, "the record")
+                state = self._fold(state, record, payload)
+                sequence = state.sequence
+                if digest(payload, salt).hex() != record.digest:
+                    raise _Bad(first, f"the record of event {first} does not match its digest")
+            else:
+                sequence = self._shown(record, sequence)
             if record.position < before:
                 raise _Bad(first, f"the record of event {first} lies before the one in front of it")
             before = record.position
@@ -356,13 +394,40 @@ class _Prover:
             if batch is None:
                 raise _Bad(first, f"log position {record.position} of event {first} is missing")
             if batch.batch:
-                self._tie(record, batch, batches, decoded, state.sequence - first + 1)
+                self._tie(record, batch, batches, decoded, sequence - first + 1)
             hashed = next(running)
             if signer and not signed_by(signer, CASE_RECORD, hashed, _unhex(record.signature, first, "the signature")):
                 raise _Bad(first, f"the record of event {first} was not signed like this")
             self._records += 1
-        if state is None:
+        if not sequence:
             raise _Bad(1, "there are no events")
+        document = _unbase64(export.workflow.document, 0, "the workflow")
+        if spec_digest(document).hex() != export.workflow.digest:
+            raise _Bad(0, "the workflow is not the one that the case runs on")
+        if state is not None:
+            self._end(state, salt)
+        elif case.sequence != sequence:
+            raise _Bad(0, f"the case is said to have {case.sequence} events, {sequence} are shown")
+        if signer and export.signature is not None:
+            signature = _unhex(export.signature.signature, 0, "the signature")
+            if not signed_by(signer, CASE_EXPORT, _whole(export, export.signature.signed_at), signature):
+                raise _Bad(0, "the whole was not signed like this: the case as stated, its log or its end")
+            self._signed_by = fingerprint(signer)
+
+    def _shown(self, record: ExportedRecord, before: int) -> int:
+        """The events of a record that is withheld; the number of the last one."""
+        if record.record:
+            raise _Bad(record.first_sequence, f"the record of event {before + 1} is there, but its salt is not")
+        for event in record.events:
+            before += 1
+            if event.sequence != before:
+                raise _Bad(before, f"event {before} is missing")
+            self._events += 1
+        return before
+
+    def _end(self, state: Case, salt: bytes) -> None:
+        """What the events give is what is stated."""
+        export, case = self._export, self._export.case
         if (state.case_id, state.tenant, state.salt) != (case.case_id, case.tenant, salt):
             raise _Bad(1, "the events are of another case")
         now_hashed = _state_hash(state) if case.layout == state_layout() else case.state_hash
@@ -371,14 +436,8 @@ class _Prover:
             raise _Bad(0, f"the case is said to be {stated}, its events say otherwise")
         if _json(bytes(case.data), 0) != _json(state.root.data, 0):
             raise _Bad(0, "the data of the case are not what its events say")
-        document = _unbase64(export.workflow.document, 0, "the workflow")
-        if spec_digest(document) != state.digest or state.digest.hex() != export.workflow.digest:
+        if state.digest.hex() != export.workflow.digest:
             raise _Bad(0, "the workflow is not the one that the case runs on")
-        if signer and export.signature is not None:
-            signature = _unhex(export.signature.signature, 0, "the signature")
-            if not signed_by(signer, CASE_EXPORT, _whole(export, export.signature.signed_at), signature):
-                raise _Bad(0, "the whole was not signed like this: the case as stated, its log or its end")
-            self._signed_by = fingerprint(signer)
 
     def _signer(self) -> bytes:
         """The public key that must have signed; empty when nobody had to and nobody did."""
@@ -403,7 +462,7 @@ class _Prover:
             record = COMMITS.read(b"", seal(payload))
         except StoreError as error:
             raise _Bad(first, f"the record of event {first} cannot be read") from error
-        true = list(render(self._export.case.case_id, first, record))
+        true = list(render(self._export.case.case_id, first, record, OPEN))
         for event, shown in zip(true, exported.events, strict=False):
             told = (shown.sequence, shown.timestamp, shown.event_type)
             if told != (event.sequence, event.timestamp, event.event_type):

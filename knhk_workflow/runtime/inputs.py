@@ -15,6 +15,7 @@ from knhk_workflow.errors import InvalidInput, LimitExceeded, Problem
 from knhk_workflow.model.document import json_object as parsed_object
 from knhk_workflow.model.schema import compiled_schema
 from knhk_workflow.model.spec import Spec
+from knhk_workflow.model.veil import veil_of
 
 ID_BYTES_MAX: Final = 256  # fits a key, a label and a log line
 BATCH_MAX: Final = 1_000  # cases or items in one call; one group commit holds about as many
@@ -67,11 +68,13 @@ def checked_schema(spec: Spec, data: bytes) -> None:
     """Check a case's data against the workflow's `data_schema`, if it has one; every violation at once."""
     if not spec.data_schema:
         return
-    problems = [
-        Problem(".".join(("data", *map(str, where))), "schema", message)
-        for where, message in compiled_schema(spec.data_schema).violations(msgspec.json.decode(data))
-    ]
-    if problems:
+    violations = compiled_schema(spec.data_schema).violations(msgspec.json.decode(data))
+    if violations:
+        veil = veil_of(spec)
+        problems = [
+            Problem(".".join(("data", *map(str, where))), "schema", veil.message(message, (data,)))
+            for where, message in violations
+        ]
         raise InvalidInput(f"the data does not match the data_schema of workflow {spec.id!r}", problems)
 
 

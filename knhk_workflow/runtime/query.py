@@ -33,6 +33,7 @@ from knhk_workflow.core.explain import explain, summary
 from knhk_workflow.core.step import ItemInNet, Step
 from knhk_workflow.errors import InvalidInput, NotFound
 from knhk_workflow.model.net import Model
+from knhk_workflow.model.veil import Veil
 from knhk_workflow.runtime.history import render
 from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
 from knhk_workflow.runtime.records import COMMITS, HEADS, INCIDENTS, ITEMS, CaseHead, CommitRecord, IncidentRow, ItemRow
@@ -61,11 +62,15 @@ from knhk_workflow.store.store import Range
 
 SCAN_ROWS_MAX: Final = 5_000  # rows that one filtered page looks at; a page may then be short and still have a token
 LOG_PAGE: Final = 64
+SPECS_MAX: Final = 10_000  # cases whose workflow is remembered; about 300 bytes each
 HISTORY_BYTES: Final = 1024 * 1024  # of event data in a page; with one event of 2 MB more still below gRPC's 4 MB
 HISTORY_RECORDS: Final = 32  # read at once; each may hold 2 MB
 COUNTED_RECORDS: Final = 64  # read at once while counting; about 1 ms of decoding
 
 R = TypeVar("R")
+
+Veils = Callable[[str, str, int], Awaitable[Veil]]
+"""What a workflow's version hides: of a tenant, its id and number."""
 
 LogPlace = tuple[int, int]
 """A place in a shard's batch log: after this batch, and after so many events of the next one."""
@@ -98,6 +103,7 @@ def case_view(case: Case, model: Model, created_by: str) -> CaseView:
             _incident_view(case.case_id, incident.number, incident, case.spec_id)
             for incident in case.incidents.values()
         ),
+        model.veil.listed,
     )
 
 
@@ -150,7 +156,8 @@ def work_item_after(step: Step, ref: c.ItemRef, whole: bool = False) -> WorkItem
                 if item[3].state == "offered" and item is not about
             ]
         )
-    return _shown(case, about, data, case.state, case.sequence, opened)
+    view = _shown(case, about, data, case.state, case.sequence, opened)
+    return msgspec.structs.replace(view, sensitive=step.model.veil.listed) if step.model.veil and data else view
 
 
 def instances_after(step: Step) -> InstancesView:
@@ -184,7 +191,8 @@ def delivery_after(step: Step) -> TriggerDelivery:
 def _item_view(case: Case, model: Model, activation: Activation, run: Instance, data: bytes) -> WorkItemView:
     net = case.nets[activation.net]
     node = model.nets[net.name].tasks[activation.task]
-    return _shown(case, (net.name, node, activation, run), data)
+    view = _shown(case, (net.name, node, activation, run), data)
+    return msgspec.structs.replace(view, sensitive=model.veil.listed) if model.veil and data else view
 
 
 def _item_id(case: Case, activation: int, run: Instance) -> str:
@@ -236,9 +244,11 @@ def _incident_view(case_id: str, number: int, incident: Incident | IncidentRow, 
 class Query:
     """Lists over committed state."""
 
-    def __init__(self, reads: Reads, keyspace: Keyspace) -> None:
+    def __init__(self, reads: Reads, keyspace: Keyspace, veils: Veils) -> None:
         self._reads = reads
         self._keys = keyspace
+        self._veils = veils
+        self._specs: dict[tuple[str, str], tuple[str, int]] = {}  # of cases that watches have shown, which never change
 
     async def head(self, tenant: str, case_id: str) -> CaseHead:
         """The newest of a case. Raises NotFound."""
@@ -325,6 +335,16 @@ class Query:
             ranges = [self._keys.incidents(shard, tenant) for shard in range(self._keys.shards)]
         return await self._page(ranges, read, page_size, page_token, f"incidents {tenant} {case_id}")
 
+    async def count_incidents(self, tenant: str, kind: str) -> int:
+        """How many open incidents are of a kind."""
+        count = 0
+        for shard in range(self._keys.shards):
+            start, end = self._keys.incidents(shard, tenant)
+            while rows := await self._reads.scan(start, end, limit=LOG_PAGE):
+                count += sum(INCIDENTS.read(key, value).kind == kind for key, value in rows)
+                start = rows[-1][0] + b"\0"
+        return count
+
     async def all_incidents(self, tenant: str, case_id: str, page_size: int, page_token: str) -> Page[IncidentView]:
         """All incidents that a case ever had, in the order of their numbers: read from its history."""
         head = await self.head(tenant, case_id)
@@ -357,6 +377,7 @@ class Query:
     async def history(self, tenant: str, case_id: str, after: int, size: int, reverse: bool) -> Page[HistoryEvent]:
         """Events of a case after (or before) a sequence, fewer than `size` when they are large. Raises NotFound."""
         head = await self.head(tenant, case_id)
+        veil = await self._veils(tenant, head.spec_id, head.version)
         found: list[HistoryEvent] = []
         portion = min(size, HISTORY_RECORDS)
         if reverse:
@@ -364,7 +385,7 @@ class Query:
             while len(found) < size and below > 1 and _data_size(found) < HISTORY_BYTES:
                 page = await self._records(tenant, case_id, 0, below, portion, True)
                 for first, record in page:
-                    events = [event for event in render(case_id, first, record) if event.sequence < below]
+                    events = [event for event in render(case_id, first, record, veil) if event.sequence < below]
                     found.extend(reversed(events))
                     below = first
                 if not page:
@@ -375,7 +396,7 @@ class Query:
             while len(found) < size and after < head.sequence and _data_size(found) < HISTORY_BYTES:
                 page = await self._records(tenant, case_id, after, None, portion, False)
                 for first, record in page:
-                    for event in render(case_id, first, record):
+                    for event in render(case_id, first, record, veil):
                         if event.sequence > after:
                             found.append(event)
                             after = event.sequence
@@ -434,11 +455,26 @@ class Query:
                     if stored is None:
                         continue  # purged since
                     record = COMMITS.read(record_key, stored)
-                    for number, event in enumerate(render(entry.case_id, entry.first_sequence, record), before + 1):
+                    try:
+                        veil = await self._veil_of(tenant, entry.case_id)
+                    except NotFound:
+                        continue  # purged in this moment
+                    events = render(entry.case_id, entry.first_sequence, record, veil)
+                    for number, event in enumerate(events, before + 1):
                         if number > already:
                             places[shard] = (position - 1, number)
                             yield event, resume_token(places)
                 places[shard] = (position, 0)
+
+    async def _veil_of(self, tenant: str, case_id: str) -> Veil:
+        """What is hidden of a case."""
+        about = self._specs.get((tenant, case_id))
+        if about is None:
+            head = await self.head(tenant, case_id)
+            if len(self._specs) >= SPECS_MAX:
+                self._specs.clear()
+            about = self._specs[tenant, case_id] = head.spec_id, head.version
+        return await self._veils(tenant, *about)
 
     async def _records(
         self, tenant: str, case_id: str, after: int, below: int | None, size: int, reverse: bool

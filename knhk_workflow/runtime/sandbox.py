@@ -331,7 +331,8 @@ class Run:
 
     def _seen(self, step: Step, method: str) -> Iterator[HistoryEvent]:
         record = CommitRecord(step.now, self._principal, method, "", "", tuple(step.events))  # type: ignore[arg-type]  # Event is the base of exactly EventType
-        for event in render(self._case_id, step.case.sequence - len(step.events) + 1, record):
+        first = step.case.sequence - len(step.events) + 1
+        for event in render(self._case_id, first, record, step.model.veil):
             self._trace.append(event)
             yield event
 

@@ -183,6 +183,8 @@ class Steps:
             record = await self._requests.find(request, meta.tenant, case_id) if request is not None else None
             if record is None:
                 raise
+            if meta.witness is not None:
+                meta.witness.recorded = False  # what was to be written is not: it was done before
             return replayed(record.receipt)
         return result
 
@@ -255,8 +257,9 @@ class Steps:
 
     def carry_on(self, live: LiveCase) -> None:
         """A case has a paused cascade: carry it on in the background, slice by slice."""
-        if live.continuing is None:
-            live.continuing = self._spawn(self._carry_on(live))
+        if live.continuing is None or live.continuing.done():
+            live.continuing = task = self._spawn(self._carry_on(live))
+            task.add_done_callback(lambda done: _carried(live, done))
 
     async def _carry_on(self, live: LiveCase) -> None:
         keys = live.keys
@@ -276,10 +279,6 @@ class Steps:
             return  # the case is broken or gone; whoever touches it is told
         except Exception as error:  # noqa: BLE001  # whatever the core did wrong, it is this case's affair
             await poisoned(self._cases, self._clock, keys.case_id, meta, error)
-        finally:
-            live.continuing = None
-            for event in live.changed:
-                event.set()
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -297,6 +296,14 @@ def _held_by(roles: tuple[str, ...], case: Case, model: Model, ref: c.ItemRef) -
     if needed and not set(needed).intersection(roles):
         name = f"{ref.activation}.{ref.instance}.{ref.attempt}@{case.case_id}"
         raise RoleRequired("work item", name, needed)
+
+
+def _carried(live: LiveCase, task: asyncio.Task[None]) -> None:
+    """A cascade is not carried on any more. Told by its task, since one that is cancelled at once never begins."""
+    if live.continuing is task:
+        live.continuing = None
+    for event in live.changed:
+        event.set()
 
 
 def _elsewhere(case_id: str) -> Fenced:

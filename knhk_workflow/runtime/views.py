@@ -150,6 +150,7 @@ class WorkItemView(msgspec.Struct, frozen=True, gc=False):
     )
     retry_at: int = 0  # of one that has failed: when it is offered again; 0 = it is not
     leased_until: int = 0  # by when its worker has to finish, or ask for longer; 0 = it is not leased
+    sensitive: tuple[str, ...] = ()  # fields in `data` that are not to be shown to people
 
 
 class InstancesView(msgspec.Struct, frozen=True, gc=False):
@@ -215,6 +216,7 @@ class CaseView(msgspec.Struct, frozen=True, gc=False):
     data: bytes = b""
     work: tuple[WorkItemView, ...] = ()
     incidents: tuple[IncidentView, ...] = ()
+    sensitive: tuple[str, ...] = ()  # fields in `data` that are not to be shown to people
 
 
 class HistoryEvent(msgspec.Struct, frozen=True, gc=False):
@@ -316,6 +318,32 @@ class PatternView(msgspec.Struct, frozen=True):
     available: bool
     document: bytes  # the pattern's own net as canonical JSON; empty when not available yet
     script: tuple[Stimulus, ...]
+
+
+class CaseCounts(msgspec.Struct, frozen=True):
+    """How many cases of a tenant are in which state, and how much of their work and how many incidents are open."""
+
+    created: int = 0
+    running: int = 0
+    suspended: int = 0
+    completed: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    open_items: int = 0
+    open_incidents: int = 0
+
+
+class CountsView(msgspec.Struct, frozen=True):
+    """How much there is of a tenant."""
+
+    workflow_versions: int
+    """Those that are in use."""
+    cases: CaseCounts | None
+    """None for a while after the start of an engine with very many cases: they are being counted."""
+    dead_letters: int
+    """Effects that were given up and are neither retried nor discarded."""
+    timers: int
+    """Armed timers of all tenants, as of at most five seconds ago."""
 
 
 class EngineStatus(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ What a future says:
     ExpectationFailed      this unit alone was refused; nothing of it was written, the rest of its group was
     StoreUnavailable,      nothing of it was written and nothing ever will be
     StoreFull, Fenced
+    TooLate                its deadline passed while it waited; nothing of it was written
     OutcomeUnknown         the journal ended before the store could tell; the request id tells after the next start
 
 Once queued, cancelling the future changes nothing: the unit is written all the same.
@@ -29,7 +30,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from knhk_workflow.errors import Busy, Fenced, StoreError, StoreFull, StoreUnavailable
+from knhk_workflow.errors import Busy, DeadlineExceeded, Fenced, StoreError, StoreFull, StoreUnavailable
 from knhk_workflow.store.codec import (
     GENESIS,
     Lease,
@@ -91,6 +92,16 @@ class Unit(msgspec.Struct, frozen=True, eq=False, gc=False):
     audits: tuple[bytes, ...] = ()
     size: int = 0
     """About how many bytes the writes hold, when the caller knows; 0 = count them."""
+    deadline: int = 0
+    """In nanoseconds of the journal's clock: a unit that still waits then is dropped, and nothing of it is written;
+    0 = it waits as long as it takes."""
+
+
+class TooLate(DeadlineExceeded, StoreError):
+    """The caller's deadline passed while the unit waited for its commit."""
+
+    reason = DeadlineExceeded.reason
+    retry = True
 
 
 Outcome = int | StoreError
@@ -207,6 +218,11 @@ class Journal:
     def position(self, shard: int) -> int:
         """The newest durable log position of a shard; 0 before the first."""
         return self._shards[shard].position
+
+    def head(self, shard: int) -> tuple[int, bytes]:
+        """The newest durable log position of a shard and the hash of its batch record."""
+        found = self._shards[shard]
+        return found.position, found.previous
 
     def epoch(self, shard: int) -> int:
         """The epoch of the lease held on a shard."""
@@ -354,7 +370,7 @@ class _Shard:
         self.epoch = epoch
         self._lease = lease
         self.position = position
-        self._previous = previous
+        self.previous = previous
         self.queue: list[_Queued] = []
         self._waits = 0
         """How many bytes are in the queue."""
@@ -429,6 +445,7 @@ class _Shard:
                 await self._gather()
                 group = self._take()
                 units = len(group)
+                group = self._in_time(group)
                 while group:
                     attempt, group = self._attempt(group)
                     if attempt is None:
@@ -494,6 +511,15 @@ class _Shard:
         self._taken += len(group)
         return group
 
+    def _in_time(self, group: list[_Queued]) -> list[_Queued]:
+        """The group without those whose caller has stopped waiting: these fail here."""
+        now = self._journal._clock()
+        late = [queued for queued in group if queued[0].deadline and queued[0].deadline <= now]
+        if not late:
+            return group
+        self._fail(late, _too_late)
+        return [queued for queued in group if not (queued[0].deadline and queued[0].deadline <= now)]
+
     def _attempt(self, group: list[_Queued]) -> tuple[_Attempt | None, list[_Queued]]:
         """The commit of a group, and the group without units that cannot hold beside those before them: these fail
         here. None when no unit is left.
@@ -540,7 +566,7 @@ class _Shard:
             expiry = now // NS_PER_S + self._limits.request_window_s
             writes.append((self._keys.request_expiry(self.number, expiry, pos), seal_keys(requests)))
         log_key = self._keys.log(self.number, pos)
-        log_value, hashed = seal_log(LogRecord(self._previous, tuple(entries), audits, now, self.epoch))
+        log_value, hashed = seal_log(LogRecord(self.previous, tuple(entries), audits, now, self.epoch))
         writes.append((log_key, log_value))  # last: the store finds it there for its head
         return _Attempt(group, writes, expect, log_key, log_value, hashed), group
 
@@ -574,7 +600,7 @@ class _Shard:
     def _acknowledge(self, attempt: _Attempt) -> None:
         self.shortage = None
         self.position = pos = self.position + 1
-        self._previous = attempt.hashed
+        self.previous = attempt.hashed
         group = attempt.group
         if self._journal._subscribers:
             units = [queued[0] for queued in group]
@@ -677,6 +703,10 @@ class _Shard:
                 elif not future.done():
                     future.set_result(None)
             self._waiting = still
+
+
+def _too_late() -> TooLate:
+    return TooLate("the deadline passed before the commit; nothing was changed")
 
 
 def _size(unit: Unit) -> int:

@@ -42,6 +42,10 @@ SIMULATED_RATE: Final = 5_000
 WEIGHED_CASES: Final = 5_000
 HOP_CALLS: Final = 2_000
 AT_ONCE: Final = (1, 32, 128)
+DEMAND: Final = 64  # callers that keep the daemon just busy
+OVERLOADS: Final = (1, 2, 5, 10)
+OPEN_DEADLINE_S: Final = 0.5
+GOOD_SECONDS: Final = 0.05  # a call of 4 ms is answered in this when nothing else is there
 BUSY: Final = 0.8  # of one processor: an event loop that has hardly anything left
 
 
@@ -62,6 +66,7 @@ class Plan(NamedTuple):
     verdicts: int = 3_000
     sizes: tuple[int, ...] = analysis.SIZES
     simulated_steps: int = 20_000
+    open_seconds: float = 1.0
 
 
 QUICK: Final = Plan(
@@ -101,6 +106,16 @@ class Sample(NamedTuple):
 
 Measure = Callable[[int], Sample]
 Told = Callable[[str], None]
+
+
+class Asked(NamedTuple):
+    """Over how many connections, and in an open loop so many per second (0: each answer is waited for)."""
+
+    many: bool = False
+    rate: float = 0.0
+
+
+ONE_BY_ONE: Final = Asked()
 
 
 class Side(NamedTuple):
@@ -167,6 +182,8 @@ def measure(plan: Plan, work: Path, tell: Told) -> Report:
         pids: dict[client.Target, int] = {"bare": servers.pid, "piped": servers.pid, "daemon": real.pid}
         bench = _Bench(plan, callers, engine, pids, work, tell)
         rows += bench.over_tls()
+        rows += bench.overload()
+        figures.append(bench.recovery())
         rows += bench.in_process()
         tell("hop by hop")
         parts = apart.ask(hops.Measure(str(work / "hops"), plan.pairs, plan.hop_calls), hops.Hops).hops
@@ -278,11 +295,13 @@ class _Bench:
         at_once: int,
         unit: str = "calls",
         per_call: int = 1,
+        asked: Asked = ONE_BY_ONE,
     ) -> Side:
         pid = self._pids[target]
 
         def measure(calls: int) -> Sample:
-            self._callers.ask(client.Prepare(target, work, at_once, calls), client.Done)
+            wanted = client.Prepare(target, work, at_once, calls, asked.many, asked.rate, OPEN_DEADLINE_S)
+            self._callers.ask(wanted, client.Done)
             machine, before = machine_cpu_seconds(), cpu_seconds(pid)
             done = self._callers.ask(client.Go(), client.Done)
             spent = cpu_seconds(pid) - before
@@ -292,6 +311,57 @@ class _Bench:
             )
 
         return Side(name, unit, measure, per_call)
+
+    # -- overload -----------------------------------------------------------------------------------------------------
+
+    def overload(self) -> list[Row]:
+        """More than there is room for: from callers that wait as they are asked, and from an open loop."""
+        group = f"Overload: whole cases, {client.MANY_CONNECTIONS} connections; ratio to the same at 1x demand"
+        rows: list[Row] = []
+
+        def demand(times: int) -> Side:
+            callers = DEMAND * times
+            return self._remote(
+                f"{times}x demand, {callers} callers", "daemon", "run", callers, "cases", asked=Asked(many=True)
+            )
+
+        for times in OVERLOADS:
+            pairs = self._pairs(demand(1), demand(times), DEMAND * times)
+            rates = ratio([(first.rate, second.rate) for first, second in pairs])
+            goals = (_at_least("0.9 of 1x", rates.median, 0.9),)
+            rows.append(self._row(group, demand(times), DEMAND * times, "1x", pairs, goals, ()))
+        milliseconds, deadline = empty.WORK_SECONDS * 1e3, OPEN_DEADLINE_S
+        group = (
+            f"Overload: {milliseconds:g} ms of work each, open loop, deadline {deadline:g} s, good answers; "
+            "ratio to 1x, which is 90% of what one processor can do"
+        )
+
+        def offered(times: int) -> Side:
+            rate = 0.9 / empty.WORK_SECONDS * times
+            side = self._remote(
+                f"{times}x offered, {rate:,.0f}/s", "piped", "busy", 1, asked=Asked(many=True, rate=rate)
+            )
+            return side._replace(measure=lambda _: side.measure(max(1, int(rate * self._plan.open_seconds))))
+
+        for times in OVERLOADS:
+            pairs = self._pairs(offered(1), offered(times), times)
+            rates = ratio([(first.rate, second.rate) for first, second in pairs])
+            later = (_at_least("0.9 of 1x", rates.median, 0.9),)
+            rows.append(self._row(group, offered(times), times, "1x", pairs, (), later))
+        return rows
+
+    def recovery(self) -> Figure:
+        """From the end of ten times the load to the first call that is answered as usual."""
+        rate = 0.9 / empty.WORK_SECONDS * max(OVERLOADS)
+        took: list[float] = []
+        for _ in range(self._plan.pairs):
+            calls = max(1, int(rate * self._plan.open_seconds))
+            asked = client.Prepare("piped", "busy", 1, calls, many=True, rate=rate, deadline=OPEN_DEADLINE_S)
+            self._callers.ask(asked, client.Done)
+            self._callers.ask(client.Go(), client.Done)
+            took.append(self._callers.ask(client.Recover("piped", "busy", GOOD_SECONDS), client.Done).seconds)
+        found = estimate(took)
+        return Figure("recovery after 10x", found, "s", (_at_most("2 s", found.high, 2),))
 
     # -- in process ---------------------------------------------------------------------------------------------------
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import grpc
 import grpc.aio
@@ -21,18 +23,21 @@ import msgspec
 import uvloop
 
 from knhk_sidecar.api import pb
+from knhk_sidecar.retries import Metadata, push_back
 from tests.benchmark.empty import PATH as EMPTY
+from tests.benchmark.empty import WORK_PATH as BUSY
 from tests.benchmark.processes import Certificates, serve_questions
 from tests.benchmark.samples import quantile
 from tests.benchmark.workloads import BATCH, DATA, DOCUMENTS, OUTPUT, ROUTING, STEPWISE, TASKS, WORKED
 
 Target = Literal["bare", "piped", "daemon"]
-Work = Literal["empty", "step", "run", "batch", "stream", "get", "worker1", "worker8", "worker64"]
+Work = Literal["empty", "busy", "step", "run", "batch", "stream", "get", "worker1", "worker8", "worker64"]
 PER_MESSAGE: Final[Mapping[Work, int]] = {"worker1": 1, "worker8": 8, "worker64": 64}
 """Results in one message of a worker."""
 
 PER_CONNECTION: Final = 64  # the server takes 100 at once on one connection, and 64 of one stream
 CONNECTIONS: Final = 2
+MANY_CONNECTIONS: Final = 8
 DEADLINE_S: Final = 60.0  # every call has a deadline, as those of good clients do
 MADE_TOGETHER: Final = 500
 _CASES: Final = "/knhk.sidecar.v1.CaseService/"
@@ -49,12 +54,27 @@ class Connect(msgspec.Struct, tag=True):
 
 
 class Prepare(msgspec.Struct, tag=True):
-    """Get ready for `calls` calls of a kind, `in_flight` of them at once. The next `Go` makes them."""
+    """Get ready for `calls` calls of a kind, `in_flight` of them at once. The next `Go` makes them.
+
+    With `many` over MANY_CONNECTIONS. With a `rate` they are begun so often per second, whatever becomes of others (an
+    open loop); `deadline` is then each one's, in seconds, and what is counted are those that succeed.
+    """
 
     target: Target
     work: Work
     in_flight: int
     calls: int
+    many: bool = False
+    rate: float = 0.0
+    deadline: float = 0.0
+
+
+class Recover(msgspec.Struct, tag=True):
+    """Make one call after the other until one is answered within `good` seconds; how long that took."""
+
+    target: Target
+    work: Work
+    good: float
 
 
 class Go(msgspec.Struct, tag=True):
@@ -82,7 +102,7 @@ class Client:
         self._made = 0
         self._standing: list[str] = []
 
-    async def answer(self, question: Connect | Prepare | Go) -> Done:
+    async def answer(self, question: Connect | Prepare | Go | Recover) -> Done:
         """Does what is asked."""
         match question:
             case Connect():
@@ -93,6 +113,10 @@ class Client:
             case Go():
                 assert self._slice is not None
                 return await self._slice()
+            case Recover():
+                path, (request,) = await self._requests(Prepare(question.target, question.work, 1, 1))
+                call = self._channels[question.target][0].unary_unary(path, _as_is, _as_is)
+                return await _recovered(call, request, question.good)
         return Done()
 
     async def close(self) -> None:
@@ -108,7 +132,7 @@ class Client:
             address: str = getattr(asked, target)
             self._channels[target] = [
                 grpc.aio.secure_channel(address, credentials, [*options, ("grpc.max_receive_message_length", -1)])
-                for _ in range(CONNECTIONS)
+                for _ in range(MANY_CONNECTIONS)
             ]
             for channel in self._channels[target]:
                 await asyncio.wait_for(channel.channel_ready(), DEADLINE_S)
@@ -131,7 +155,8 @@ class Client:
         return tuple(names[task].partition("@")[0] for task in TASKS)
 
     async def _prepare(self, asked: Prepare) -> Callable[[], Awaitable[Done]]:
-        channels = self._channels[asked.target][: min(CONNECTIONS, -(-asked.in_flight // PER_CONNECTION))]
+        needed = MANY_CONNECTIONS if asked.many else min(CONNECTIONS, -(-asked.in_flight // PER_CONNECTION))
+        channels = self._channels[asked.target][:needed]
         if asked.work == "stream":
             stubs = [channel.stream_stream(_CASES + "StreamRunCase", _as_is, _as_is) for channel in channels]
             return lambda: _stream(stubs, asked)
@@ -148,12 +173,14 @@ class Client:
             path, requests = await self._requests(asked)
             orders = deque([[request] for request in requests])
         calls = [channel.unary_unary(path, _as_is, _as_is) for channel in channels]
+        if asked.rate:
+            return lambda: _open_loop(calls, orders[0][0], asked)
         return lambda: _unary(calls, orders, asked.in_flight)
 
     async def _requests(self, asked: Prepare) -> tuple[str, list[bytes]]:
         match asked.work:
-            case "empty":
-                return EMPTY, [b""] * asked.calls
+            case "empty" | "busy":
+                return (EMPTY if asked.work == "empty" else BUSY), [b""] * asked.calls
             case "run":
                 return _CASES + "RunCase", [_run().SerializeToString()] * asked.calls
             case "batch":
@@ -246,9 +273,11 @@ async def _unary(calls: list[Unary], orders: deque[list[bytes]], in_flight: int)
             try:
                 await call(request, timeout=DEADLINE_S)
             except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                wait = push_back(cast(Metadata, error.trailing_metadata() or ()))
+                if error.code() is not grpc.StatusCode.UNAVAILABLE and wait is None:
                     raise
                 refused += 1
+                await asyncio.sleep((wait or 0.0) * (1 + random.random()))
             else:
                 return
 
@@ -264,6 +293,46 @@ async def _unary(calls: list[Unary], orders: deque[list[bytes]], in_flight: int)
         for number in range(in_flight):
             group.create_task(work(calls[number % len(calls)]))
     return Done(len(times), clock() - start, time.process_time() - cpu, quantile(times, 0.5) * 1e3, refused)
+
+
+async def _open_loop(calls: list[Unary], request: bytes, asked: Prepare) -> Done:
+    """Calls begin at their time, whatever becomes of others. `refused` are those that did not succeed."""
+    times: list[float] = []
+    failed = 0
+    clock = time.perf_counter
+
+    async def one(call: Unary) -> None:
+        nonlocal failed
+        began = clock()
+        try:
+            await call(request, timeout=asked.deadline)
+        except grpc.aio.AioRpcError:
+            failed += 1
+        else:
+            times.append(clock() - began)
+
+    cpu, start = time.process_time(), clock()
+    running: set[asyncio.Task[None]] = set()
+    for number in range(asked.calls):
+        if (ahead := start + number / asked.rate - clock()) > 0:
+            await asyncio.sleep(ahead)
+        task = asyncio.create_task(one(calls[number % len(calls)]))
+        running.add(task)
+        task.add_done_callback(running.discard)
+    seconds, done = clock() - start, len(times)
+    spent = time.process_time() - cpu
+    await asyncio.gather(*running)
+    return Done(max(done, 1), seconds, spent, quantile(times, 0.5) * 1e3, failed)
+
+
+async def _recovered(call: Unary, request: bytes, good: float) -> Done:
+    start = time.perf_counter()
+    while True:
+        began = time.perf_counter()
+        with suppress(grpc.aio.AioRpcError):
+            await call(request, timeout=DEADLINE_S)
+            if time.perf_counter() - began < good:
+                return Done(1, began - start)
 
 
 async def _stream(stubs: list[Stream], asked: Prepare) -> Done:
@@ -301,7 +370,7 @@ async def main() -> None:
     """Calls what the parent says until it closes the pipe."""
     client = Client()
     gc.freeze()
-    await serve_questions(Connect | Prepare | Go, client.answer)  # type: ignore[arg-type]  # a union is no class to mypy
+    await serve_questions(Connect | Prepare | Go | Recover, client.answer)  # type: ignore[arg-type]  # a union is no class to mypy
     await client.close()
 
 

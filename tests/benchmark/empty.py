@@ -2,6 +2,7 @@
 
 `bare` is registered with gRPC directly: what the stack itself costs. `piped` goes through the daemon's own transport
 and pipeline to an empty handler: the difference is what every call pays before any work. Two servers in one process.
+`Work` behind the pipeline keeps the processor busy for WORK_SECONDS: what is done under overload.
 """
 
 from __future__ import annotations
@@ -32,20 +33,25 @@ from tests.benchmark.processes import FREE, serve_questions
 
 SERVICE = "knhk.bench.Empty"
 PATH = f"/{SERVICE}/Call"
-METHOD = Method(
-    path=PATH,
-    service=SERVICE,
-    name="Call",
-    request=Empty,
-    response=Empty,
-    client_streaming=False,
-    server_streaming=False,
-    permission=Permission.CASE_READ,
-    subjects=(),
-    has_request_id=False,
-    waits=False,
-    wait_field=False,
-)
+WORK_PATH = f"/{SERVICE}/Work"
+WORK_SECONDS = 0.004
+
+
+def _method(name: str) -> Method:
+    return Method(
+        path=f"/{SERVICE}/{name}",
+        service=SERVICE,
+        name=name,
+        request=Empty,
+        response=Empty,
+        client_streaming=False,
+        server_streaming=False,
+        permission=Permission.CASE_READ,
+        subjects=(),
+        has_request_id=False,
+        waits=False,
+        wait_field=False,
+    )
 
 
 class WhereAreYou(msgspec.Struct):
@@ -66,6 +72,13 @@ class Service:
         """Nothing."""
         return Empty()
 
+    async def work(self, request: Empty, meta: CallMeta) -> Empty:
+        """So many milliseconds of processor time."""
+        until = time.thread_time() + WORK_SECONDS
+        while time.thread_time() < until:
+            pass
+        return Empty()
+
 
 async def _call(request: Message, context: grpc.aio.ServicerContext[Message, Message]) -> Message:
     return Empty()
@@ -73,7 +86,7 @@ async def _call(request: Message, context: grpc.aio.ServicerContext[Message, Mes
 
 async def main(cert: str, key: str, ca: str) -> None:
     """Serves until the parent closes the pipe."""
-    config = SidecarConfig()
+    config = SidecarConfig(rate_limit_per_second=1e9)  # counted like everybody's calls, and never reached
     tls = FileSource(TlsFiles(cert, key, ca))
     bare = grpc.aio.server(options=server_options(config))
     handler = grpc.unary_unary_rpc_method_handler(_call, Empty.FromString, Empty.SerializeToString)
@@ -81,7 +94,7 @@ async def main(cert: str, key: str, ca: str) -> None:
     port = bare.add_secure_port(FREE, tls.credentials())
     await bare.start()
     pipeline = Pipeline(
-        {PATH: METHOD},
+        {PATH: _method("Call"), WORK_PATH: _method("Work")},
         {SERVICE: Service()},
         leaves=tls.leaves,
         plain=ANONYMOUS,

@@ -19,13 +19,17 @@ from google.protobuf.message import Message
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.api.services.work_items import WorkItemService
+from knhk_sidecar.identity.grants import Rate
 from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import ANONYMOUS, of_certificate
 from knhk_sidecar.identity.spiffe_id import SpiffeId
 from knhk_sidecar.identity.tls import FileSource, TlsFiles, TlsSource
 from knhk_sidecar.pipeline import Call, Method
+from knhk_sidecar.pipeline.admission import Admit
 from knhk_sidecar.pipeline.call import Request, methods_of
-from knhk_sidecar.pipeline.stages import Admit, Authorize, Identify, Invoke, Observe, Proceed, Translate
+from knhk_sidecar.pipeline.memory import Memory
+from knhk_sidecar.pipeline.rates import Rates, Throttle
+from knhk_sidecar.pipeline.stages import Authorize, Identify, Invoke, Observe, Proceed, Translate
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
 from knhk_workflow import CallMeta, StateStore, WorkflowEngine
@@ -36,6 +40,7 @@ from tests.benchmark.workloads import DATA, DOCUMENTS, OUTPUT, STEPWISE
 
 PATH = "/knhk.sidecar.v1.WorkItemService/CompleteWorkItem"
 AT_ONCE = 32
+NEVER_REACHED = Rate(1e9, 1_000_000_000)
 POLICIES = Policies.without_file("knhk.dev", "application")  # the domain of the developer's certificates
 CALLER = of_certificate(SpiffeId.parse("spiffe://knhk.dev/app"))
 
@@ -197,8 +202,18 @@ STAGES: dict[str, Callable[[Proceed, TlsSource], Proceed]] = {
     "translate": lambda proceed, _: Translate(proceed).run,
     "identify": lambda proceed, tls: Identify(proceed, tls.leaves, ANONYMOUS).run,
     "authorize": lambda proceed, _: Authorize(proceed, POLICIES).run,
+    "throttle": lambda proceed, _: Throttle(proceed, Rates(NEVER_REACHED, time.time_ns)).run,
     "admit": lambda proceed, _: (
-        Admit(proceed, now=time.time_ns, in_flight=256, queued=512, waiting=1_024, streams_per_connection=16).run
+        Admit(
+            proceed,
+            now=time.time_ns,
+            in_flight=256,
+            queued=512,
+            waiting=1_024,
+            streams_per_connection=16,
+            stream_messages=1_000_000,
+            memory=Memory(1 << 40, 85),
+        ).run
     ),
     "invoke": lambda proceed, _: proceed,
 }

@@ -26,6 +26,7 @@ SMALLEST = Plan(
     verdicts=3,
     sizes=(20, 50),
     simulated_steps=50,
+    open_seconds=0.005,
 )
 
 

@@ -87,6 +87,7 @@ def running(
     *arguments: str,
     command: str = "dev",
     addresses: Sequence[str] = ("grpc", "plain", "http", "metrics"),
+    extra: Mapping[str, str] | None = None,
 ) -> Iterator[Daemon]:
     """A daemon on free ports, for the length of a block."""
     ready_file = data_dir.with_name(f"{data_dir.name}-ready.json")
@@ -101,7 +102,7 @@ def running(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=environment(extra),
     )
     try:
         while not ready_file.exists():

@@ -43,11 +43,14 @@ READING = {
         "GetSlo",
         "GetPromotion",
         "ListAudit",
+        "GetCheckpoint",
+        "GetAuditProof",
         "VerifyHistory",
         "GetReceipt",
         "ListDeadLetters",
         "ListConnectors",
         "Backup",
+        "ExportAudit",
         "GetConfig",
         "ExplainPolicy",
         "GetPolicy",
@@ -119,7 +122,7 @@ CHANGING = {
     "SubscriptionService": ["CreateSubscription", "DeleteSubscription", "ReplayDeliveries"],
 }
 BIDIRECTIONAL = {"StreamExecutePattern", "StreamRunCase", "StreamWorkItems"}
-SERVER_STREAMS = {"WatchCase", "WatchCases", "ExportCase", "Backup"}
+SERVER_STREAMS = {"WatchCase", "WatchCases", "ExportCase", "Backup", "ExportAudit"}
 
 FIXED_ROUTES = {
     "POST /api/v1/workflows": "RegisterWorkflow",

@@ -128,7 +128,7 @@ class CorePlayer:
         found: list[HistoryEvent] = []
         while True:
             record = CommitRecord(step.now, META.principal, "", "", "", tuple(step.events))  # type: ignore[arg-type]  # Event is the base of exactly EventType
-            found.extend(render(CASE, case.sequence - len(step.events) + 1, record))
+            found.extend(render(CASE, case.sequence - len(step.events) + 1, record, model.veil))
             if not case.ready or case.state != "running":
                 return found
             step = decide(case, model, c.Continue(), self.clock.now())

@@ -54,7 +54,7 @@ def settings() -> Sequence[str]:
             continue
         names = ", ".join(f"`{each}`" for each in (PREFIX + name.upper(), *about.synonyms))
         default = defaults[name]
-        shown = str(default).lower() if isinstance(default, bool) else str(default)
+        shown = str(default).lower() if isinstance(default, bool) else str(default) if default != () else ""
         value = f"{shown} {about.unit}".strip() if shown else "empty"
         rows.append(_row(names, value, about.doc))
     return rows

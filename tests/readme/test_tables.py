@@ -59,10 +59,7 @@ def test_every_variable_of_the_table_is_known_and_takes_its_default() -> None:
 
 
 def test_a_later_feature_cannot_be_switched_on() -> None:
-    for variable, value, feature in (
-        ("KGC_SIDECAR_KMS_PROVIDER", "vault", "encryption of case data"),
-        ("WORKFLOW_AUDIT_ENABLED", "true", "the audit"),
-    ):
+    for variable, value, feature in (("KGC_SIDECAR_KMS_PROVIDER", "vault", "encryption of case data"),):
         assert variable in README.read_text(encoding="utf-8")
         with pytest.raises(ConfigError, match=f"{variable}: {feature} is not available"):
             load(environ={variable: value})

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
+import msgspec
 import pytest
 
-from knhk_workflow.errors import Busy, Fenced, StoreCorrupt, StoreError, StoreFull, StoreUnavailable
+from knhk_workflow.errors import Busy, DeadlineExceeded, Fenced, StoreCorrupt, StoreError, StoreFull, StoreUnavailable
 from knhk_workflow.store import (
     META_SHARD,
     ExpectationFailed,
@@ -449,3 +450,23 @@ async def test_idle_costs_nothing(journal: Journal) -> None:
     ready, scheduled = loop._ready, loop._scheduled  # type: ignore[attr-defined]  # the loop's queues, read only
     assert not ready
     assert not scheduled
+
+
+async def test_what_is_too_late_is_dropped_before_the_commit(
+    store: FaultyStore, journal: Journal, clock: Clock
+) -> None:
+    store.way.clear()
+    first = journal.append(Case("first").step())
+    await turns()
+    late, in_time, patient = Case("late"), Case("in time"), Case("patient")
+    dropped = journal.append(msgspec.structs.replace(late.step(), deadline=clock.now + 1_000))
+    kept = journal.append(msgspec.structs.replace(in_time.step(), deadline=clock.now + 1_000_000))
+    waits = journal.append(patient.step())
+    clock.now += 2_000
+    store.way.set()
+    assert [await each for each in (first, kept, waits)] == [1, 2, 2]
+    with pytest.raises(DeadlineExceeded, match="nothing was changed"):
+        await dropped
+    assert await late.stored_steps(store.inner) == 0
+    assert [await case.stored_steps(store.inner) for case in (in_time, patient)] == [1, 1]
+    assert await journal.append(Case("late").step()) == 3, "the case may be written by whoever comes next"

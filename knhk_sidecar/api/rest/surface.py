@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from knhk_sidecar.pipeline import Pipeline
 
 LEAF: Final = "knhk.leaf"  # scope extension: the PEM of the certificate that TLS verified
+CHAIN: Final = "knhk.chain"  # scope extension: the PEM of those that came with it
 LOOPBACK: Final = "knhk.loopback"  # scope extension: the listener is reached from this host only
 BODY_SECONDS: Final = 30.0  # a body of 4 MB at 1 Mbit/s
 WAIT_SECONDS_MAX: Final = 3_600.0  # of `Prefer: wait=`; beyond an hour a connection does not survive what is between
@@ -56,13 +57,15 @@ _STATUS_PATH: Final = "/knhk.sidecar.v1.AdminService/GetStatus"
 class Surface:
     """The application.
 
-    `body_bytes_max` bounds a request's body; `leaving` is set when the daemon drains and streams have to end.
+    `body_bytes_max` bounds a request's body, `head_bytes_max` its path and headers; `leaving` is set when the daemon
+    drains and streams have to end.
     """
 
     pipeline: Pipeline
     health: HealthView
     table: RouteTable
     body_bytes_max: int
+    head_bytes_max: int
     leaving: asyncio.Event
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +81,7 @@ class Surface:
         except Refused as refused:
             response = refused.response()
         except Refusal as refusal:
-            response = fault_response(refusal.error)
+            response = fault_response(refusal.error, takes_tokens=self.pipeline.takes_tokens)
         except WorkflowError as error:  # what was sent could not be read; the pipeline has not seen it
             response = fault_response(error)
         except ClientDisconnect:
@@ -90,6 +93,7 @@ class Surface:
 
     async def _answer(self, request: Request, send: Send) -> Response | None:
         """The response, or None when it was sent already."""
+        self._refuse_large_head(request.scope)
         raw_path = cast("bytes", request.scope.get("raw_path") or b"/").decode("latin-1")
         bare = raw_path.removeprefix("/api/v1").rstrip("/") or "/"
         health = self._health_answer(bare)
@@ -113,6 +117,19 @@ class Surface:
         route = found.routes[verb]
         message = await self._message(request, route, found.values)
         return await self._call(request, route, message, send)
+
+    def _refuse_large_head(self, scope: Scope) -> None:
+        size = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+        for name, value in scope["headers"]:
+            size += len(name) + len(value)
+        if size > self.head_bytes_max:
+            raise Refused(
+                431,
+                LimitExceeded.reason,
+                "Request head too large",
+                f"path and headers have at most {self.head_bytes_max} bytes, these have {size}",
+                {"connection": "close"},
+            )
 
     # ------------------------------------------------------------------------------------------------------- health
     def _health_answer(self, path: str) -> Response | None:
@@ -231,13 +248,16 @@ class Surface:
         extensions = cast("Mapping[str, str]", request.scope.get("extensions") or {})
         leaf = extensions.get(LEAF)
         trace = request.headers.get("traceparent")
+        metadata = [("authorization", value) for value in request.headers.getlist("authorization")]
         return Call(
             method,
             protocol="rest",
             peer=_peer(request),
             leaf=leaf.encode() if leaf else None,
+            tls=request.scope.get("scheme") == "https",
+            chain=extensions.get(CHAIN, "").encode(),
             deadline=0 if method.server_streaming else self.pipeline.deadline(_wait_of(request)),
-            metadata=(("traceparent", trace),) if trace else (),
+            metadata=[*metadata, ("traceparent", trace)] if trace else metadata,
             send=sink,
         )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from knhk_sidecar.api import pb, wire
+from knhk_sidecar.api.services.audit import AuditCalls
 from knhk_sidecar.api.services.connectors import ConnectorCalls
 from knhk_sidecar.api.services.policy import PolicyCalls, PolicyView
 from knhk_sidecar.api.services.streams import closed_after
@@ -71,7 +72,7 @@ class Daemon:
     """Who may do what; None where nothing decides that."""
 
 
-class AdminService(ConnectorCalls, PolicyCalls):
+class AdminService(AuditCalls, ConnectorCalls, PolicyCalls):
     """Over the daemon's own state; the engine may be absent."""
 
     def __init__(self, engine: WorkflowEngine | None, daemon: Daemon, unavailable: Callable[[], Sequence[str]]) -> None:
@@ -85,7 +86,7 @@ class AdminService(ConnectorCalls, PolicyCalls):
         """The daemon at a glance. The health of the whole is that of its worst part."""
         daemon = self._daemon
         status = self._engine.status() if self._engine else None
-        timers = await self._engine.count_timers() if self._engine else 0
+        counts = await self._engine.count(meta=meta) if self._engine else None
         components = daemon.components()
         patterns = self._engine.list_patterns() if self._engine else ()
         return pb.GetStatusResponse(
@@ -94,7 +95,7 @@ class AdminService(ConnectorCalls, PolicyCalls):
             engine_enabled=self._engine is not None,
             instance_id=daemon.instance_id,
             store_kind=status.store if status else "",
-            counts=pb.Counts(cached_cases=status.cached_cases, timers=timers) if status else None,
+            counts=wire.counts(counts, status.cached_cases) if status and counts else None,
             features=sorted(daemon.features),
             unavailable_features=sorted(self._unavailable()),
             document_schema_json=b"" if request.omit_document_schema else daemon.document_schema,
@@ -124,6 +125,8 @@ class AdminService(ConnectorCalls, PolicyCalls):
         if answered is not None:
             return answered
         how_far = request.WhichOneof("how_far")
+        if how_far is not None:
+            await engine.audit("time", meta=meta)
         if how_far == "duration":
             view = await engine.advance_time(wire.duration_ns(request.duration, "duration") / wire.NS_PER_S)
         elif how_far == "until":
@@ -141,6 +144,7 @@ class AdminService(ConnectorCalls, PolicyCalls):
 
     async def backup(self, request: pb.BackupRequest, meta: CallMeta) -> AsyncIterator[pb.BackupResponse]:
         """The store as one file, in pieces; other calls go on meanwhile."""
+        await self._running().audit("store", meta=meta)
         async with closed_after(self._running().backup(after_token=request.after_token)) as pieces:
             async for piece in pieces:
                 yield pb.BackupResponse(
@@ -196,6 +200,8 @@ class AdminService(ConnectorCalls, PolicyCalls):
                 "level", f"{request.level!r} is not a log level", f"one of {', '.join(LOG_LEVELS)}"
             )
         seconds = wire.duration_ns(request.duration, "duration") / wire.NS_PER_S
+        if self._engine is not None:
+            await self._engine.audit(f"log-level/{level}", meta=meta)
         return pb.SetLogLevelResponse(
             previous_level=self._daemon.set_log_level(level, request.logger, seconds), level=level
         )

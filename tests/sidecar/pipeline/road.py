@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.identity.certificate import LeafCheck
+from knhk_sidecar.identity.jwt_check import TokenCheck
 from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import Principal
 from knhk_sidecar.pipeline import Call, Limits, Pipeline
@@ -86,6 +87,7 @@ class Road:
         plain: Principal = DEVELOPER,
         leaves: LeafCheck | None = None,
         limits: Limits | None = None,
+        tokens: TokenCheck | None = None,
         level: str = "debug",
         policies: Policies | None = None,
     ) -> None:
@@ -104,6 +106,7 @@ class Road:
             log=self.log,
             counters=self.counters,
             limits=limits or Limits(),
+            tokens=tokens,
             policies=policies,
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from knhk_sidecar.identity.grants import Beginning, RateLimit, Resource
+from knhk_sidecar.identity.grants import Beginning, Rate, Resource
 from knhk_sidecar.identity.permission import Permission
 from knhk_sidecar.identity.policy import CALLERS_MAX, Policy, applies
 from knhk_sidecar.identity.policy_document import GRANTABLE, Document, of_value
@@ -243,7 +243,7 @@ def test_limits_and_unsound_workflows() -> None:
         allow({"anyone": True}, "d", may_allow_unsound=True),
     )
     first, second = (policy.decide(cert(f"spiffe://{each}/x")).grants for each in ("a.org", "b.org"))
-    assert (first.limits, second.limits) == (RateLimit(5.0, 5), RateLimit(50.5, 7))
+    assert (first.limits, second.limits) == (Rate(5.0, 5), Rate(50.5, 7))
     assert (first.may_allow_unsound, second.may_allow_unsound, second.unsound_rule) == (True, False, "c")
 
 

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from knhk_sidecar.identity.grants import RateLimit
+from knhk_sidecar.identity.grants import Rate
 from knhk_sidecar.identity.permission import Permission
 from knhk_sidecar.identity.policy_document import (
     BUILT_IN_ROLES,
@@ -169,7 +169,7 @@ def test_json_is_read_too() -> None:
 def test_the_sample_says_what_its_comments_say() -> None:
     document = parse(SAMPLE.read_bytes())
     rules = {each.id: each for each in document.rules}
-    assert rules["web"].limits == RateLimit(500.0, 1000)
+    assert rules["web"].limits == Rate(500.0, 1000)
     assert rules["web"].may_allow_unsound is False
     assert rules["partners"].tenant == Derived(segment=2)
     assert rules["clerks"].work_roles == (Derived(claim="groups"),)

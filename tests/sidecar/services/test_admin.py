@@ -24,6 +24,16 @@ async def test_status_says_what_works_and_what_does_not(running: Sidecar) -> Non
     assert not short.document_schema_json
 
 
+async def test_status_counts_what_there_is(running: Sidecar) -> None:
+    await running.cases.RunCase(pb.RunCaseRequest(spec_id="approval"))
+    await running.cases.RunCase(pb.RunCaseRequest(spec_id="routing"))
+    await running.cases.CreateCase(pb.CreateCaseRequest(spec_id="approval"))
+    counts = (await running.admin.GetStatus(pb.GetStatusRequest(omit_document_schema=True))).counts
+    assert (counts.workflow_versions, counts.open_work_items) == (3, 1)
+    assert (counts.cases_created, counts.cases_running, counts.cases_completed) == (1, 1, 1)
+    assert (counts.open_incidents, counts.dead_letters, counts.counting) == (0, 0, False)
+
+
 async def test_status_works_without_an_engine(engineless: Sidecar) -> None:
     status = await engineless.admin.GetStatus(pb.GetStatusRequest())
     assert not status.engine_enabled

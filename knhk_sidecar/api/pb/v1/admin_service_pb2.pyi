@@ -117,7 +117,7 @@ Global___ComponentHealth: _TypeAlias = ComponentHealth  # noqa: Y015
 
 @_typing.final
 class Counts(_message.Message):
-    """How much there is. Counted as the store counts, not by scanning."""
+    """How much there is of the caller's tenant. Kept up to date by what is committed, not by scanning."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -133,8 +133,9 @@ class Counts(_message.Message):
     DEAD_LETTERS_FIELD_NUMBER: _builtins.int
     TIMERS_FIELD_NUMBER: _builtins.int
     CACHED_CASES_FIELD_NUMBER: _builtins.int
+    COUNTING_FIELD_NUMBER: _builtins.int
     workflow_versions: _builtins.int
-    """Registered workflow versions."""
+    """Registered workflow versions that are in use."""
     cases_created: _builtins.int
     """Cases created and not started."""
     cases_running: _builtins.int
@@ -154,9 +155,11 @@ class Counts(_message.Message):
     dead_letters: _builtins.int
     """Effects that were given up."""
     timers: _builtins.int
-    """Timers armed, as of at most five seconds ago."""
+    """Timers armed, of all tenants, as of at most five seconds ago."""
     cached_cases: _builtins.int
-    """Live cases held in memory."""
+    """Live cases of all tenants held in memory."""
+    counting: _builtins.bool
+    """True for a while after the start with very many cases: they are being counted; fields 2 to 9 are 0 until then."""
     def __init__(
         self,
         *,
@@ -172,10 +175,11 @@ class Counts(_message.Message):
         dead_letters: _builtins.int = ...,
         timers: _builtins.int = ...,
         cached_cases: _builtins.int = ...,
+        counting: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_cases", b"cached_cases", "cases_cancelled", b"cases_cancelled", "cases_completed", b"cases_completed", "cases_created", b"cases_created", "cases_failed", b"cases_failed", "cases_running", b"cases_running", "cases_suspended", b"cases_suspended", "dead_letters", b"dead_letters", "open_incidents", b"open_incidents", "open_work_items", b"open_work_items", "timers", b"timers", "workflow_versions", b"workflow_versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_cases", b"cached_cases", "cases_cancelled", b"cases_cancelled", "cases_completed", b"cases_completed", "cases_created", b"cases_created", "cases_failed", b"cases_failed", "cases_running", b"cases_running", "cases_suspended", b"cases_suspended", "counting", b"counting", "dead_letters", b"dead_letters", "open_incidents", b"open_incidents", "open_work_items", b"open_work_items", "timers", b"timers", "workflow_versions", b"workflow_versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -927,6 +931,217 @@ class ListAuditResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAuditResponse: _TypeAlias = ListAuditResponse  # noqa: Y015
+
+@_typing.final
+class Checkpoint(_message.Message):
+    """The first `size` batch records of a log have one root; signed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    ROOT_HASH_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    store_id: _builtins.str
+    """The store, 32 hex digits. Copies and restored backups of it have the same."""
+    shard: _builtins.int
+    """The log: a shard of the store. 65520 is that of workflows and connectors."""
+    size: _builtins.int
+    """How many batch records."""
+    root_hash: _builtins.str
+    """Hex root of the Merkle tree over them (RFC 6962)."""
+    note: _builtins.str
+    """The signed text: a C2SP checkpoint with an Ed25519 signature."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was signed."""
+
+    def __init__(
+        self,
+        *,
+        store_id: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        size: _builtins.int = ...,
+        root_hash: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["note", b"note", "root_hash", b"root_hash", "shard", b"shard", "size", b"size", "store_id", b"store_id", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
+
+@_typing.final
+class GetCheckpointRequest(_message.Message):
+    """Request of GetCheckpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCheckpointRequest: _TypeAlias = GetCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class GetCheckpointResponse(_message.Message):
+    """Response of GetCheckpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_PEM_FIELD_NUMBER: _builtins.int
+    public_key_pem: _builtins.str
+    """Who signs: the Ed25519 public key, PEM."""
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Checkpoint]:
+        """One of each log that has something, ascending by shard."""
+
+    def __init__(
+        self,
+        *,
+        checkpoints: _abc.Iterable[Global___Checkpoint] | None = ...,
+        public_key_pem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "public_key_pem", b"public_key_pem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCheckpointResponse: _TypeAlias = GetCheckpointResponse  # noqa: Y015
+
+@_typing.final
+class GetAuditProofRequest(_message.Message):
+    """Request of GetAuditProof. Either `audit_id`, or the sizes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUDIT_ID_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    FIRST_SIZE_FIELD_NUMBER: _builtins.int
+    SECOND_SIZE_FIELD_NUMBER: _builtins.int
+    audit_id: _builtins.str
+    """The entry whose inclusion is to be proven."""
+    shard: _builtins.int
+    """The log whose consistency is to be proven."""
+    first_size: _builtins.int
+    """Its earlier size, at least 1."""
+    second_size: _builtins.int
+    """Its later size; 0 means the present one."""
+    def __init__(
+        self,
+        *,
+        audit_id: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        first_size: _builtins.int = ...,
+        second_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_id", b"audit_id", "first_size", b"first_size", "second_size", b"second_size", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuditProofRequest: _TypeAlias = GetAuditProofRequest  # noqa: Y015
+
+@_typing.final
+class GetAuditProofResponse(_message.Message):
+    """Response of GetAuditProof."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    LEAF_INDEX_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    PROOF_JSON_FIELD_NUMBER: _builtins.int
+    leaf_index: _builtins.int
+    """Number of the entry's batch record in the log, from 0 on."""
+    proof_json: _builtins.bytes
+    """Everything needed to check the inclusion offline, a JSON object."""
+    @_builtins.property
+    def entry(self) -> Global___AuditEntry:
+        """The entry, for a proof of inclusion."""
+
+    @_builtins.property
+    def hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The path, hex: from the leaf to the root, or between the two sizes."""
+
+    @_builtins.property
+    def checkpoint(self) -> Global___Checkpoint:
+        """The checkpoint that the path leads to; for a proof between two sizes only when the second one is its size."""
+
+    def __init__(
+        self,
+        *,
+        entry: Global___AuditEntry | None = ...,
+        leaf_index: _builtins.int = ...,
+        hashes: _abc.Iterable[_builtins.str] | None = ...,
+        checkpoint: Global___Checkpoint | None = ...,
+        proof_json: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "entry", b"entry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "entry", b"entry", "hashes", b"hashes", "leaf_index", b"leaf_index", "proof_json", b"proof_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuditProofResponse: _TypeAlias = GetAuditProofResponse  # noqa: Y015
+
+@_typing.final
+class ExportAuditRequest(_message.Message):
+    """Request of ExportAudit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FULL_FIELD_NUMBER: _builtins.int
+    full: _builtins.bool
+    """True: with the commit records of all cases, so that who wrote what follows from the log alone."""
+    def __init__(
+        self,
+        *,
+        full: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full", b"full"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportAuditRequest: _TypeAlias = ExportAuditRequest  # noqa: Y015
+
+@_typing.final
+class ExportAuditResponse(_message.Message):
+    """Response of ExportAudit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """The next bytes."""
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportAuditResponse: _TypeAlias = ExportAuditResponse  # noqa: Y015
 
 @_typing.final
 class VerifyHistoryRequest(_message.Message):

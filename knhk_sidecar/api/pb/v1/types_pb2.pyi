@@ -324,6 +324,7 @@ class Case(_message.Message):
     PARENT_CASE_ID_FIELD_NUMBER: _builtins.int
     PATTERN_ID_FIELD_NUMBER: _builtins.int
     LEGAL_HOLD_FIELD_NUMBER: _builtins.int
+    SENSITIVE_FIELDS_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """The case's id, unique in the tenant."""
     spec_id: _builtins.str
@@ -368,6 +369,10 @@ class Case(_message.Message):
     def live_tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___LiveTask]:
         """Tasks with work under way or on offer; only in the FULL view."""
 
+    @_builtins.property
+    def sensitive_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of fields, at any depth of `data_json`, that the workflow calls sensitive: whoever shows the data to people masks them. Only in the FULL view."""
+
     def __init__(
         self,
         *,
@@ -389,10 +394,11 @@ class Case(_message.Message):
         parent_case_id: _builtins.str = ...,
         pattern_id: _builtins.int = ...,
         legal_hold: _builtins.bool = ...,
+        sensitive_fields: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_key", b"business_key", "case_id", b"case_id", "create_time", b"create_time", "created_by", b"created_by", "data_json", b"data_json", "end_time", b"end_time", "legal_hold", b"legal_hold", "live_tasks", b"live_tasks", "open_incident_count", b"open_incident_count", "open_work_item_count", b"open_work_item_count", "parent_case_id", b"parent_case_id", "pattern_id", b"pattern_id", "reason", b"reason", "sequence", b"sequence", "spec_id", b"spec_id", "spec_version", b"spec_version", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_key", b"business_key", "case_id", b"case_id", "create_time", b"create_time", "created_by", b"created_by", "data_json", b"data_json", "end_time", b"end_time", "legal_hold", b"legal_hold", "live_tasks", b"live_tasks", "open_incident_count", b"open_incident_count", "open_work_item_count", b"open_work_item_count", "parent_case_id", b"parent_case_id", "pattern_id", b"pattern_id", "reason", b"reason", "sensitive_fields", b"sensitive_fields", "sequence", b"sequence", "spec_id", b"spec_id", "spec_version", b"spec_version", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -613,6 +619,7 @@ class WorkItem(_message.Message):
     CONNECTOR_FIELD_NUMBER: _builtins.int
     BUSINESS_KEY_FIELD_NUMBER: _builtins.int
     LAST_ERROR_FIELD_NUMBER: _builtins.int
+    SENSITIVE_FIELDS_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     """The item's id; names case, activation and instance, stable across attempts."""
     case_id: _builtins.str
@@ -681,6 +688,10 @@ class WorkItem(_message.Message):
     def lease_expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the worker's lease ends; absent without lease."""
 
+    @_builtins.property
+    def sensitive_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of fields, at any depth of `data_json`, that the workflow calls sensitive: whoever shows the data to people masks them."""
+
     def __init__(
         self,
         *,
@@ -709,10 +720,11 @@ class WorkItem(_message.Message):
         connector: _builtins.str = ...,
         business_key: _builtins.str = ...,
         last_error: _builtins.str = ...,
+        sensitive_fields: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["allocate_time", b"allocate_time", "create_time", b"create_time", "due_time", b"due_time", "end_time", b"end_time", "lease_expire_time", b"lease_expire_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "allocate_time", b"allocate_time", "attempt", b"attempt", "business_key", b"business_key", "case_id", b"case_id", "connector", b"connector", "create_time", b"create_time", "data_json", b"data_json", "due_time", b"due_time", "end_time", b"end_time", "instance", b"instance", "item_id", b"item_id", "last_error", b"last_error", "lease_expire_time", b"lease_expire_time", "net", b"net", "offered_to", b"offered_to", "output_json", b"output_json", "owner", b"owner", "priority", b"priority", "roles", b"roles", "spec_id", b"spec_id", "start_time", b"start_time", "state", b"state", "task_id", b"task_id", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "allocate_time", b"allocate_time", "attempt", b"attempt", "business_key", b"business_key", "case_id", b"case_id", "connector", b"connector", "create_time", b"create_time", "data_json", b"data_json", "due_time", b"due_time", "end_time", b"end_time", "instance", b"instance", "item_id", b"item_id", "last_error", b"last_error", "lease_expire_time", b"lease_expire_time", "net", b"net", "offered_to", b"offered_to", "output_json", b"output_json", "owner", b"owner", "priority", b"priority", "roles", b"roles", "sensitive_fields", b"sensitive_fields", "spec_id", b"spec_id", "start_time", b"start_time", "state", b"state", "task_id", b"task_id", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,160 @@
+"""When a client of the daemon makes a call again, and how long it waits before that.
+
+    UNAVAILABLE, RESOURCE_EXHAUSTED with a push-back      the daemon says that nothing was executed, and when to come
+                                                          back: that long, and a random part of it more
+    UNAVAILABLE without one                               the connection broke: after a growing, random pause, and only
+                                                          a call that changes nothing or carries a request_id, because
+                                                          it may have been executed
+    anything else                                         not at all
+
+Never more than `attempts` in all, never beyond the call's deadline, and never when the budget is used up: then a daemon
+that is down gets at most a tenth more calls than without retries. A retry that the daemon asked for costs little of it,
+as it comes when there is room.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple, cast
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+
+ATTEMPTS: Final = 6  # with what the daemon asks for: a caller waits about a second for its turn
+BROKEN_ATTEMPTS: Final = 3  # without being asked: the connection is back at once, or somebody has to look
+PAUSE_FIRST_S: Final = 0.1  # doubles; of which a random part is taken
+PAUSE_MAX_S: Final = 5.0
+SPREAD: Final = 0.5  # of a push-back, added at random: those refused together do not come back together
+BUDGET: Final = 10.0  # retries that may be made while nothing succeeds
+EARNED: Final = 0.1  # by a call that succeeds
+ASKED: Final = 0.1  # what a retry costs that the daemon asked for; any other costs 1
+PUSH_BACK: Final = "grpc-retry-pushback-ms"
+DETAILS: Final = "grpc-status-details-bin"
+
+Metadata = Iterable[tuple[str, str | bytes]]
+_AGAIN: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+
+class Budget:
+    """What may be spent on retries; shared by the calls of one client, whatever their threads."""
+
+    def __init__(self, most: float = BUDGET) -> None:
+        self._most = most
+        self._left = most
+        self._lock = threading.Lock()
+
+    def spend(self, cost: float) -> bool:
+        """Whether there is as much left, which is then gone."""
+        with self._lock:
+            if self._left < cost:
+                return False
+            self._left -= cost
+            return True
+
+    def earn(self) -> None:
+        """A call has succeeded."""
+        with self._lock:
+            self._left = min(self._most, self._left + EARNED)
+
+
+class Policy:
+    """The rules above, for one client."""
+
+    def __init__(self, attempts: int = ATTEMPTS, budget: Budget | None = None) -> None:
+        self.attempts = attempts
+        self.budget = budget or Budget()
+
+    def pause(
+        self, request: Message, attempt: int, code: grpc.StatusCode, trailing: Metadata, left: float | None
+    ) -> float | None:
+        """Seconds to wait before the next attempt; None: the call has failed. `attempt` is how many were made, `left`
+        the seconds until the deadline."""
+        if code not in _AGAIN or attempt >= self.attempts:
+            return None
+        asked = push_back(trailing)
+        if asked is not None:
+            wait = asked * (1 + random.random() * SPREAD)
+        elif code is grpc.StatusCode.UNAVAILABLE and attempt < BROKEN_ATTEMPTS and repeatable(request):
+            wait = random.random() * min(PAUSE_FIRST_S * 2**attempt, PAUSE_MAX_S)
+        else:
+            return None
+        if (left is not None and wait >= left) or not self.budget.spend(1.0 if asked is None else ASKED):
+            return None
+        return wait
+
+
+def repeatable(request: Message) -> bool:
+    """Whether a call may be made again although it may have been executed."""
+    return "request_id" not in request.DESCRIPTOR.fields_by_name or bool(getattr(request, "request_id"))  # noqa: B009 - any request
+
+
+def push_back(trailing: Metadata) -> float | None:
+    """After how many seconds the daemon wants to be asked again; None when it says nothing, or not to."""
+    found = dict(trailing)
+    text = found.get(PUSH_BACK)
+    if text is not None:
+        try:
+            seconds = int(text) / 1000
+        except ValueError:
+            return None
+        return seconds if seconds >= 0 else None
+    details = found.get(DETAILS)
+    return asked_delay(Status.FromString(details)) if isinstance(details, bytes) else None
+
+
+def asked_delay(status: Status) -> float | None:
+    """The delay of a status' RetryInfo, in seconds."""
+    info = RetryInfo()
+    for detail in status.details:
+        if detail.Unpack(info):
+            return info.retry_delay.ToNanoseconds() / 1e9
+    return None
+
+
+class _Details(NamedTuple):
+    method: str
+    timeout: float | None
+    metadata: Iterable[tuple[str, str | bytes]] | None
+    credentials: grpc.CallCredentials | None
+    wait_for_ready: bool | None
+    compression: grpc.Compression | None
+
+
+class Retries(grpc.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Makes the calls of a channel again by a policy: `grpc.intercept_channel(channel, Retries())`."""
+
+    def __init__(self, policy: Policy | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._policy = policy or Policy()
+        self._sleep = sleep
+
+    def intercept_unary_unary(
+        self,
+        continuation: Callable[[grpc.ClientCallDetails, Message], grpc.CallFuture[Message]],
+        client_call_details: grpc.ClientCallDetails,
+        request: Message,
+    ) -> grpc.CallFuture[Message]:
+        """The answer of the last attempt."""
+        given = client_call_details
+        ends = None if given.timeout is None else time.monotonic() + given.timeout
+        attempt = 0
+        while True:
+            attempt += 1
+            left = None if ends is None else max(ends - time.monotonic(), 0.0)
+            details = _Details(
+                given.method, left, given.metadata, given.credentials, given.wait_for_ready, given.compression
+            )
+            call = continuation(cast("grpc.ClientCallDetails", details), request)
+            code = call.code()
+            if code is grpc.StatusCode.OK:
+                self._policy.budget.earn()
+                return call
+            left = None if ends is None else ends - time.monotonic()
+            wait = self._policy.pause(request, attempt, code, call.trailing_metadata() or (), left)
+            if wait is None:
+                return call
+            self._sleep(wait)

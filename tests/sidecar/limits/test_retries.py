@@ -1,0 +1,168 @@
+"""Our client against a daemon that says no: it waits as long as it is asked to, and not for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import cast
+
+import grpc
+import httpx2
+import pytest
+from google.protobuf.message import Message
+
+from knhk_sidecar.api import faults, pb
+from knhk_sidecar.app import Sidecar
+from knhk_sidecar.client import Client, Endpoint
+from knhk_sidecar.config import SidecarConfig
+from knhk_sidecar.retries import ATTEMPTS, BROKEN_ATTEMPTS, Budget, Metadata, Policy, push_back
+from knhk_sidecar.worker import Worker
+from knhk_workflow import Busy, LimitExceeded, StoreUnavailable
+from tests.sidecar.limits.conftest import BURST, endpoint_of, until
+from tests.sidecar.server.client import ANY_PORT, developer
+
+READ = pb.GetCaseRequest(case_id="c")
+PLAIN_WRITE = pb.RunCaseRequest(spec_id="s")
+KEYED_WRITE = pb.RunCaseRequest(spec_id="s", request_id="r-1")
+EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
+
+
+def trailing(error: Exception) -> tuple[tuple[str, str | bytes], ...]:
+    return faults.to_rpc(error).trailing
+
+
+@pytest.mark.parametrize("request_", [READ, PLAIN_WRITE, KEYED_WRITE])
+def test_a_push_back_is_waited_for_with_some_more(request_: Message) -> None:
+    waits = [Policy().pause(request_, 1, EXHAUSTED, trailing(Busy("the queue", 200)), None) for _ in range(200)]
+    assert all(wait is not None and 0.2 <= wait <= 0.3 for wait in waits)
+    assert len(set(waits)) > 100, "those refused together do not come back together"
+
+
+def test_retry_info_counts_without_the_header() -> None:
+    (details,) = (each for each in trailing(StoreUnavailable("away")) if each[0] == "grpc-status-details-bin")
+    assert push_back([details]) == 1.0
+    assert push_back([("grpc-retry-pushback-ms", "-1"), details]) is None, "the daemon wants nothing more"
+    assert push_back([("grpc-retry-pushback-ms", "soon")]) is None
+    assert push_back([]) is None
+
+
+def test_a_broken_connection_is_tried_again_only_where_nothing_can_happen_twice() -> None:
+    policy = Policy()
+    assert policy.pause(READ, 1, UNAVAILABLE, (), None) is not None
+    assert policy.pause(KEYED_WRITE, 1, UNAVAILABLE, (), None) is not None
+    assert policy.pause(PLAIN_WRITE, 1, UNAVAILABLE, (), None) is None
+    assert policy.pause(READ, BROKEN_ATTEMPTS, UNAVAILABLE, (), None) is None
+
+
+def test_what_is_never_tried_again() -> None:
+    policy, busy = Policy(), trailing(Busy("the queue", 200))
+    assert policy.pause(READ, 1, EXHAUSTED, trailing(LimitExceeded("bytes", 1, 2)), None) is None
+    assert policy.pause(READ, 1, grpc.StatusCode.INTERNAL, busy, None) is None
+    assert policy.pause(READ, ATTEMPTS, EXHAUSTED, busy, None) is None
+    assert policy.pause(READ, 1, EXHAUSTED, busy, 0.15) is None, "the deadline would pass first"
+    assert Policy(attempts=1).pause(READ, 1, EXHAUSTED, busy, None) is None
+
+
+def test_the_budget_bounds_what_retries_add() -> None:
+    policy = Policy(budget=Budget(3))
+    spent = sum(policy.pause(READ, 1, UNAVAILABLE, (), None) is not None for _ in range(100))
+    assert spent == 3
+    for _ in range(11):
+        policy.budget.earn()
+    assert policy.pause(READ, 1, UNAVAILABLE, (), None) is not None
+    assert policy.pause(READ, 1, UNAVAILABLE, (), None) is None
+
+
+async def test_calls_beyond_the_rate_come_through_later(narrow: Sidecar) -> None:
+    def call() -> list[str]:
+        with Client(endpoint_of(narrow.addresses)) as client:
+            request = pb.GetStatusRequest(omit_document_schema=True)
+            return [client.admin.GetStatus(request, timeout=10).version for _ in range(3 * BURST)]
+
+    answers = await asyncio.to_thread(call)
+    assert len(answers) == 3 * BURST
+    assert narrow.counters.refusals()["RATE_LIMITED"] > 0
+
+
+async def test_who_does_not_wait_is_told_so_over_grpc_and_rest_alike(narrow: Sidecar) -> None:
+    async with developer(narrow.addresses) as channel, httpx2.AsyncClient() as http:
+        stub = pb.AdminServiceStub(channel)
+        codes: list[str] = []
+        pushes: list[float] = []
+        for _ in range(2 * BURST):
+            try:
+                await stub.GetStatus(pb.GetStatusRequest(omit_document_schema=True))
+                codes.append("OK")
+            except grpc.aio.AioRpcError as error:
+                codes.append(error.code().name)
+                pushes.append(push_back(cast(Metadata, error.trailing_metadata())) or 0)
+        assert min(pushes) > 0
+        assert "RESOURCE_EXHAUSTED" in codes
+        url = f"http://{narrow.addresses.http}"
+        answers = await asyncio.gather(*(http.get(f"{url}/api/v1/patterns/1") for _ in range(3 * BURST)))
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert refused
+        assert int(refused[0].headers["retry-after"]) >= 1
+        assert refused[0].json()["reason"] == "RATE_LIMITED"
+        health = [(await http.get(f"{url}/health/ready")).status_code for _ in range(2 * BURST)]
+        assert health == [200] * len(health)
+
+
+async def test_one_bucket_for_both_transports(tmp_path: Path) -> None:
+    config = SidecarConfig(
+        workflow_db_path=":memory:",
+        auth_enabled=False,
+        address=ANY_PORT,
+        http_address=ANY_PORT,
+        metrics_address="",
+        rate_limit_per_second=0.001,
+        rate_limit_burst=4,
+    )
+    async with (
+        Sidecar(config) as running,
+        grpc.aio.insecure_channel(running.addresses.grpc) as channel,
+        httpx2.AsyncClient(base_url=f"http://{running.addresses.http}") as http,
+    ):
+        stub = pb.PatternServiceStub(channel)
+        for _ in range(2):
+            await stub.GetPattern(pb.GetPatternRequest(pattern_id=1))
+            assert (await http.get("/api/v1/patterns/1")).status_code == 200
+        assert (await http.get("/api/v1/patterns/1")).status_code == 429
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetPattern(pb.GetPatternRequest(pattern_id=1))
+        assert caught.value.code() is EXHAUSTED
+
+
+async def test_a_worker_does_all_its_work_in_spite_of_the_limit(narrow: Sidecar) -> None:
+    document = (
+        b'{"id":"w","tasks":{"a":{"required_roles":["clerk"]}},'
+        b'"flows":[{"from":"start","to":"a"},{"from":"a","to":"end"}]}'
+    )
+    cases = [pb.RunCaseRequest(spec_id="w", case_id=f"c{number}") for number in range(3 * BURST)]
+
+    def prepare() -> None:
+        with Client(endpoint_of(narrow.addresses)) as client:
+            client.workflows.RegisterWorkflow(pb.RegisterWorkflowRequest(spec_json=document), timeout=10)
+            client.cases.RunCases(pb.RunCasesRequest(cases=cases), timeout=10)
+
+    await asyncio.to_thread(prepare)
+    done = asyncio.Event()
+    handled = 0
+
+    async def work() -> None:
+        nonlocal handled
+        handled += 1
+        if handled == len(cases):
+            done.set()
+
+    async with Worker(endpoint_of(narrow.addresses), {"w/a": work}, credit=3) as worker:
+        async with asyncio.timeout(20):
+            await done.wait()
+            await until(lambda: worker.completed == len(cases))
+    assert worker.completed == len(cases)
+
+
+def test_nobody_there_is_told_within_the_deadline() -> None:
+    with Client(Endpoint("127.0.0.1:1")) as client, pytest.raises(grpc.RpcError) as caught:
+        client.cases.GetCase(READ, timeout=5)
+    assert caught.value.code() in (UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
