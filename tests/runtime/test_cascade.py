@@ -134,7 +134,7 @@ async def test_an_outage_in_the_middle_is_waited_for() -> None:
         assert await count(engine, case.case_id, "task_completed") == 2**10 - 1
 
 
-@pytest.mark.parametrize("turns", range(0, 12))
+@pytest.mark.parametrize("turns", range(12))
 async def test_whoever_waits_for_the_end_of_a_cascade_is_answered_when_the_engine_closes(turns: int) -> None:
     """In whichever turn of the event loop it does, the first of the cascade's task included."""
     async with WorkflowEngine(StateStore.over(KeptStore())) as engine:
