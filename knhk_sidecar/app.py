@@ -786,8 +786,8 @@ def _token_keys(sources: Sequence[KeySource]) -> Component:
 
 def _policy_health(policies: Policies) -> Component:
     """Serving with the policy before when the newest cannot be used."""
-    if policies.problem:
-        return Component("policy", "Degraded", f"{policies.problem}; the policy before it is in force")
+    if policies.trouble:
+        return Component("policy", "Degraded", f"{policies.trouble}; the policy before it is in force")
     return Component("policy", "Healthy")
 
 
