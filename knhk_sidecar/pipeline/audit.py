@@ -16,7 +16,8 @@ from typing import Final
 
 from google.protobuf.message import Message
 
-from knhk_sidecar.api.faults import Unauthenticated
+from knhk_sidecar.api.faults import PermissionDenied, Unauthenticated
+from knhk_sidecar.identity.principal import ANONYMOUS
 from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.permissions import Permission
 from knhk_sidecar.pipeline.stages import Proceed, Refusal
@@ -24,19 +25,10 @@ from knhk_workflow import Busy, Like, Operation, Witness, shortened
 
 RETRY_AFTER_MS: Final = 1_000  # what waits is written once a second
 REQUEST_ID_MAX: Final = 128
+NO_RULE: Final = "no rule allows it"
 
 _READS: Final = frozenset(
-    {
-        Permission.REFLECT,
-        Permission.PATTERN_READ,
-        Permission.WORKFLOW_READ,
-        Permission.CASE_READ,
-        Permission.WORK_READ,
-        Permission.SCHEDULE_READ,
-        Permission.STATUS,
-        Permission.ADMIN_READ,
-        Permission.SUBSCRIPTION_READ,
-    }
+    each for each in Permission if each.value.endswith(".read") or each in (Permission.STATUS, Permission.REFLECT)
 )
 _DENIALS: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED"})
 _BEFOREHAND: Final = frozenset({"Backup", "ExportAudit"})
@@ -127,6 +119,19 @@ class Audit:
         if about is not None and not about.beforehand and (self._reads or not about.reads):
             self._take(call, request, about, "OK", "")
 
+    def turned_away(self, method: str, peer: str, reason: str) -> None:
+        """Somebody was refused by a transport, before it was known what call it is. Nothing that was sent is in
+        `method` and `reason`."""
+        denial = Operation(
+            self._now(),
+            ANONYMOUS.name,
+            method,
+            outcome="PERMISSION_DENIED",
+            reason=reason,
+            peer=peer,
+        )
+        self._record(denial, ANONYMOUS.tenant)
+
     def _take(self, call: Call, request: Request, about: _About, outcome: str, reason: str) -> None:
         resource = ""
         for field, kind in about.resources:
@@ -173,6 +178,8 @@ def _reason(refusal: Refusal) -> str:
     """The reason that the caller was told, and the rule behind it, which nobody was."""
     error = refusal.error
     rule: str = getattr(error, "rule", "")
-    if not rule and isinstance(error, Unauthenticated) and error.__cause__ is not None:
+    if not rule and isinstance(error, PermissionDenied):
+        rule = NO_RULE
+    elif not rule and isinstance(error, Unauthenticated) and error.__cause__ is not None:
         rule = str(error.__cause__)
     return shortened(f"{error.reason}: {rule}") if rule else error.reason

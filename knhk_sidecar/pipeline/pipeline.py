@@ -142,6 +142,11 @@ class Pipeline:
         """The response of a unary call, None after a response stream. Raises Refusal and CancelledError only."""
         return await self._observe.run(call, request)
 
+    def turned_away(self, method: str, peer: str, reason: str) -> None:
+        """A transport has refused somebody before there was a call. `method` is what it can say of it."""
+        if self._audit is not None:
+            self._audit.turned_away(method, peer, reason)
+
     def _opened(self, call: Call, request: Request) -> None:
         if self._audit is not None:
             self._audit.opened(call, request)

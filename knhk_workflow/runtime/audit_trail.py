@@ -26,6 +26,7 @@ from knhk_workflow.store.keys import parse_log
 
 PORTION: Final = 64  # batch records per read
 LOOKED_MAX: Final = 1_000  # batch records and values read for one page, about 0.1 s; then the page ends with a token
+POSITION_MAX: Final = 1 << 62  # a log that gets a record every nanosecond is shorter after a hundred years
 LATE_NS: Final = 120 * 1_000_000_000  # how long after an operation its batch record may be written, outages aside
 PURGED: Final = "PURGED"
 """Reason of an entry whose case was purged since: who and when is told, what exactly is gone."""
@@ -92,7 +93,8 @@ class Trail:
         size = page_size_of(page_size)
         bound = f"audit {tenant} {wanted!r}"
         raw = decode_token(page_token, bound)
-        walks = {shard: _Walk(shard, position, number) for shard, position, number in _read_places(raw)}
+        places = _read_places(raw, self._keys.all_shards())
+        walks = {shard: _Walk(shard, position, number) for shard, position, number in places}
         if not raw:
             for shard in self._keys.all_shards():
                 position = await self._newest(shard, wanted.before)
@@ -120,8 +122,8 @@ class Trail:
                     continue
             heapq.heappush(heads, (-walk.time, shard))
         left = [walks[shard] for _, shard in heads]
-        places = [(walk.shard, walk.position, walk.number) for walk in left if walk.position]
-        return Page(tuple(found), encode_token(_encode(places), bound) if places else "")
+        going_on = [(walk.shard, walk.position, walk.number) for walk in left if walk.position]
+        return Page(tuple(found), encode_token(_encode(going_on), bound) if going_on else "")
 
     async def entry(self, tenant: str, audit_id: str) -> tuple[AuditEntry, LogRecord, bytes]:
         """An entry with its batch record and the bytes of that. Raises NotFound."""
@@ -313,13 +315,17 @@ class _Budget:
         return self.left <= 0
 
 
-def _read_places(raw: bytes) -> Sequence[tuple[int, int, int]]:
+def _read_places(raw: bytes, shards: Sequence[int]) -> Sequence[tuple[int, int, int]]:
     if not raw:
         return ()
+    refusal = InvalidInput.field("page_token", "is not a page token", "use the next_page_token of a page")
     try:
-        return msgspec.msgpack.decode(raw, type=list[tuple[int, int, int]])
+        places = msgspec.msgpack.decode(raw, type=list[tuple[int, int, int]])
     except msgspec.DecodeError as error:
-        raise InvalidInput.field("page_token", "is not a page token", "use the next_page_token of a page") from error
+        raise refusal from error
+    if not all(shard in shards and 0 < position <= POSITION_MAX for shard, position, _ in places):
+        raise refusal
+    return places
 
 
 def _named(operation: Operation) -> Operation:

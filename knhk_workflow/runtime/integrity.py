@@ -6,6 +6,7 @@ The opening of a store looks at the newest part of its log only. Here every reco
     the records    each entry of the log has its commit record, whose digest agrees; no record is in no entry
     the cases      events dense from 1 on; replaying them gives the head, the snapshot, the open work, the incidents
     the workflows  each document has its digest, each case its workflow
+    the tree       each stored tile is the one that the log gives
     the audit      each of its records is in the log with its digest, none is missing
     the purges     a case that is named by the log and not there has the note that the log has the digest of
     the values     every other value has its checksum
@@ -82,6 +83,7 @@ from knhk_workflow.store.keys import (
     past_kind,
     shard_range,
 )
+from knhk_workflow.store.merkle import Edge, TileName, leaf_hash
 from knhk_workflow.store.store import Range
 
 PORTION: Final = 256  # keys per read: a thread is asked and answers in 0.1 ms, so a single one would cost too much
@@ -233,10 +235,14 @@ class _Examiner:
     async def _log(self, shard: int) -> LogEnd:
         """Walk the log, and add up what it tells of each case."""
         end = LogEnd(shard, 0, GENESIS)
+        edge, unbroken = Edge(), True
         async for each in walk(self._reads, self._keys, shard, 0, GENESIS):
             if not isinstance(each, Link):
                 self._wrong("LOG_BROKEN", each.error.message, shard, each.position)
+                unbroken = False
                 continue
+            for place, tile in edge.append(leaf_hash(each.hashed)) if unbroken else ():
+                await self._tile(shard, each.position, place, tile)
             self._batches += 1
             self._values += 1
             end = LogEnd(shard, each.position, each.hashed)
@@ -262,6 +268,19 @@ class _Examiner:
                 told.add(entry.first_sequence, entry.count, entry.digest)
             self._step()
         return end
+
+    async def _tile(self, shard: int, position: int, name: TileName, tile: bytes) -> None:
+        """A tile of the tree over the log, where it was stored already."""
+        key = self._keys.tile(shard, name.level, name.number)
+        try:
+            held = await self._reads.get(key)
+            stored = unseal(key, held) if held is not None else tile
+        except (StoreCorrupt, StoreFormat) as error:
+            self._wrong("TREE_WRONG", error.message, shard, position)
+            return
+        if stored != tile[: len(stored)]:
+            problem = f"tile {name.number} of level {name.level} of the tree is not what the log gives"
+            self._wrong("TREE_WRONG", problem, shard, position)
 
     async def _notes(self, shard: int) -> None:
         """The notes of purged cases against the log."""

@@ -18,7 +18,7 @@ import msgspec
 
 from knhk_workflow.core.events import CaseCreated
 from knhk_workflow.errors import InvalidInput, NotFound, StoreCorrupt, StoreError
-from knhk_workflow.runtime.audit_trail import AuditEntry, Trail, method_name, parse_audit_id
+from knhk_workflow.runtime.audit_trail import POSITION_MAX, AuditEntry, Trail, method_name, parse_audit_id
 from knhk_workflow.runtime.audit_trees import Inclusion, Trees
 from knhk_workflow.runtime.checkpoint import read_checkpoints, signed
 from knhk_workflow.runtime.meta import CallMeta
@@ -121,6 +121,8 @@ async def step_receipt(
 ) -> Receipt:
     """The receipt of the step that an event of a case belongs to; 0 is the latest."""
     case = keys.case(meta.tenant, case_id)
+    if not 0 <= sequence <= POSITION_MAX:
+        raise InvalidInput.field("sequence", f"{sequence} is no sequence", "use one of the case's history")
     start, end = case.records(0, sequence + 1 if sequence else None)
     rows = await reads.scan(start, end, limit=1, reverse=True)
     if not rows:

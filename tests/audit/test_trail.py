@@ -32,6 +32,8 @@ from knhk_workflow import (
     restore_store,
 )
 from knhk_workflow.runtime import audit_stream, audit_trail
+from knhk_workflow.runtime.pages import encode_token
+from knhk_workflow.store import seal
 from tests.audit.conftest import ALICE, BOB, SIGN, by, lived, read_of
 
 BAREST = AuditFilter()
@@ -179,7 +181,10 @@ async def test_a_filter_that_matches_little_gives_short_pages_not_long_searches(
 async def test_a_token_of_another_filter_or_nonsense_is_refused(engine: WorkflowEngine) -> None:
     await lived(engine, 6)
     page = await engine.list_audit(page_size=2)
-    for token in (page.next_token, "nonsense", "!"):
+    bound = f"audit default {AuditFilter(principal=BOB)!r}"
+    places = ([(0, -5, 0)], [(7, 1, 0)], [(0, 1 << 63, 0)], [1], "text")
+    forged = [encode_token(msgspec.msgpack.encode(place), bound) for place in places]
+    for token in (page.next_token, "nonsense", "!", *forged):
         with pytest.raises(InvalidInput):
             await engine.list_audit(AuditFilter(principal=BOB), page_size=2, page_token=token)
 
@@ -299,8 +304,14 @@ async def test_checkpoints_continue_each_other_over_restarts_and_tiles(tmp_path:
                 path = await engine.audit_consistency(0, earlier, size)
                 assert checkpoints_consistent(earlier, size, was, root, path)
             if life == 3:
-                stored = await engine._store.scan(*engine._keyspace.tiles(0, 0), limit=10)  # type: ignore[union-attr]
+                store = engine._store
+                assert store is not None
+                stored = await store.scan(*engine._keyspace.tiles(0, 0), limit=10)
                 assert len(stored) == 2
+                assert (await engine.verify_store()).intact
+                await store.commit([(stored[1][0], seal(bytes(256 * 32)))], (), True)
+                found = (await engine.verify_store()).findings
+                assert [(one.code, one.position) for one in found] == [("TREE_WRONG", 512)]
     assert len({size for size, _ in seen}) == len(seen)
 
 
@@ -339,6 +350,8 @@ async def test_receipts_of_steps(engine: WorkflowEngine) -> None:
                 document[part] = [*held, "00" * 32]
             spoilt = msgspec.json.encode(document)
             assert spoilt == receipt.document or prove_receipt(spoilt).problem, part
+    with pytest.raises(InvalidInput):
+        await engine.receipt("one", (1 << 64) - 1)
     for case_id, sequence in (("nobody", 0), ("one", 99)):
         with pytest.raises(NotFound):
             await engine.receipt(case_id, sequence)

@@ -14,6 +14,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
@@ -79,6 +80,8 @@ class Surface:
         try:
             response = await self._answer(request, send)
         except Refused as refused:
+            if refused.problem["status"] == HTTPStatus.FORBIDDEN:
+                self.pipeline.turned_away("rest", _peer(request), refused.problem["reason"])
             response = refused.response()
         except Refusal as refusal:
             response = fault_response(refusal.error, takes_tokens=self.pipeline.takes_tokens)

@@ -808,17 +808,17 @@ class AuditEntry(_message.Message):
     principal: _builtins.str
     """Who: SPIFFE id, JWT subject, `system:...` or `anonymous`."""
     method: _builtins.str
-    """Full name of the method, e.g. `knhk.sidecar.v1.CaseService/CreateCase`."""
+    """Full name of the method, e.g. `knhk.sidecar.v1.CaseService/CreateCase`; a bare one (`fire_timer`) for what the system does by itself."""
     resource: _builtins.str
-    """What it was done to, e.g. `cases/42`; empty when nothing in particular."""
+    """What it was done to, e.g. `cases/42`; empty when nothing in particular. Whatever changes a case is about the case."""
     outcome: _builtins.str
     """Name of the gRPC status code, e.g. `OK`, `PERMISSION_DENIED`."""
     reason: _builtins.str
-    """ErrorInfo.reason of a refusal, and for a denial the rule that decided."""
+    """ErrorInfo.reason of a refusal, and for a denial the rule that decided; PURGED when the case was purged since."""
     request_id: _builtins.str
     """The call's request id."""
     peer: _builtins.str
-    """Address of the caller."""
+    """Address of the caller; empty for effects, which their commits tell of."""
     count: _builtins.int
     """Like entries within the same second that this one stands for, at least 1."""
     trace_id: _builtins.str
