@@ -99,7 +99,20 @@ def _findings(session: Session) -> Iterator[Finding]:
     yield from _ports(config, running)
     yield daemon
     if running:
+        yield from _limits(session)
         yield from _connectors(session)
+
+
+def _limits(session: Session) -> Iterator[Finding]:
+    """Which calls the daemon's limits have refused."""
+    try:
+        with session.client() as client:
+            status = client.admin.GetStatus(pb.GetStatusRequest(omit_document_schema=True), timeout=DAEMON_SECONDS)
+    except Failure as failure:
+        yield Finding("limits", "warning", failure.message, failure.mend)
+        return
+    said = next((each.message for each in status.components if each.name == "limits"), "")
+    yield Finding("limits", "ok", said or "no call was refused since the start")
 
 
 def _connectors(session: Session) -> Iterator[Finding]:

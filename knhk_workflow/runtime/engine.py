@@ -24,6 +24,7 @@ from knhk_workflow.core import commands as c
 from knhk_workflow.errors import (
     Busy,
     InvalidInput,
+    NotFound,
     StoreUnavailable,
     Unsupported,
     WorkflowError,
@@ -679,8 +680,20 @@ class WorkflowEngine:
     async def list_schedules(
         self, *, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
     ) -> Page[ScheduleView]:
-        """Schedules by id."""
-        return (await self._calendar()).list(meta.tenant, page_size, page_token)
+        """Schedules by id; sensitive data that they begin cases with are masked."""
+        page = (await self._calendar()).list(meta.tenant, page_size, page_token)
+        return Page(tuple([await self._masked(view, meta.tenant) for view in page.items]), page.next_token)
+
+    async def _masked(self, view: ScheduleView, tenant: str) -> ScheduleView:
+        spec = view.spec
+        try:
+            version = spec.version or await self._definitions.latest(tenant, spec.spec_id)
+            veil = await self._definitions.veil(tenant, spec.spec_id, version)
+        except NotFound:
+            return msgspec.structs.replace(view, spec=msgspec.structs.replace(spec, data=b"{}"))  # nobody can say
+        if not veil:
+            return view
+        return msgspec.structs.replace(view, spec=msgspec.structs.replace(spec, data=veil.json(spec.data)))
 
     async def delete_schedule(self, schedule_id: str, *, meta: CallMeta = LOCAL) -> None:
         """No more of it; cases that it has started stay."""
