@@ -104,6 +104,7 @@ def _findings(session: Session) -> Iterator[Finding]:
     yield from _ports(config, running)
     yield daemon
     if running:
+        yield from _limits(session)
         yield from _connectors(session)
 
 
@@ -122,6 +123,18 @@ def _policy(config: SidecarConfig) -> Iterator[Finding]:
     yield Finding("policy", "ok", f"{config.policy_file} has {len(document.rules)} rules")
     for rule, remark in remarks(document):
         yield Finding("policy", "warning", f"rule {rule} {remark}", "see Who may do what in the README")
+
+
+def _limits(session: Session) -> Iterator[Finding]:
+    """Which calls the daemon's limits have refused."""
+    try:
+        with session.client() as client:
+            status = client.admin.GetStatus(pb.GetStatusRequest(omit_document_schema=True), timeout=DAEMON_SECONDS)
+    except Failure as failure:
+        yield Finding("limits", "warning", failure.message, failure.mend)
+        return
+    said = next((each.message for each in status.components if each.name == "limits"), "")
+    yield Finding("limits", "ok", said or "no call was refused since the start")
 
 
 def _connectors(session: Session) -> Iterator[Finding]:
