@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, Self, cast
 import structlog
 
 from knhk_sidecar.api import pb
+from knhk_sidecar.api.faults import MemoryShort, RateLimited
 from knhk_sidecar.api.health import SERVICE as HEALTH
 from knhk_sidecar.api.health import Health
 from knhk_sidecar.api.rpc import CannotListen, Listeners, RpcServer
@@ -51,7 +52,10 @@ from knhk_sidecar.telemetry.connections import connections
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
 from knhk_workflow import (
+    Busy,
+    DeadlineExceeded,
     InvalidInput,
+    LimitExceeded,
     StoreCorrupt,
     StoreError,
     StoreFormat,
@@ -82,6 +86,8 @@ EXPIRY_WARNING_SECONDS: Final = (
 
 NEVER_RENEWED: Final = "nobody has renewed it"
 RENEW_SECONDS: Final = 86_400.0  # developer certificates live for seven days
+
+LIMITS: Final = (RateLimited.reason, Busy.reason, MemoryShort.reason, LimitExceeded.reason, DeadlineExceeded.reason)
 
 EXIT_FAILED: Final = 1
 EXIT_SETTINGS: Final = 2
@@ -597,12 +603,19 @@ class Sidecar:
         if self._push is not None:
             problem = self._push.problem
             found.append(Component("audit", "Degraded" if problem else "Healthy", problem))
+        found.append(Component("limits", "Healthy", self._refused()))
         if self._tls is not None:
             found.append(_identity(self._tls))
         if self._tokens is not None:
             found.append(_token_keys(self._tokens.sources))
         found.append(_policy_health(self._policies))
         return found
+
+    def _refused(self) -> str:
+        """How many calls the limits have refused since the start."""
+        counts = self.counters.refusals()
+        told = [f"{counts[reason]:,} {reason}" for reason in LIMITS if reason in counts]
+        return f"refused since the start: {', '.join(told)}" if told else ""
 
     def ready(self) -> tuple[bool, str]:
         """Whether calls are wanted here, and why not."""
@@ -786,8 +799,8 @@ def _token_keys(sources: Sequence[KeySource]) -> Component:
 
 def _policy_health(policies: Policies) -> Component:
     """Serving with the policy before when the newest cannot be used."""
-    if policies.problem:
-        return Component("policy", "Degraded", f"{policies.problem}; the policy before it is in force")
+    if policies.trouble:
+        return Component("policy", "Degraded", f"{policies.trouble}; the policy before it is in force")
     return Component("policy", "Healthy")
 
 

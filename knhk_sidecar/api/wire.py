@@ -1024,6 +1024,7 @@ def schedule(view: ScheduleView) -> pb.Schedule:
         create_time=time(view.created_at),
         created_by=view.created_by,
         update_time=time(view.updated_at),
+        sensitive_fields=view.sensitive,
     )
 
 

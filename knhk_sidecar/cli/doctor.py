@@ -25,6 +25,8 @@ from knhk_sidecar.cli.failure import Exit, Failure
 from knhk_sidecar.cli.render import console, structured
 from knhk_sidecar.cli.session import Session, connected
 from knhk_sidecar.config import ConfigError, SidecarConfig, load, split_address
+from knhk_sidecar.identity.policy_document import InvalidPolicy, remarks
+from knhk_sidecar.identity.policy_source import read as read_policy
 from knhk_sidecar.identity.tls import InvalidMaterial, TlsFiles, read_material
 from knhk_workflow import StateStore, StoreCorrupt, StoreError, StoreLocked, WorkflowEngine, store_mendings
 
@@ -98,10 +100,41 @@ def _findings(session: Session) -> Iterator[Finding]:
     yield _space(store)
     yield from _certificates(config)
     yield from _issuers(config)
+    yield from _policy(config)
     yield from _ports(config, running)
     yield daemon
     if running:
+        yield from _limits(session)
         yield from _connectors(session)
+
+
+def _policy(config: SidecarConfig) -> Iterator[Finding]:
+    """Whether the policy can be used, and what in it is worth a second look."""
+    if not config.policy_file:
+        role = "admin" if config.dev else config.policy_default_role
+        yield Finding("policy", "ok", f"none is configured; the own trust domain has the role {role}, others have none")
+        return
+    try:
+        document = read_policy(config.policy_file).document
+    except InvalidPolicy as error:
+        mend = "mend it; `knhk policy validate FILE` lists everything"
+        yield from (Finding("policy", "error", str(problem), mend) for problem in error.problems)
+        return
+    yield Finding("policy", "ok", f"{config.policy_file} has {len(document.rules)} rules")
+    for rule, remark in remarks(document):
+        yield Finding("policy", "warning", f"rule {rule} {remark}", "see Who may do what in the README")
+
+
+def _limits(session: Session) -> Iterator[Finding]:
+    """Which calls the daemon's limits have refused."""
+    try:
+        with session.client() as client:
+            status = client.admin.GetStatus(pb.GetStatusRequest(omit_document_schema=True), timeout=DAEMON_SECONDS)
+    except Failure as failure:
+        yield Finding("limits", "warning", failure.message, failure.mend)
+        return
+    said = next((each.message for each in status.components if each.name == "limits"), "")
+    yield Finding("limits", "ok", said or "no call was refused since the start")
 
 
 def _connectors(session: Session) -> Iterator[Finding]:

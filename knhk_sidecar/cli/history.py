@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Final, TextIO
 
 import click
 import msgspec
@@ -19,6 +19,10 @@ from knhk_sidecar.cli.render import plain, structured
 from knhk_sidecar.cli.session import OUTPUTS, Session, connected, read_file
 from knhk_sidecar.client import Client
 from knhk_workflow import InvalidInput, prove_export, read_public_key
+
+WITHHELD: Final = (
+    "the case has sensitive data: its records are withheld, and what is shown is as true as the signature\n"
+)
 
 
 @click.group()
@@ -119,6 +123,7 @@ def verify(file: Path, known: str, key: Path | None, output: str) -> None:
             f"{file}: case {safe(proof.case_id)} is proven: {proof.events} events in {proof.records} records, "
             f"{proof.tied} of them tied to the log, the newest at position {proof.position}\nhash {proof.hash}\n"
             + (f"signed by key {proof.signed_by}{doubt}\n" if proof.signed_by else "not signed\n")
+            + (WITHHELD if proof.withheld else "")
         )
 
 

@@ -18,7 +18,7 @@ from knhk_sidecar.cli.failure import Exit, Failure
 from knhk_sidecar.cli.render import console, grid, pairs, show, structured, text_of
 from knhk_sidecar.cli.session import OUTPUTS, Session, connected, data_argument, read_file
 from knhk_sidecar.identity.policy import Policy
-from knhk_sidecar.identity.policy_document import BUILT_IN_ROLES, Document, InvalidPolicy, parse, schema
+from knhk_sidecar.identity.policy_document import BUILT_IN_ROLES, Document, InvalidPolicy, parse, remarks, schema
 from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.pipeline.explaining import Explaining
 from knhk_workflow import InvalidInput
@@ -109,6 +109,8 @@ def validate(file: Path) -> None:
     document = _document(file)
     own = ", ".join(role.name for role in document.roles.values() if not role.built_in) or "none"
     click.echo(f"{file}: {len(document.rules)} rules, roles of its own: {own}; nothing is wrong")
+    for rule, remark in remarks(document):
+        click.echo(f"note: rule {rule} {remark}")
 
 
 @policy.command("roles")

@@ -125,16 +125,15 @@ def disarm(message: Message) -> None:
                 disarm(each)
 
 
-def veil(message: Message) -> None:
-    """Masks the fields of data that are named beside it as sensitive, in place."""
+def veil(message: Message, names: frozenset[str] = frozenset()) -> None:
+    """Masks the fields of data that are named beside it, or around it (`names`), as sensitive, in place."""
+    names |= frozenset(getattr(message, "sensitive_fields", ()))
     for field, value in message.ListFields():
-        if field.name == "sensitive_fields":
-            for name in _DATA.intersection(message.DESCRIPTOR.fields_by_name):
-                if data := getattr(message, name):
-                    setattr(message, name, json.dumps(_veiled(json.loads(data), frozenset(value))).encode())
+        if field.name in _DATA and names and value:
+            setattr(message, field.name, json.dumps(_veiled(json.loads(value), names)).encode())
         elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
             for each in value if field.is_repeated else (value,):
-                veil(each)
+                veil(each, names)
 
 
 def unveil(message: Message) -> None:

@@ -182,6 +182,18 @@ def default_document(trust_domain: str, role: str) -> Document:
     return of_value({"version": VERSION, "rules": [rule] if role != "none" and trust_domain else []})
 
 
+def remarks(document: Document) -> Iterable[tuple[str, str]]:
+    """What is allowed but seldom meant: rule and sentence."""
+    for rule in document.rules:
+        if any((who.claims or who.subject) and not who.issuer and not who.spiffe_id for who in rule.who):
+            yield rule.id, "believes the claims of every issuer that is configured; name one"
+        wide = any(who == Who() for who in rule.who)
+        if rule.effect == "allow" and wide and rule.permissions - BUILT_IN_ROLES["viewer"].permissions:
+            yield rule.id, "allows anyone who is identified, other trust domains included, more than to look"
+        if rule.effect == "deny" and rule.selectors and Permission.WORK_WRITE in rule.permissions:
+            yield rule.id, "denies StreamWorkItems as a whole: what a worker is going to take is in no request"
+
+
 def schema() -> bytes:
     """The JSON Schema of the document."""
     return package_files.files("knhk_sidecar.identity").joinpath(SCHEMA_FILE).read_bytes()

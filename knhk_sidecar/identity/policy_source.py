@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import structlog
@@ -25,7 +25,7 @@ from knhk_workflow import Problem
 
 LOOK_INTERVAL: Final = 0.5  # s; a change is in force after two looks, and one stat costs nothing
 STAYS: Final = "the previous policy stays in force"
-PROBLEMS_TOLD: Final = 3  # in one line of health; the log has all of them
+PROBLEMS_TOLD: Final = 10  # in one line; the log has all of them
 
 _log = structlog.get_logger(__name__)
 _Stamp = tuple[int, int, int]
@@ -39,7 +39,10 @@ class Policies:
         self.current = policy
         self.path = path
         self.problem = ""
-        """Why the file's present content is not in force; empty while it is."""
+        """Why the file's present content is not in force; empty while it is. It quotes the file: for those who may read
+        the policy."""
+        self.trouble = ""
+        """The same without a word of the file, for everybody."""
         self.changed: list[Callable[[], None]] = []
         """Called after another policy has come into force."""
         self._unjudged = frozenset(unjudged)
@@ -78,7 +81,7 @@ class Policies:
     def adopt(self, policy: Policy) -> None:
         """From now on this counts, for new calls and for open streams."""
         self.current = policy
-        self.problem = ""
+        self.problem = self.trouble = ""
         _log.info("policy_replaced", origin=policy.origin, rules=len(policy.document.rules), digest=policy.digest[:16])
         for tell in self.changed:
             tell()
@@ -105,8 +108,10 @@ class Policies:
         except Exception as error:  # noqa: BLE001  # whoever stops looking never sees the file that mends it
             self._refuse([Problem("", "policy", f"cannot be used: {error!r}")])
 
-    def _refuse(self, problems: Iterable[Problem]) -> None:
+    def _refuse(self, problems: Sequence[Problem]) -> None:
         told = [str(each) for each in problems]
+        several = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
+        self.trouble = f"{self.path} is refused: it has {several}, which the log and `knhk policy show` tell"
         rest = f"; and {len(told) - PROBLEMS_TOLD} more" if len(told) > PROBLEMS_TOLD else ""
         self.problem = f"{self.path} is refused: {'; '.join(told[:PROBLEMS_TOLD])}{rest}"
         _log.error("policy_refused", path=self.path, problems=told, consequence=STAYS)

@@ -34,6 +34,10 @@ from knhk_workflow import Busy, DeadlineExceeded, LimitExceeded
 RETRY_AFTER_MS: Final = 100  # a full queue is worked off in about a quarter of a second
 RETRY_SPREAD_MS: Final = 100  # so that those refused together do not come back together
 STREAM_RETRY_AFTER_MS: Final = 1_000  # streams end when their reader ends them
+MARGIN_NS: Final = 50_000_000  # within this an answer is made and arrives, when the processor is short
+LATE_STEP: Final = 4  # a call that is too late counts as much as so many that are not, the other way
+LATE_OFTEN: Final = 16
+LATE_MOST: Final = 64
 FAIR_EVERY: Final = 8
 SHARE: Final = 8
 
@@ -81,6 +85,7 @@ class Admit:
         self._open: dict[asyncio.Task[object], Method] = {}
         self._ended: set[asyncio.Task[object]] = set()
         self._leaving = False
+        self._late = 0
         self.in_flight = 0
         self.queued = 0
         """Calls that wait for their turn."""
@@ -112,11 +117,28 @@ class Admit:
         else:
             await self._turn(method.precedence, call.deadline)
         try:
-            if call.deadline and self._now() >= call.deadline:
+            if call.deadline and self._hopeless(self._now(), call.deadline):
                 raise _too_late()
             return await self._proceed(call, request)
         finally:
             self._leave()
+
+    def _hopeless(self, now: int, deadline: int) -> bool:
+        """Whether a call's deadline has passed, or will have before its answer is there.
+
+        In an overload every call reaches its turn just before its deadline: all processor time goes into answers that
+        come too late. So once calls have come too late again and again, those with little time left are dropped too.
+        """
+        if now >= deadline:
+            self._late = min(self._late + LATE_STEP, LATE_MOST)
+            self.expired += 1
+            return True
+        if self._late:
+            if self._late >= LATE_OFTEN and now + MARGIN_NS >= deadline:
+                self.expired += 1
+                return True
+            self._late -= 1
+        return False
 
     def end_streams(self, *, working: bool) -> None:
         """The daemon is going down: no new streams, and those that only watch end now; with `working`, all of them do.
@@ -170,8 +192,7 @@ class Admit:
             turn = self._next()
             if turn.place.done():  # its caller has just left
                 continue
-            if turn.deadline and self._now() >= turn.deadline:
-                self.expired += 1
+            if turn.deadline and self._hopeless(self._now(), turn.deadline):
                 turn.place.set_exception(_too_late())
                 continue
             turn.place.set_result(None)

@@ -24,6 +24,7 @@ from knhk_workflow.core import commands as c
 from knhk_workflow.errors import (
     Busy,
     InvalidInput,
+    NotFound,
     StoreUnavailable,
     Unsupported,
     WorkflowError,
@@ -32,6 +33,7 @@ from knhk_workflow.errors import (
 from knhk_workflow.fortune5.config import Fortune5Config
 from knhk_workflow.fortune5.slo import Fortune5Integration
 from knhk_workflow.model.fields import duration as parse_duration
+from knhk_workflow.model.veil import Veil
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.patterns.catalogue import PATTERNS, find
 from knhk_workflow.runtime import dead_letters, messages, query, sandbox
@@ -711,23 +713,43 @@ class WorkflowEngine:
         self, schedule_id: str, spec: ScheduleSpec, *, paused: bool = False, meta: CallMeta = LOCAL
     ) -> ScheduleView:
         """Start cases of a workflow by the calendar. Raises AlreadyExists, NotFound for the workflow, LimitExceeded."""
-        return await (await self._calendar()).create(schedule_id, spec, paused, meta)
+        return await self._marked(await (await self._calendar()).create(schedule_id, spec, paused, meta), meta.tenant)
 
     async def update_schedule(
         self, schedule_id: str, spec: ScheduleSpec, *, revision: int = 0, meta: CallMeta = LOCAL
     ) -> ScheduleView:
         """Replace what a schedule was asked to be; raises Stale unless `revision` is the present one, or 0."""
-        return await (await self._calendar()).update(schedule_id, spec, revision, meta)
+        return await self._marked(await (await self._calendar()).update(schedule_id, spec, revision, meta), meta.tenant)
 
     async def get_schedule(self, schedule_id: str, *, meta: CallMeta = LOCAL) -> ScheduleView:
         """A schedule as it was last committed. Raises NotFound."""
-        return (await self._calendar()).get(meta.tenant, schedule_id)
+        return await self._marked((await self._calendar()).get(meta.tenant, schedule_id), meta.tenant)
 
     async def list_schedules(
         self, *, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
     ) -> Page[ScheduleView]:
-        """Schedules by id."""
-        return (await self._calendar()).list(meta.tenant, page_size, page_token)
+        """Schedules by id; sensitive data that they begin cases with are masked."""
+        page = (await self._calendar()).list(meta.tenant, page_size, page_token)
+        return Page(tuple([await self._masked(view, meta.tenant) for view in page.items]), page.next_token)
+
+    async def _veil_of(self, spec: ScheduleSpec, tenant: str) -> Veil | None:
+        """What the workflow of a schedule hides; None when there is no such workflow (any more)."""
+        try:
+            version = spec.version or await self._definitions.latest(tenant, spec.spec_id)
+            return await self._definitions.veil(tenant, spec.spec_id, version)
+        except NotFound:
+            return None
+
+    async def _marked(self, view: ScheduleView, tenant: str) -> ScheduleView:
+        """A schedule with the names of the sensitive fields in its data."""
+        veil = await self._veil_of(view.spec, tenant)
+        return msgspec.structs.replace(view, sensitive=veil.listed) if veil else view
+
+    async def _masked(self, view: ScheduleView, tenant: str) -> ScheduleView:
+        """A schedule without what is sensitive in its data."""
+        veil = await self._veil_of(view.spec, tenant)
+        data = view.spec.data if veil is not None and not veil else veil.json(view.spec.data) if veil else b"{}"
+        return msgspec.structs.replace(view, spec=msgspec.structs.replace(view.spec, data=data))
 
     async def delete_schedule(self, schedule_id: str, *, meta: CallMeta = LOCAL) -> None:
         """No more of it; cases that it has started stay."""
@@ -735,24 +757,26 @@ class WorkflowEngine:
 
     async def pause_schedule(self, schedule_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> ScheduleView:
         """No more occurrences until it is resumed."""
-        return await (await self._calendar()).pause(schedule_id, reason, meta)
+        return await self._marked(await (await self._calendar()).pause(schedule_id, reason, meta), meta.tenant)
 
     async def resume_schedule(self, schedule_id: str, *, meta: CallMeta = LOCAL) -> ScheduleView:
         """Go on with the first occurrence after now."""
-        return await (await self._calendar()).resume(schedule_id, meta)
+        return await self._marked(await (await self._calendar()).resume(schedule_id, meta), meta.tenant)
 
     async def trigger_schedule(
         self, schedule_id: str, *, overlap: str = "", data: JsonObject = None, meta: CallMeta = LOCAL
     ) -> ScheduleView:
         """One start now, paused or not. `overlap` and `data` instead of the schedule's own."""
         body = json_object(data, "data") if data is not None else b""
-        return await (await self._calendar()).trigger(schedule_id, overlap, body, meta)
+        return await self._marked(await (await self._calendar()).trigger(schedule_id, overlap, body, meta), meta.tenant)
 
     async def backfill_schedule(
         self, schedule_id: str, start: int, end: int, *, overlap: str = "", meta: CallMeta = LOCAL
     ) -> ScheduleView:
         """Take the occurrences from `start` up to, but not at, `end` (ns) as due now; each gets one case at most."""
-        return await (await self._calendar()).backfill(schedule_id, start, end, overlap, meta)
+        return await self._marked(
+            await (await self._calendar()).backfill(schedule_id, start, end, overlap, meta), meta.tenant
+        )
 
     async def _calendar(self) -> Schedules:
         if self._store is None:

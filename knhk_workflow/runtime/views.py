@@ -58,6 +58,7 @@ class ScheduleView(msgspec.Struct, frozen=True):
     created_at: int
     created_by: str
     updated_at: int
+    sensitive: tuple[str, ...] = ()  # fields in the spec's data that are not to be shown to people
 
 
 class IncidentView(msgspec.Struct, frozen=True, gc=False):

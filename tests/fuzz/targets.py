@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from importlib import resources
 from pathlib import Path
 from typing import Final, NamedTuple
 from zlib import crc32
@@ -18,6 +19,8 @@ import msgspec
 from knhk_sidecar.identity.jwks import InvalidKeys, read_key_set
 from knhk_sidecar.identity.jwt_check import Trust, judged
 from knhk_sidecar.identity.jwt_token import RefusedToken, read_token
+from knhk_sidecar.identity.policy_document import InvalidPolicy
+from knhk_sidecar.identity.policy_document import parse as parse_policy
 from knhk_workflow import (
     SigningKey,
     StateStore,
@@ -92,6 +95,7 @@ BEARER_PARTS: Final = [
 KEY_SET: Final = key_set(
     jwk(tokens.key("curve", "ES256"), "a", use="sig"), jwk(tokens.key("wide", "ES384"), None), {"kty": "oct"}
 )
+POLICY: Final = (resources.files("knhk_sidecar") / "samples" / "policy.yaml").read_bytes()
 TRUST: Final = Trust("oidc", "https://issuer.example", frozenset({"knhk"}), GivenKeys("issuer", KEY_SET))
 
 
@@ -181,6 +185,7 @@ def targets() -> list[Target]:
         Target("backup part", _backup_part, [b"", *_frames(backup)], weight=2),
         Target("backup", lambda data: check(io.BytesIO(data), "backup"), [backup], weight=10),
         Target("export", prove_export, [export], weight=20),
+        Target("policy", parse_policy, [POLICY], (InvalidPolicy,), weight=20),
         Target("bearer token", lambda data: read_token(_text(data)), [BEARER.token().encode()], (RefusedToken,)),
         Target("parts of a bearer token", _bearer, BEARER_PARTS, (RefusedToken,), weight=10),
         Target("keys", lambda data: read_key_set(data, "fuzz"), [KEY_SET], (InvalidKeys,), weight=10),

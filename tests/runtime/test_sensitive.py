@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from knhk_workflow import InvalidInput, SigningKey, StateStore, WorkflowEngine, key_fingerprint, prove_export
+from knhk_workflow import (
+    InvalidInput,
+    ScheduleSpec,
+    SigningKey,
+    StateStore,
+    WorkflowEngine,
+    key_fingerprint,
+    prove_export,
+)
 from knhk_workflow.model.veil import MASK
 
 SECRET = "4111-2222-3333"
@@ -133,3 +141,11 @@ def _other_data(document: Any) -> None:
 
 def _other_state(document: Any) -> None:
     document["case"]["state"] = "completed"
+
+
+async def test_lists_of_schedules_do_not_say_it(engine: WorkflowEngine) -> None:
+    data = json.dumps({"card": SECRET, "amount": 5}).encode()
+    made = await engine.create_schedule("daily", ScheduleSpec("payment", "0 9 * * *", data=data), paused=True)
+    assert json.loads(made.spec.data) == json.loads(data), "who made it is told what it made"
+    (listed,) = (await engine.list_schedules()).items
+    assert json.loads(listed.spec.data) == {"card": MASK, "amount": 5}

@@ -10,7 +10,7 @@ import pytest
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.pipeline import Limits, Refusal
-from knhk_sidecar.pipeline.admission import FAIR_EVERY, Admit
+from knhk_sidecar.pipeline.admission import FAIR_EVERY, LATE_OFTEN, LATE_STEP, MARGIN_NS, Admit
 from knhk_sidecar.pipeline.call import Call, Request
 from knhk_sidecar.pipeline.memory import MIB, Memory, limit_bytes, resident_bytes
 from knhk_sidecar.pipeline.permissions import PERMISSIONS, Permission
@@ -21,6 +21,7 @@ from tests.sidecar.pipeline.road import METHODS, Clock, Road, eventually
 FINISHING = "WorkItemService/CompleteWorkItem"
 STARTING = "CaseService/RunCase"
 READING = "CaseService/ListCases"
+NS = 1_000_000_000
 
 
 class Desk:
@@ -135,7 +136,7 @@ async def test_what_expired_is_dropped_without_a_turn() -> None:
     desk = Desk()
     desk.come("0", STARTING)
     late = [desk.come(f"late{number}", FINISHING, desk.clock.time + 10) for number in range(5)]
-    good = desk.come("good", READING, desk.clock.time + 100)
+    good = desk.come("good", READING, desk.clock.time + NS)
     await asyncio.sleep(0)
     desk.clock.time += 11
     await desk.end("0")
@@ -145,6 +146,25 @@ async def test_what_expired_is_dropped_without_a_turn() -> None:
     await desk.end("good")
     assert await outcome(good) == "done"
     assert (desk.admit.in_flight, desk.admit.queued) == (0, 0)
+
+
+async def test_under_overload_no_answer_is_made_that_comes_too_late() -> None:
+    desk = Desk(in_flight=1_000)
+    soon = MARGIN_NS // 2
+
+    def comes(name: str, left: int) -> asyncio.Task[object]:
+        return desk.come(name, READING, desk.clock.time + left)
+
+    assert await outcome(comes("short, while all is well", soon)) == "waits"
+    for number in range(LATE_OFTEN // LATE_STEP):
+        assert await outcome(comes(f"expired {number}", 0)) == "DeadlineExceeded"
+    assert await outcome(comes("short", soon)) == "DeadlineExceeded"
+    for number in range(LATE_OFTEN):
+        assert await outcome(comes(f"long {number}", NS)) == "waits"
+    assert await outcome(comes("short, and it is over", soon)) == "waits"
+    for name in tuple(desk.order):
+        await desk.end(name)
+    assert desk.admit.in_flight == 0
 
 
 async def test_callers_that_leave_at_any_moment_lose_no_place() -> None:

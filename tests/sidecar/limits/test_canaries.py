@@ -130,6 +130,7 @@ class Drive:
             pb.CaseServiceStub(channel),
             pb.WorkItemServiceStub(channel),
             pb.AdminServiceStub(channel),
+            pb.ScheduleServiceStub(channel),
         ]
         self.channel = channel
 
@@ -195,6 +196,9 @@ def run_cases(drive: Drive) -> None:
     drive.call("TriggerCase", pb.TriggerCaseRequest(case_id="stuck", name="nobody", data_json=signal))
     drive.call("UpdateCaseData", pb.UpdateCaseDataRequest(case_id="stuck", data_json=signal), silent=True)
     drive.call("SuspendCase", pb.SuspendCaseRequest(case_id="stuck", reason=f"{card} was stolen"), silent=True)
+    spec = pb.ScheduleSpec(spec_id="charge", every="0 9 * * *", data_json=json.dumps(hidden).encode())
+    schedule = pb.CreateScheduleRequest(schedule_id="daily", spec=spec, paused=True)
+    drive.call("CreateSchedule", schedule, silent=True)
     until = time.monotonic() + SECONDS
     while not cast(pb.ListDeadLettersResponse, drive.call("ListDeadLetters", pb.ListDeadLettersRequest())).dead_letters:
         assert time.monotonic() < until, "the connector's call was not given up"
@@ -213,6 +217,7 @@ def ask(drive: Drive) -> None:
         ("ListCases", pb.ListCasesRequest()),
         ("ListWorkItems", pb.ListWorkItemsRequest()),
         ("GetWorkflow", pb.GetWorkflowRequest(spec_id="charge")),
+        ("ListSchedules", pb.ListSchedulesRequest()),
         ("ListConnectors", pb.ListConnectorsRequest(probe=True)),
         ("GetConfig", pb.GetConfigRequest()),
         ("GetStatus", pb.GetStatusRequest()),
@@ -238,6 +243,8 @@ def ask(drive: Drive) -> None:
             drive.knhk("case", command, case_id, "-o", "json")
     drive.knhk("case", "list")
     drive.knhk("work", "list")
+    drive.knhk("schedule", "show", "daily")
+    drive.knhk("schedule", "list", "-o", "json")
     drive.knhk("connector", "list")
     drive.knhk("connector", "list", "-o", "json")
     drive.knhk("dead-letter", "list", "-o", "json")

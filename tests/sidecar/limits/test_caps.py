@@ -99,22 +99,25 @@ async def test_messages_of_one_stream_are_bounded(narrow: Sidecar) -> None:
         assert len(answered) == 20, "what came before the bound was done"
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b'{"spec_id": "a", "spec_id": "b"}',
-        b'{"spec_id": "a", "data": {"x": NaN}}',
-        b'{"spec_id": "a", "data": {"x": 1e999}}',
-        b'{"spec_id": "a", "data": ' + b'{"x":' * 100_000 + b"1" + b"}" * 100_000 + b"}",
-        b'{"spec_id": "a", "data": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
-        b'{"spec_id": "a"} trailing',
-        b'{"spec_id": "\xff"}',
-        b'{"spec_id": "\\ud800"}',
-        b'{"spec_id": "a", "data": {"x": 99999999999999999999}}',
-        b"{'spec_id': 'a'}",
-    ],
-)
-async def test_json_is_read_strictly(http: httpx2.AsyncClient, body: bytes) -> None:
-    answer = await http.post("/api/v1/cases", content=body, headers={"content-type": "application/json"})
-    assert answer.status_code in (400, 413)
-    assert answer.json()["reason"] in ("INVALID_ARGUMENT", "LIMIT_EXCEEDED")
+SPOILT = [
+    b'{"spec_id": "a", "spec_id": "b"}',
+    b'{"spec_id": "a", "data": {"x": NaN}}',
+    b'{"spec_id": "a", "data": {"x": 1e999}}',
+    b'{"spec_id": "a", "data": ' + b'{"x":' * 8_000 + b"1" + b"}" * 8_000 + b"}",
+    b'{"spec_id": "a", "data": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
+    b'{"spec_id": "a"} trailing',
+    b'{"spec_id": "\xff"}',
+    b'{"spec_id": "\\ud800"}',
+    b'{"spec_id": "a", "data": {"x": 99999999999999999999}}',
+    b"{'spec_id': 'a'}",
+]
+
+
+async def test_json_is_read_strictly(http: httpx2.AsyncClient) -> None:
+    for body in SPOILT:
+        answer = await http.post("/api/v1/cases", content=body, headers={"content-type": "application/json"})
+        while answer.status_code == 429:
+            await asyncio.sleep(0.1)
+            answer = await http.post("/api/v1/cases", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code in (400, 413), body[:60]
+        assert answer.json()["reason"] in ("INVALID_ARGUMENT", "LIMIT_EXCEEDED")

@@ -34,7 +34,7 @@ ROLES = (*BUILT_IN_ROLES, NO_ROLE)
 
 
 def rules() -> list[dict[str, object]]:
-    """A rule per role; the tenant is the last segment of the path."""
+    """A rule per role, the tenant being the last segment of the path; and `/narrow`, who sees some cases only."""
     found: list[dict[str, object]] = [
         {
             "id": f"role-{role}",
@@ -45,7 +45,14 @@ def rules() -> list[dict[str, object]]:
         }
         for role in BUILT_IN_ROLES
     ]
-    return found
+    narrowed: dict[str, object] = {
+        "id": "narrowed",
+        "who": {"spiffe_prefix": f"spiffe://{DOMAIN}/narrow"},
+        "effect": "allow",
+        "permissions": ["case.read", "workflow.read"],
+        "resources": {"cases": ["n-*"]},
+    }
+    return [*found, narrowed]
 
 
 def document(*more: dict[str, object]) -> str:

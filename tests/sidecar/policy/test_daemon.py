@@ -51,12 +51,13 @@ async def test_another_file_while_running(daemon: Guarded, admin: pb.AdminServic
     other = asyncio.ensure_future(end_of(staying))
     rest = asyncio.ensure_future(asyncio.to_thread(events_over_rest, daemon))
 
-    daemon.replace("version: 1\nrules: [{id: broken")
+    daemon.replace("version: 1\nrules: [{id: broken, effect: secret-word}]")
     told = await becomes(admin, pb.HEALTH_STATE_DEGRADED)
     assert str(daemon.policy) in told.message
     assert "in force" in told.message
+    assert "secret-word" not in told.message  # /health tells it to anybody
     whole = await admin.GetPolicy(pb.GetPolicyRequest(), timeout=CALL_SECONDS)
-    assert (whole.problem != "", whole.origin) == (True, str(daemon.policy))
+    assert ("secret-word" in whole.problem, whole.origin) == (True, str(daemon.policy))
     assert not ended.done()
 
     gone: dict[str, object] = {
@@ -117,7 +118,7 @@ async def test_the_daemon_explains_itself(admin: pb.AdminServiceAsyncStub) -> No
     answer = await admin.ExplainPolicy(question, timeout=CALL_SECONDS)
     assert (answer.allowed, answer.rule, answer.tenant) == (False, "", "red")
     assert (list(answer.roles), answer.permission) == (["viewer"], "case.write")
-    assert {each.rule for each in answer.rules} == {f"role-{name}" for name in BUILT_IN_ROLES}
+    assert {each.rule for each in answer.rules} == {"narrowed", *(f"role-{name}" for name in BUILT_IN_ROLES)}
     assert [each.outcome for each in answer.rules if each.rule == "role-viewer"] == ["silent"]
     assert "application, operator" in answer.needed[0].replace("admin, ", "")
     own = await admin.ExplainPolicy(pb.ExplainPolicyRequest(method="Backup"), timeout=CALL_SECONDS)
@@ -186,5 +187,43 @@ def test_the_command_line_finds_everything_that_is_wrong(tmp_path: Path) -> None
     bad.write_text(document({"id": "X", "who": {"anyone": True}, "effect": "maybe"}))
     done = run("policy", "validate", str(bad))
     assert done.returncode == 1
-    assert "rules[6].id" in done.stderr
-    assert "rules[6].effect" in done.stderr
+    assert "rules[7].id" in done.stderr
+    assert "rules[7].effect" in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------- narrowing
+async def test_narrowing_holds_over_grpc_and_rest(daemon: Guarded) -> None:
+    """What is in the path of a REST call is in the request all the same. What is allowed does not exist here."""
+    async with daemon.channel("/narrow/red") as channel:
+        cases = pb.CaseServiceStub(channel)
+        for case_id, code in (("n-1", "NOT_FOUND"), ("m-1", "PERMISSION_DENIED")):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await cases.GetCase(pb.GetCaseRequest(case_id=case_id), timeout=CALL_SECONDS)
+            assert caught.value.code().name == code
+
+    def ask() -> dict[str, int]:
+        connection = daemon.rest("/narrow/red")
+        codes = {}
+        for path in (
+            "cases/n-1",
+            "cases/m-1",
+            "cases/n-1/history",
+            "cases",
+            "cases?filter.case_id_prefix=n-",
+            "workflows",
+        ):
+            connection.request("GET", f"/api/v1/{path}", headers={"host": "localhost"})
+            answer = connection.getresponse()
+            answer.read()
+            codes[path] = answer.status
+        connection.close()
+        return codes
+
+    assert await asyncio.to_thread(ask) == {
+        "cases/n-1": 404,
+        "cases/m-1": 403,
+        "cases/n-1/history": 404,
+        "cases": 403,
+        "cases?filter.case_id_prefix=n-": 200,
+        "workflows": 403,
+    }

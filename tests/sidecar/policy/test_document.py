@@ -19,6 +19,7 @@ from knhk_sidecar.identity.policy_document import (
     default_document,
     of_value,
     parse,
+    remarks,
     schema,
 )
 
@@ -234,3 +235,24 @@ def test_the_schema_takes_what_the_reader_takes() -> None:
     for value in good:
         of_value(value)
         VALIDATOR.validate(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (rule(who={"claims": {"groups": "ops"}}), "believes the claims"),
+        (rule(who={"issuer": "https://idp", "claims": {"groups": "ops"}}), ""),
+        (rule(who={"anyone": True}, roles=["application"]), "anyone who is identified"),
+        (rule(who={"anyone": True}), ""),
+        (rule(effect="deny", roles=["worker"], resources={"cases": ["a"]}), "StreamWorkItems"),
+        (rule(effect="deny", roles=["worker"]), ""),
+    ],
+)
+def test_what_is_seldom_meant_is_remarked(value: dict[str, object], told: str) -> None:
+    found = " ".join(remark for _, remark in remarks(of_value(policy(value))))
+    assert told in found
+    assert bool(told) == bool(found)
+
+
+def test_nothing_is_to_be_remarked_about_the_sample() -> None:
+    assert list(remarks(parse(SAMPLE.read_bytes()))) == []

@@ -110,7 +110,7 @@ async def world(daemon: Guarded) -> AsyncIterator[World]:
         incidents = await red.cases.ListIncidents(
             pb.ListIncidentsRequest(case_id=paid.case.case_id), timeout=CALL_SECONDS
         )
-        audited = await red.admin.ListAudit(pb.ListAuditRequest(resource_prefix=f"cases/{case}"), timeout=CALL_SECONDS)
+        audit = await red.admin.ListAudit(pb.ListAuditRequest(), timeout=CALL_SECONDS)
         yield World(
             red,
             blue,
@@ -118,7 +118,7 @@ async def world(daemon: Guarded) -> AsyncIterator[World]:
             ran.open_work_items[0].item_id,
             incidents.incidents[0].incident_id,
             letters.dead_letters[0].dead_letter_id,
-            audited.entries[0].audit_id,
+            audit.entries[0].audit_id,
         )
 
 
@@ -225,6 +225,19 @@ async def test_no_list_crosses(world: World) -> None:
             if token:
                 request = method.request(page_size=1, page_token=token)
                 assert await empty_or_refused(ask["blue"], request), name
+
+
+async def test_the_audit_of_a_tenant_has_only_its_callers(world: World) -> None:
+    for name, tenant in (("red", world.red), ("blue", world.blue)):
+        await tenant.cases.ListCases(pb.ListCasesRequest(), timeout=CALL_SECONDS)
+        async with asyncio.timeout(10):
+            while True:
+                entries = (await tenant.admin.ListAudit(pb.ListAuditRequest(), timeout=CALL_SECONDS)).entries
+                if entries:
+                    break
+                await asyncio.sleep(0.05)
+        callers = {each.principal for each in entries}
+        assert {each for each in callers if each.startswith("spiffe:") and not each.endswith(f"/{name}")} == set()
 
 
 async def empty_or_refused(ask: grpc.aio.UnaryUnaryMultiCallable[Message, Message], request: Message) -> bool:

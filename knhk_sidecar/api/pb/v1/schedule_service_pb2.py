@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&knhk/sidecar/v1/schedule_service.proto\x12\x0fknhk.sidecar.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x03\n\x0cScheduleSpec\x12\x0f\n\x07spec_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\r\n\x05\x65very\x18\x03 \x01(\t\x12\x11\n\ttime_zone\x18\x04 \x01(\t\x12\x11\n\tdata_json\x18\x05 \x01(\x0c\x12\x14\n\x0c\x62usiness_key\x18\x06 \x01(\t\x12\x10\n\x08time_key\x18\x07 \x01(\t\x12\x31\n\x07overlap\x18\x08 \x01(\x0e\x32 .knhk.sidecar.v1.ScheduleOverlap\x12\x32\n\x08\x63\x61tch_up\x18\t \x01(\x0e\x32 .knhk.sidecar.v1.ScheduleCatchUp\x12\x32\n\x0f\x63\x61tch_up_window\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64\x65scription\x18\r \x01(\t\"\x9e\x01\n\x0bScheduleRun\x12\x32\n\x0escheduled_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63\x61se_id\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"\xe8\x03\n\x08Schedule\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.knhk.sidecar.v1.ScheduleSpec\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x0e\n\x06paused\x18\x04 \x01(\x08\x12\x14\n\x0cpause_reason\x18\x05 \x01(\t\x12.\n\nnext_times\x18\x06 \x03(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10running_case_ids\x18\x07 \x03(\t\x12\x15\n\rwaiting_count\x18\x08 \x01(\r\x12\x31\n\x0brecent_runs\x18\t \x03(\x0b\x32\x1c.knhk.sidecar.v1.ScheduleRun\x12\x15\n\rstarted_count\x18\n \x01(\x04\x12\x15\n\rskipped_count\x18\x0b \x01(\x04\x12\x14\n\x0cmissed_count\x18\x0c \x01(\x04\x12\x14\n\x0c\x66\x61iled_count\x18\r \x01(\x04\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ncreated_by\x18\x0f \x01(\t\x12/\n\x0bupdate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"}\n\x15\x43reateScheduleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12+\n\x04spec\x18\x03 \x01(\x0b\x32\x1d.knhk.sidecar.v1.ScheduleSpec\x12\x0e\n\x06paused\x18\x04 \x01(\x08\"E\n\x16\x43reateScheduleResponse\x12+\n\x08schedule\x18\x01 \x01(\x0b\x32\x19.knhk.sidecar.v1.Schedule\")\n\x12GetScheduleRequest\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\"B\n\x13GetScheduleResponse\x12+\n\x08schedule\x18\x01 \x01(\x0b\x32\x19.knhk.sidecar.v1.Schedule\"=\n\x14ListSchedulesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"^\n\x15ListSchedulesResponse\x12,\n\tschedules\x18\x01 \x03(\x0b\x32\x19.knhk.sidecar.v1.Schedule\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x88\x01\n\x15UpdateScheduleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12+\n\x04spec\x18\x03 \x01(\x0b\x32\x1d.knhk.sidecar.v1.ScheduleSpec\x12\x19\n\x11\x65xpected_revision\x18\x04 \x01(\x04\"E\n\x16UpdateScheduleResponse\x12+\n\x08schedule\x18\x01 \x01(\x0b\x32\x19.knhk.sidecar.v1.Schedule\"@\n\x15\x44\x65leteScheduleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\"-\n\x16\x44\x65leteScheduleResponse\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\"O\n\x14PauseScheduleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"D\n\x15PauseScheduleResponse\x12+\n\x08schedule\x18\x01 \x01(\x0b\x32\x19.knhk.sidecar.v1.Schedule\"@\n\x15ResumeScheduleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\"E\n\x16ResumeScheduleResponse\x12+\n\x08schedule\x18\x01 \x01(\x0b\x32\x19.knhk.sidecar.v1.Schedule\"\x87\x01\n\x16TriggerScheduleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12\x31\n\x07overlap\x18\x03 \x01(\x0e\x32 .knhk.sidecar.v1.ScheduleOverlap\x12\x11\n\tdata_json\x18\x04 \x01(\x0c\"F\n\x17TriggerScheduleResponse\x12+\n\x08schedule\x18\x01 \x01(\x0b\x32\x19.knhk.sidecar.v1.Schedule\"\xd3\x01\n\x17\x42\x61\x63kfillScheduleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x07overlap\x18\x05 \x01(\x0e\x32 .knhk.sidecar.v1.ScheduleOverlap\"G\n\x18\x42\x61\x63kfillScheduleResponse\x12+\n\x08schedule\x18\x01 \x01(\x0b\x32\x19.knhk.sidecar.v1.Schedule*\xf5\x01\n\x0fScheduleOverlap\x12 \n\x1cSCHEDULE_OVERLAP_UNSPECIFIED\x10\x00\x12\x19\n\x15SCHEDULE_OVERLAP_SKIP\x10\x01\x12\x1f\n\x1bSCHEDULE_OVERLAP_BUFFER_ONE\x10\x02\x12\x1f\n\x1bSCHEDULE_OVERLAP_BUFFER_ALL\x10\x03\x12\x1a\n\x16SCHEDULE_OVERLAP_ALLOW\x10\x04\x12!\n\x1dSCHEDULE_OVERLAP_CANCEL_OTHER\x10\x05\x12$\n SCHEDULE_OVERLAP_TERMINATE_OTHER\x10\x06*\x89\x01\n\x0fScheduleCatchUp\x12!\n\x1dSCHEDULE_CATCH_UP_UNSPECIFIED\x10\x00\x12\x1c\n\x18SCHEDULE_CATCH_UP_LATEST\x10\x01\x12\x19\n\x15SCHEDULE_CATCH_UP_ALL\x10\x02\x12\x1a\n\x16SCHEDULE_CATCH_UP_NONE\x10\x03\x32\xd9\n\n\x0fScheduleService\x12\x89\x01\n\x0e\x43reateSchedule\x12&.knhk.sidecar.v1.CreateScheduleRequest\x1a\'.knhk.sidecar.v1.CreateScheduleResponse\"&\x82\xd3\xe4\x93\x02 \"\x11/api/v1/schedules:\x01*b\x08schedule\x12\x8b\x01\n\x0bGetSchedule\x12#.knhk.sidecar.v1.GetScheduleRequest\x1a$.knhk.sidecar.v1.GetScheduleResponse\"1\x82\xd3\xe4\x93\x02+\x12\x1f/api/v1/schedules/{schedule_id}b\x08schedule\x12y\n\rListSchedules\x12%.knhk.sidecar.v1.ListSchedulesRequest\x1a&.knhk.sidecar.v1.ListSchedulesResponse\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/api/v1/schedules\x12\x97\x01\n\x0eUpdateSchedule\x12&.knhk.sidecar.v1.UpdateScheduleRequest\x1a\'.knhk.sidecar.v1.UpdateScheduleResponse\"4\x82\xd3\xe4\x93\x02.\x1a\x1f/api/v1/schedules/{schedule_id}:\x01*b\x08schedule\x12\x8a\x01\n\x0e\x44\x65leteSchedule\x12&.knhk.sidecar.v1.DeleteScheduleRequest\x1a\'.knhk.sidecar.v1.DeleteScheduleResponse\"\'\x82\xd3\xe4\x93\x02!*\x1f/api/v1/schedules/{schedule_id}\x12\x9a\x01\n\rPauseSchedule\x12%.knhk.sidecar.v1.PauseScheduleRequest\x1a&.knhk.sidecar.v1.PauseScheduleResponse\":\x82\xd3\xe4\x93\x02\x34\"%/api/v1/schedules/{schedule_id}/pause:\x01*b\x08schedule\x12\x9e\x01\n\x0eResumeSchedule\x12&.knhk.sidecar.v1.ResumeScheduleRequest\x1a\'.knhk.sidecar.v1.ResumeScheduleResponse\";\x82\xd3\xe4\x93\x02\x35\"&/api/v1/schedules/{schedule_id}/resume:\x01*b\x08schedule\x12\xa2\x01\n\x0fTriggerSchedule\x12\'.knhk.sidecar.v1.TriggerScheduleRequest\x1a(.knhk.sidecar.v1.TriggerScheduleResponse\"<\x82\xd3\xe4\x93\x02\x36\"\'/api/v1/schedules/{schedule_id}/trigger:\x01*b\x08schedule\x12\xa6\x01\n\x10\x42\x61\x63kfillSchedule\x12(.knhk.sidecar.v1.BackfillScheduleRequest\x1a).knhk.sidecar.v1.BackfillScheduleResponse\"=\x82\xd3\xe4\x93\x02\x37\"(/api/v1/schedules/{schedule_id}/backfill:\x01*b\x08scheduleb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&knhk/sidecar/v1/schedule_service.proto\x12\x0fknhk.sidecar.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x03\n\x0cScheduleSpec\x12\x0f\n\x07spec_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\r\n\x05\x65very\x18\x03 \x01(\t\x12\x11\n\ttime_zone\x18\x04 \x01(\t\x12\x11\n\tdata_json\x18\x05 \x01(\x0c\x12\x14\n\x0c\x62usiness_key\x18\x06 \x01(\t\x12\x10\n\x08time_key\x18\x07 \x01(\t\x12\x31\n\x07overlap\x18\x08 \x01(\x0e\x32 .knhk.sidecar.v1.ScheduleOverlap\x12\x32\n\x08\x63\x61tch_up\x18\t \x01(\x0e\x32 .knhk.sidecar.v1.ScheduleCatchUp\x12\x32\n\x0f\x63\x61tch_up_window\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64\x65scription\x18\r \x01(\t\"\x9e\x01\n\x0bScheduleRun\x12\x32\n\x0escheduled_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63\x61se_id\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"\x82\x04\n\x08Schedule\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.knhk.sidecar.v1.ScheduleSpec\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x0e\n\x06paused\x18\x04 \x01(\x08\x12\x14\n\x0cpause_reason\x18\x05 \x01(\t\x12.\n\nnext_times\x18\x06 \x03(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10running_case_ids\x18\x07 \x03(\t\x12\x15\n\rwaiting_count\x18\x08 \x01(\r\x12\x31\n\x0brecent_runs\x18\t \x03(\x0b\x32\x1c.knhk.sidecar.v1.ScheduleRun\x12\x15\n\rstarted_count\x18\n \x01(\x04\x12\x15\n\rskipped_count\x18\x0b \x01(\x04\x12\x14\n\x0cmissed_count\x18\x0c \x01(\x04\x12\x14\n\x0c\x66\x61iled_count\x18\r \x01(\x04\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ncreated_by\x18\x0f \x01(\t\x12/\n\x0bupdate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10sensitive_fields\x18\x11 \x03(\t\"}\n\x15\x43reateScheduleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12+\n\x04spec\x18\x03 \x01(\x0b\x32\x1d.knhk.sidecar.v1.ScheduleSpec\x12\x0e\n\x06paused\x18\x04 \x01(\x08\"E\n\x16\x43reateScheduleResponse\x12+\n\x08schedule\x18\x01 \x01(\x0b\x32\x19.knhk.sidecar.v1.Schedule\")\n\x12GetScheduleRequest\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\"B\n\x13GetScheduleResponse\x12+\n\x08schedule\x18\x01 \x01(\x0b\x32\x19.knhk.sidecar.v1.Schedule\"=\n\x14ListSchedulesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"^\n\x15ListSchedulesResponse\x12,\n\tschedules\x18\x01 \x03(\x0b\x32\x19.knhk.sidecar.v1.Schedule\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x88\x01\n\x15UpdateScheduleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12+\n\x04spec\x18\x03 \x01(\x0b\x32\x1d.knhk.sidecar.v1.ScheduleSpec\x12\x19\n\x11\x65xpected_revision\x18\x04 \x01(\x04\"E\n\x16UpdateScheduleResponse\x12+\n\x08schedule\x18\x01 \x01(\x0b\x32\x19.knhk.sidecar.v1.Schedule\"@\n\x15\x44\x65leteScheduleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\"-\n\x16\x44\x65leteScheduleResponse\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\"O\n\x14PauseScheduleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"D\n\x15PauseScheduleResponse\x12+\n\x08schedule\x18\x01 \x01(\x0b\x32\x19.knhk.sidecar.v1.Schedule\"@\n\x15ResumeScheduleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\"E\n\x16ResumeScheduleResponse\x12+\n\x08schedule\x18\x01 \x01(\x0b\x32\x19.knhk.sidecar.v1.Schedule\"\x87\x01\n\x16TriggerScheduleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12\x31\n\x07overlap\x18\x03 \x01(\x0e\x32 .knhk.sidecar.v1.ScheduleOverlap\x12\x11\n\tdata_json\x18\x04 \x01(\x0c\"F\n\x17TriggerScheduleResponse\x12+\n\x08schedule\x18\x01 \x01(\x0b\x32\x19.knhk.sidecar.v1.Schedule\"\xd3\x01\n\x17\x42\x61\x63kfillScheduleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bschedule_id\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x07overlap\x18\x05 \x01(\x0e\x32 .knhk.sidecar.v1.ScheduleOverlap\"G\n\x18\x42\x61\x63kfillScheduleResponse\x12+\n\x08schedule\x18\x01 \x01(\x0b\x32\x19.knhk.sidecar.v1.Schedule*\xf5\x01\n\x0fScheduleOverlap\x12 \n\x1cSCHEDULE_OVERLAP_UNSPECIFIED\x10\x00\x12\x19\n\x15SCHEDULE_OVERLAP_SKIP\x10\x01\x12\x1f\n\x1bSCHEDULE_OVERLAP_BUFFER_ONE\x10\x02\x12\x1f\n\x1bSCHEDULE_OVERLAP_BUFFER_ALL\x10\x03\x12\x1a\n\x16SCHEDULE_OVERLAP_ALLOW\x10\x04\x12!\n\x1dSCHEDULE_OVERLAP_CANCEL_OTHER\x10\x05\x12$\n SCHEDULE_OVERLAP_TERMINATE_OTHER\x10\x06*\x89\x01\n\x0fScheduleCatchUp\x12!\n\x1dSCHEDULE_CATCH_UP_UNSPECIFIED\x10\x00\x12\x1c\n\x18SCHEDULE_CATCH_UP_LATEST\x10\x01\x12\x19\n\x15SCHEDULE_CATCH_UP_ALL\x10\x02\x12\x1a\n\x16SCHEDULE_CATCH_UP_NONE\x10\x03\x32\xd9\n\n\x0fScheduleService\x12\x89\x01\n\x0e\x43reateSchedule\x12&.knhk.sidecar.v1.CreateScheduleRequest\x1a\'.knhk.sidecar.v1.CreateScheduleResponse\"&\x82\xd3\xe4\x93\x02 \"\x11/api/v1/schedules:\x01*b\x08schedule\x12\x8b\x01\n\x0bGetSchedule\x12#.knhk.sidecar.v1.GetScheduleRequest\x1a$.knhk.sidecar.v1.GetScheduleResponse\"1\x82\xd3\xe4\x93\x02+\x12\x1f/api/v1/schedules/{schedule_id}b\x08schedule\x12y\n\rListSchedules\x12%.knhk.sidecar.v1.ListSchedulesRequest\x1a&.knhk.sidecar.v1.ListSchedulesResponse\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/api/v1/schedules\x12\x97\x01\n\x0eUpdateSchedule\x12&.knhk.sidecar.v1.UpdateScheduleRequest\x1a\'.knhk.sidecar.v1.UpdateScheduleResponse\"4\x82\xd3\xe4\x93\x02.\x1a\x1f/api/v1/schedules/{schedule_id}:\x01*b\x08schedule\x12\x8a\x01\n\x0e\x44\x65leteSchedule\x12&.knhk.sidecar.v1.DeleteScheduleRequest\x1a\'.knhk.sidecar.v1.DeleteScheduleResponse\"\'\x82\xd3\xe4\x93\x02!*\x1f/api/v1/schedules/{schedule_id}\x12\x9a\x01\n\rPauseSchedule\x12%.knhk.sidecar.v1.PauseScheduleRequest\x1a&.knhk.sidecar.v1.PauseScheduleResponse\":\x82\xd3\xe4\x93\x02\x34\"%/api/v1/schedules/{schedule_id}/pause:\x01*b\x08schedule\x12\x9e\x01\n\x0eResumeSchedule\x12&.knhk.sidecar.v1.ResumeScheduleRequest\x1a\'.knhk.sidecar.v1.ResumeScheduleResponse\";\x82\xd3\xe4\x93\x02\x35\"&/api/v1/schedules/{schedule_id}/resume:\x01*b\x08schedule\x12\xa2\x01\n\x0fTriggerSchedule\x12\'.knhk.sidecar.v1.TriggerScheduleRequest\x1a(.knhk.sidecar.v1.TriggerScheduleResponse\"<\x82\xd3\xe4\x93\x02\x36\"\'/api/v1/schedules/{schedule_id}/trigger:\x01*b\x08schedule\x12\xa6\x01\n\x10\x42\x61\x63kfillSchedule\x12(.knhk.sidecar.v1.BackfillScheduleRequest\x1a).knhk.sidecar.v1.BackfillScheduleResponse\"=\x82\xd3\xe4\x93\x02\x37\"(/api/v1/schedules/{schedule_id}/backfill:\x01*b\x08scheduleb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,52 +52,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCHEDULESERVICE'].methods_by_name['TriggerSchedule']._serialized_options = b'\202\323\344\223\0026\"\'/api/v1/schedules/{schedule_id}/trigger:\001*b\010schedule'
   _globals['_SCHEDULESERVICE'].methods_by_name['BackfillSchedule']._loaded_options = None
   _globals['_SCHEDULESERVICE'].methods_by_name['BackfillSchedule']._serialized_options = b'\202\323\344\223\0027\"(/api/v1/schedules/{schedule_id}/backfill:\001*b\010schedule'
-  _globals['_SCHEDULEOVERLAP']._serialized_start=2797
-  _globals['_SCHEDULEOVERLAP']._serialized_end=3042
-  _globals['_SCHEDULECATCHUP']._serialized_start=3045
-  _globals['_SCHEDULECATCHUP']._serialized_end=3182
+  _globals['_SCHEDULEOVERLAP']._serialized_start=2823
+  _globals['_SCHEDULEOVERLAP']._serialized_end=3068
+  _globals['_SCHEDULECATCHUP']._serialized_start=3071
+  _globals['_SCHEDULECATCHUP']._serialized_end=3208
   _globals['_SCHEDULESPEC']._serialized_start=155
   _globals['_SCHEDULESPEC']._serialized_end=566
   _globals['_SCHEDULERUN']._serialized_start=569
   _globals['_SCHEDULERUN']._serialized_end=727
   _globals['_SCHEDULE']._serialized_start=730
-  _globals['_SCHEDULE']._serialized_end=1218
-  _globals['_CREATESCHEDULEREQUEST']._serialized_start=1220
-  _globals['_CREATESCHEDULEREQUEST']._serialized_end=1345
-  _globals['_CREATESCHEDULERESPONSE']._serialized_start=1347
-  _globals['_CREATESCHEDULERESPONSE']._serialized_end=1416
-  _globals['_GETSCHEDULEREQUEST']._serialized_start=1418
-  _globals['_GETSCHEDULEREQUEST']._serialized_end=1459
-  _globals['_GETSCHEDULERESPONSE']._serialized_start=1461
-  _globals['_GETSCHEDULERESPONSE']._serialized_end=1527
-  _globals['_LISTSCHEDULESREQUEST']._serialized_start=1529
-  _globals['_LISTSCHEDULESREQUEST']._serialized_end=1590
-  _globals['_LISTSCHEDULESRESPONSE']._serialized_start=1592
-  _globals['_LISTSCHEDULESRESPONSE']._serialized_end=1686
-  _globals['_UPDATESCHEDULEREQUEST']._serialized_start=1689
-  _globals['_UPDATESCHEDULEREQUEST']._serialized_end=1825
-  _globals['_UPDATESCHEDULERESPONSE']._serialized_start=1827
-  _globals['_UPDATESCHEDULERESPONSE']._serialized_end=1896
-  _globals['_DELETESCHEDULEREQUEST']._serialized_start=1898
-  _globals['_DELETESCHEDULEREQUEST']._serialized_end=1962
-  _globals['_DELETESCHEDULERESPONSE']._serialized_start=1964
-  _globals['_DELETESCHEDULERESPONSE']._serialized_end=2009
-  _globals['_PAUSESCHEDULEREQUEST']._serialized_start=2011
-  _globals['_PAUSESCHEDULEREQUEST']._serialized_end=2090
-  _globals['_PAUSESCHEDULERESPONSE']._serialized_start=2092
-  _globals['_PAUSESCHEDULERESPONSE']._serialized_end=2160
-  _globals['_RESUMESCHEDULEREQUEST']._serialized_start=2162
-  _globals['_RESUMESCHEDULEREQUEST']._serialized_end=2226
-  _globals['_RESUMESCHEDULERESPONSE']._serialized_start=2228
-  _globals['_RESUMESCHEDULERESPONSE']._serialized_end=2297
-  _globals['_TRIGGERSCHEDULEREQUEST']._serialized_start=2300
-  _globals['_TRIGGERSCHEDULEREQUEST']._serialized_end=2435
-  _globals['_TRIGGERSCHEDULERESPONSE']._serialized_start=2437
-  _globals['_TRIGGERSCHEDULERESPONSE']._serialized_end=2507
-  _globals['_BACKFILLSCHEDULEREQUEST']._serialized_start=2510
-  _globals['_BACKFILLSCHEDULEREQUEST']._serialized_end=2721
-  _globals['_BACKFILLSCHEDULERESPONSE']._serialized_start=2723
-  _globals['_BACKFILLSCHEDULERESPONSE']._serialized_end=2794
-  _globals['_SCHEDULESERVICE']._serialized_start=3185
-  _globals['_SCHEDULESERVICE']._serialized_end=4554
+  _globals['_SCHEDULE']._serialized_end=1244
+  _globals['_CREATESCHEDULEREQUEST']._serialized_start=1246
+  _globals['_CREATESCHEDULEREQUEST']._serialized_end=1371
+  _globals['_CREATESCHEDULERESPONSE']._serialized_start=1373
+  _globals['_CREATESCHEDULERESPONSE']._serialized_end=1442
+  _globals['_GETSCHEDULEREQUEST']._serialized_start=1444
+  _globals['_GETSCHEDULEREQUEST']._serialized_end=1485
+  _globals['_GETSCHEDULERESPONSE']._serialized_start=1487
+  _globals['_GETSCHEDULERESPONSE']._serialized_end=1553
+  _globals['_LISTSCHEDULESREQUEST']._serialized_start=1555
+  _globals['_LISTSCHEDULESREQUEST']._serialized_end=1616
+  _globals['_LISTSCHEDULESRESPONSE']._serialized_start=1618
+  _globals['_LISTSCHEDULESRESPONSE']._serialized_end=1712
+  _globals['_UPDATESCHEDULEREQUEST']._serialized_start=1715
+  _globals['_UPDATESCHEDULEREQUEST']._serialized_end=1851
+  _globals['_UPDATESCHEDULERESPONSE']._serialized_start=1853
+  _globals['_UPDATESCHEDULERESPONSE']._serialized_end=1922
+  _globals['_DELETESCHEDULEREQUEST']._serialized_start=1924
+  _globals['_DELETESCHEDULEREQUEST']._serialized_end=1988
+  _globals['_DELETESCHEDULERESPONSE']._serialized_start=1990
+  _globals['_DELETESCHEDULERESPONSE']._serialized_end=2035
+  _globals['_PAUSESCHEDULEREQUEST']._serialized_start=2037
+  _globals['_PAUSESCHEDULEREQUEST']._serialized_end=2116
+  _globals['_PAUSESCHEDULERESPONSE']._serialized_start=2118
+  _globals['_PAUSESCHEDULERESPONSE']._serialized_end=2186
+  _globals['_RESUMESCHEDULEREQUEST']._serialized_start=2188
+  _globals['_RESUMESCHEDULEREQUEST']._serialized_end=2252
+  _globals['_RESUMESCHEDULERESPONSE']._serialized_start=2254
+  _globals['_RESUMESCHEDULERESPONSE']._serialized_end=2323
+  _globals['_TRIGGERSCHEDULEREQUEST']._serialized_start=2326
+  _globals['_TRIGGERSCHEDULEREQUEST']._serialized_end=2461
+  _globals['_TRIGGERSCHEDULERESPONSE']._serialized_start=2463
+  _globals['_TRIGGERSCHEDULERESPONSE']._serialized_end=2533
+  _globals['_BACKFILLSCHEDULEREQUEST']._serialized_start=2536
+  _globals['_BACKFILLSCHEDULEREQUEST']._serialized_end=2747
+  _globals['_BACKFILLSCHEDULERESPONSE']._serialized_start=2749
+  _globals['_BACKFILLSCHEDULERESPONSE']._serialized_end=2820
+  _globals['_SCHEDULESERVICE']._serialized_start=3211
+  _globals['_SCHEDULESERVICE']._serialized_end=4580
 # @@protoc_insertion_point(module_scope)

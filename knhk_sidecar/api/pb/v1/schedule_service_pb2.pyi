@@ -229,6 +229,7 @@ class Schedule(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     CREATED_BY_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    SENSITIVE_FIELDS_FIELD_NUMBER: _builtins.int
     schedule_id: _builtins.str
     """Its id."""
     revision: _builtins.int
@@ -273,6 +274,10 @@ class Schedule(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed by a call."""
 
+    @_builtins.property
+    def sensitive_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of fields, at any depth of the data in `spec`, that the workflow calls sensitive: whoever shows the data to people masks them."""
+
     def __init__(
         self,
         *,
@@ -292,10 +297,11 @@ class Schedule(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         created_by: _builtins.str = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        sensitive_fields: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "created_by", b"created_by", "failed_count", b"failed_count", "missed_count", b"missed_count", "next_times", b"next_times", "pause_reason", b"pause_reason", "paused", b"paused", "recent_runs", b"recent_runs", "revision", b"revision", "running_case_ids", b"running_case_ids", "schedule_id", b"schedule_id", "skipped_count", b"skipped_count", "spec", b"spec", "started_count", b"started_count", "update_time", b"update_time", "waiting_count", b"waiting_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "created_by", b"created_by", "failed_count", b"failed_count", "missed_count", b"missed_count", "next_times", b"next_times", "pause_reason", b"pause_reason", "paused", b"paused", "recent_runs", b"recent_runs", "revision", b"revision", "running_case_ids", b"running_case_ids", "schedule_id", b"schedule_id", "sensitive_fields", b"sensitive_fields", "skipped_count", b"skipped_count", "spec", b"spec", "started_count", b"started_count", "update_time", b"update_time", "waiting_count", b"waiting_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
