@@ -29,7 +29,8 @@ from tests.audit.conftest import ALICE, History, by, lived
 from tests.conftest import Budget
 
 MUTATIONS = 10_000
-MUTATIONS_SMALL = 500
+FORGERIES = 1_000
+STEPS_PER_MUTATION = 8  # simulated steps that a mutation costs as much as: `--budget 80000` makes all of them
 
 Line = dict[str, Any]
 
@@ -89,7 +90,7 @@ def test_without_the_key_it_is_of_one_piece_with_it_nobody_else_signed(history: 
 @pytest.mark.long
 def test_every_one_of_many_random_mutations_is_found(history: History, budget: Budget) -> None:
     """Bytes changed, removed, doubled, swapped; lines removed, doubled, exchanged; the end cut off."""
-    count = MUTATIONS if budget.steps >= 20_000 else MUTATIONS_SMALL
+    count = min(MUTATIONS, budget.steps // STEPS_PER_MUTATION)
     seed = time.time_ns()
     chance = random.Random(seed)
     for number in range(count):
@@ -136,7 +137,7 @@ def test_a_forger_who_makes_the_sums_anew_is_found(history: History, budget: Bud
     """Without the key, any value of any line changed and all sums made again."""
     seed = time.time_ns()
     chance = random.Random(seed)
-    for number in range(1_000 if budget.steps >= 20_000 else 100):
+    for number in range(min(FORGERIES, budget.steps // (10 * STEPS_PER_MUTATION))):
         lines = lines_of(history.full if number % 2 else history.plain)
         at = chance.randrange(len(lines))
         if not forged(lines[at], chance):
