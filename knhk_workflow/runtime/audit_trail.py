@@ -10,6 +10,7 @@ leaf of the shard's tree, so the same numbers lead to the proof.
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from collections.abc import AsyncIterator, Sequence
 from typing import Final, NamedTuple
@@ -25,6 +26,7 @@ from knhk_workflow.store.codec import audit_place, audit_reference
 from knhk_workflow.store.keys import parse_log
 
 PORTION: Final = 64  # batch records per read
+TOGETHER: Final = 32  # commit records of one batch that are read at once
 LOOKED_MAX: Final = 1_000  # batch records and values read for one page, about 0.1 s; then the page ends with a token
 POSITION_MAX: Final = 1 << 62  # a log that gets a record every nanosecond is shorter after a hundred years
 LATE_NS: Final = 120 * 1_000_000_000  # how long after an operation its batch record may be written, outages aside
@@ -152,11 +154,12 @@ class Trail:
                 last -= 1
                 if only in (None, kept.tenant):
                     yield Told(kept.tenant, last, _named(operation))
-        for at in range(number - 1, -1, -1):
-            entry = record.entries[at]
-            if only in (None, entry.tenant):
-                operation, payload = await self.of_case(shard, entry)
-                yield Told(entry.tenant, at, operation, payload)
+        mine = [at for at in range(number - 1, -1, -1) if only in (None, record.entries[at].tenant)]
+        for first in range(0, len(mine), TOGETHER):
+            some = mine[first : first + TOGETHER]
+            found = await asyncio.gather(*(self.of_case(shard, record.entries[at]) for at in some))
+            for at, (operation, payload) in zip(some, found, strict=True):
+                yield Told(record.entries[at].tenant, at, operation, payload)
 
     async def of_case(self, shard: int, entry: LogEntry) -> tuple[Operation, bytes]:
         """Who wrote a commit record of a case, or purged the case; the record's bytes, or those of the purge's note.
