@@ -61,6 +61,7 @@ from knhk_workflow.model.fields import duration as parse_duration
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.runtime.audit_export import AuditProof, prove_audit
 from knhk_workflow.runtime.audit_store import check_store as check_store_audit
+from knhk_workflow.runtime.audit_stream import DENIALS as AUDIT_DENIALS
 from knhk_workflow.runtime.audit_stream import Like, shortened
 from knhk_workflow.runtime.audit_trail import AuditEntry, AuditFilter
 from knhk_workflow.runtime.births import RunRequest
@@ -124,6 +125,7 @@ __all__ = [
     "LOCAL",
     "Allowance",
     "AlreadyExists",
+    "AUDIT_DENIALS",
     "AuditCounts",
     "AuditEntry",
     "AuditFilter",

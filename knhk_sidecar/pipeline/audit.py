@@ -21,7 +21,7 @@ from knhk_sidecar.identity.principal import ANONYMOUS
 from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.permissions import Permission
 from knhk_sidecar.pipeline.stages import Proceed, Refusal
-from knhk_workflow import Busy, Like, Operation, Witness, shortened
+from knhk_workflow import AUDIT_DENIALS, Busy, Like, Operation, Witness, shortened
 
 RETRY_AFTER_MS: Final = 1_000  # what waits is written once a second
 REQUEST_ID_MAX: Final = 128
@@ -30,7 +30,6 @@ NO_RULE: Final = "no rule allows it"
 _READS: Final = frozenset(
     each for each in Permission if each.value.endswith(".read") or each in (Permission.STATUS, Permission.REFLECT)
 )
-_DENIALS: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED"})
 _BEFOREHAND: Final = frozenset({"Backup", "ExportAudit"})
 """Streams whose service records them durably before the first byte leaves."""
 _RESOURCES: Final = (
@@ -99,7 +98,7 @@ class Audit:
             response = await self._proceed(call, request)
         except Refusal as refusal:
             code = refusal.code.name
-            if code in _DENIALS or self._reads or not about.reads:
+            if code in AUDIT_DENIALS or self._reads or not about.reads:
                 self._take(call, request, about, code, _reason(refusal))
             raise
         except asyncio.CancelledError:
@@ -140,7 +139,7 @@ class Audit:
                 break
         caller = call.principal
         peer = call.peer
-        shown = resource if outcome == "OK" else ""
+        shown = "" if outcome in AUDIT_DENIALS else resource
         if self._again((caller.tenant, caller.name, about.name, shown, outcome, reason, peer.rpartition(":")[0])):
             return
         request_id: str = getattr(request, "request_id", "") if about.mutates else ""

@@ -34,18 +34,20 @@ SHARD: Final = 0  # of the records; not the one of definitions, whose commits ma
 
 
 Like = tuple[str, str, str, str, str, str, str]
-"""What makes operations count as one: tenant, principal, method, resource (empty for refusals), outcome, reason, and
+"""What makes operations count as one: tenant, principal, method, resource (empty for DENIALS), outcome, reason, and
 the peer without its port."""
+
+DENIALS: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED"})
+"""Outcomes of calls that got nowhere: they can be many, and count as one whatever they were about."""
 
 
 def like_of(tenant: str, operation: Operation) -> Like:
     """What an operation is counted as."""
-    good = operation.outcome == "OK"
     return (
         tenant,
         operation.principal,
         operation.method,
-        operation.resource if good else "",
+        "" if operation.outcome in DENIALS else operation.resource,
         operation.outcome,
         operation.reason,
         operation.peer.rpartition(":")[0],

@@ -133,8 +133,8 @@ def request_for(name: str, there: World) -> Message:
         "schedule_id": "red-hourly",
         "incident_id": there.incident_id,
         "dead_letter_id": there.letter_id,
-        "name": "bank",
         "audit_id": there.audit_id,
+        "name": "bank",
         "message": "no",
     }
     if name == "ResolveIncident":
@@ -183,6 +183,23 @@ async def test_what_belongs_to_another_tenant_is_not_found_by_any_call(world: Wo
     item = await world.red.items.GetWorkItem(pb.GetWorkItemRequest(item_id=world.item_id), timeout=CALL_SECONDS)
     assert item.item.state == pb.WORK_ITEM_STATE_OFFERED
     assert await code_of(world.red.channel, METHODS["GetSchedule"], asked["GetSchedule"]) == "OK"
+
+
+async def test_the_audit_of_a_tenant_tells_of_its_own_callers_alone(world: World) -> None:
+    """What blue asked of red's things is in blue's audit, as NOT_FOUND, and what red does is in red's."""
+    request = pb.GetCaseRequest(case_id=world.case_id)
+    assert await code_of(world.blue.channel, METHODS["GetCase"], request) == "NOT_FOUND"
+    seen: dict[str, set[tuple[str, str]]] = {}
+    for name, tenant in (("red", world.red), ("blue", world.blue)):
+        mine = pb.ListAuditRequest(resource_prefix=f"cases/{world.case_id}", page_size=1_000)
+        async with asyncio.timeout(20):
+            while not seen.get(name):
+                page = await tenant.admin.ListAudit(mine, timeout=CALL_SECONDS)
+                seen[name] = {(entry.principal, entry.outcome) for entry in page.entries}
+                await asyncio.sleep(0.05)
+    assert {outcome for _, outcome in seen["red"]} == {"OK"}
+    assert {outcome for _, outcome in seen["blue"]} == {"NOT_FOUND"}
+    assert not {who for who, _ in seen["red"]} & {who for who, _ in seen["blue"]}
 
 
 async def test_no_list_crosses(world: World) -> None:
