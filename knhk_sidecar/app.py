@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -35,15 +35,19 @@ from knhk_sidecar.api.services import Daemon, Setting, services
 from knhk_sidecar.api.services import Health as AdminHealth
 from knhk_sidecar.config import ConfigError, Loaded, SidecarConfig, is_loopback
 from knhk_sidecar.identity import principal as principals
+from knhk_sidecar.identity.policy_document import InvalidPolicy
+from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import ANONYMOUS, Principal
 from knhk_sidecar.identity.signing_key import KEY_NAME, InvalidKey, read_key, read_or_make_key
 from knhk_sidecar.identity.spiffe_id import InvalidSpiffeId, TrustDomain
 from knhk_sidecar.identity.tls import FileSource, InvalidMaterial, TlsFiles, TlsSource
-from knhk_sidecar.pipeline import Limits, Method, Pipeline
+from knhk_sidecar.pipeline import Auditing, Limits, Method, Pipeline
 from knhk_sidecar.pipeline.call import methods_of
+from knhk_sidecar.pipeline.explaining import Explaining
 from knhk_sidecar.pipeline.health import Component, Status
 from knhk_sidecar.pipeline.memory import MIB, Memory, limit_bytes
 from knhk_sidecar.service import engine_of
+from knhk_sidecar.telemetry.checkpoints import CheckpointPush, audit_numbers
 from knhk_sidecar.telemetry.connections import connections
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
@@ -66,6 +70,8 @@ from knhk_workflow import (
 if TYPE_CHECKING:
     from knhk_sidecar.handlers import Streams
     from knhk_sidecar.identity.dev_ca import DevAuthority
+    from knhk_sidecar.identity.jwks_source import KeySource
+    from knhk_sidecar.identity.jwt_check import TokenCheck, Trust
     from knhk_sidecar.worker import Handler
 
 SERVICE: Final = "knhk-sidecar"
@@ -115,6 +121,7 @@ class Addresses:
     key: str = ""
     spiffe_id: str = ""
     workload_api: str = ""
+    grpc_token: str = ""
     pid: int = 0
 
 
@@ -134,6 +141,7 @@ class Sidecar:
         self.counters = Counters()
         if self.engine is not None:
             self.counters.families(partial(connections, self.engine))
+            self.counters.families(partial(audit_numbers, self.engine, lambda: self._push))
         self.addresses = Addresses()
         self._log = log or Log(self.config.log_level, self.config.log_format)
         self._clock: Callable[[], int] = self.engine.now if self.engine is not None else SystemClock().now
@@ -143,10 +151,14 @@ class Sidecar:
         self._tasks: list[asyncio.Task[None]] = []
         self._written: list[Path] = []
         self._tls: TlsSource | None = None
+        self._tokens: TokenCheck | None = None
+        self._dev_keys = b""  # what the developer's Workload API says of JWT
+        self._policies = Policies.developer()
         limit = limit_bytes(self.config.memory_limit_mb * MIB)
         self.memory = Memory(limit, self.config.memory_soft_percent) if limit else None
         """The memory guard; None where there is no limit."""
         self._disk = ""
+        self._push: CheckpointPush | None = None
         self.pipeline: Pipeline
         self._health: Health
         self._rpc: RpcServer
@@ -188,11 +200,14 @@ class Sidecar:
     async def _start(self) -> Addresses:
         await self._open_engine()
         identities = await self._identities()
+        self._tokens = self._token_check()
+        plain = self._plain_principal()
+        self._policies = self._policy()
         names = [service.full_name for service in pb.SERVICES]
         self._health = Health(names)
         handlers = self._handlers()
         implementations: dict[str, object] = {
-            **services(self.engine, self._daemon()),
+            **services(self.engine, self._daemon(plain)),
             HEALTH.full_name: self._health,
         }
         methods = {path: method for service in (*pb.SERVICES, HEALTH) for path, method in methods_of(service).items()}
@@ -202,12 +217,15 @@ class Sidecar:
             methods,
             implementations,
             leaves=self._tls.leaves if self._tls is not None else None,
-            plain=self._plain_principal(),
+            plain=plain,
             now=self._clock,
             log=self._log,
             counters=self.counters,
             limits=Limits.of(self.config),
+            tokens=self._tokens,
+            policies=self._policies,
             memory=self.memory,
+            auditing=self._auditing(),
         )
         if self.memory is not None:
             memory = self.memory
@@ -220,6 +238,9 @@ class Sidecar:
         self._spawn(self._keep_looking())
         if self._tls is not None:
             self._spawn(self._tls.follow())
+        self._spawn(self._policies.follow())
+        if self._push is not None:
+            self._spawn(self._push.run())
         self._write_ready_files()
         gc.freeze()  # what start-up made lives as long as the process: no collection has to look at it again
         _log.info("ready", version=__version__, **_told(self.addresses))
@@ -285,7 +306,8 @@ class Sidecar:
         _log.info("handlers", tasks=sorted(handlers))
 
     def _sign(self) -> None:
-        """Exports are signed with the configured key, or with one of the store's own."""
+        """Exports and checkpoints of the audit are signed with the configured key, or with one of the store's own. A
+        store in memory is gone with the process and has none."""
         config = self.config
         if self.engine is None or self.engine.status().store != "leveldb":
             return
@@ -297,6 +319,20 @@ class Sidecar:
         except InvalidKey as error:
             raise CannotStart(str(error), EXIT_SETTINGS, "name the right file in signing_key_file") from error
         self.engine.sign_with(key)
+        if config.audit_enabled:
+            self._push = CheckpointPush(
+                self.engine,
+                config.audit_checkpoint_directory,
+                config.audit_checkpoint_url,
+                config.audit_checkpoint_seconds,
+            )
+
+    def _auditing(self) -> Auditing | None:
+        """Where calls without effect are recorded."""
+        engine = self.engine
+        if engine is None or not self.config.audit_enabled:
+            return None
+        return Auditing(engine.record_operation, engine.record_again, engine.audit_full, self.config.audit_reads)
 
     async def _identities(self) -> Addresses:
         """Loads or makes certificates; the developer's part of the addresses."""
@@ -333,6 +369,7 @@ class Sidecar:
         from knhk_sidecar.identity.dev_agent import DevAgent  # noqa: PLC0415 - production has a real one
 
         agent = DevAgent(authority, authority.directory / "workload.sock")
+        self._dev_keys = agent.key_set
         try:
             await agent.start()
         except OSError as error:
@@ -371,8 +408,65 @@ class Sidecar:
             raise CannotStart(f"spiffe_id is {wanted}, but {files.cert} is for {own or 'no SPIFFE id'}", EXIT_SETTINGS)
         return source
 
+    def _token_check(self) -> TokenCheck | None:
+        """Which bearer tokens count; None: none does. Their keys come in the background."""
+        config = self.config
+        svids = config.jwt_svid_audiences or config.dev
+        if not config.issuers_file and not svids:
+            return None
+        from knhk_sidecar.identity.jwks import InvalidKeys  # noqa: PLC0415 - 60 ms that only who takes tokens pays
+        from knhk_sidecar.identity.jwt_check import TokenCheck  # noqa: PLC0415 - as above
+
+        try:
+            trusts = [*self._issuers(), *(self._svids() if svids else ())]
+        except ConfigError as error:
+            raise CannotStart(str(error), EXIT_SETTINGS) from error
+        except InvalidKeys as error:
+            raise CannotStart(f"the keys for tokens cannot be used: {error}", EXIT_SETTINGS) from error
+        return TokenCheck(trusts) if trusts else None
+
+    def _issuers(self) -> Sequence[Trust]:
+        """Those of the issuers file. Raises ConfigError, InvalidKeys."""
+        if not self.config.issuers_file:
+            return ()
+        from knhk_sidecar.identity.jwks_source import FileKeys, IssuerKeys  # noqa: PLC0415 - as above
+        from knhk_sidecar.identity.jwt_check import trust_of  # noqa: PLC0415
+        from knhk_sidecar.identity.oidc import read_issuers  # noqa: PLC0415
+
+        found = []
+        for name, issuer in read_issuers(self.config.issuers_file).items():
+            keys: KeySource = FileKeys(name, issuer.jwks_file) if issuer.jwks_file else IssuerKeys(name, issuer)
+            self._spawn(keys.follow())
+            found.append(trust_of(issuer, keys))
+        return found
+
+    def _svids(self) -> Sequence[Trust]:
+        """JWT-SVIDs of our own trust domain and of federated ones. Raises InvalidKeys."""
+        from knhk_sidecar.identity.jwks_source import AgentBundles, AgentKeys, FileKeys  # noqa: PLC0415
+        from knhk_sidecar.identity.jwt_check import trust_of_domain  # noqa: PLC0415
+
+        config = self.config
+        own = self._tls.trust_domain if self._tls is not None else TrustDomain(config.spiffe_trust_domain)
+        ours = self._tls.material.spiffe_id if self._tls is not None else None
+        audiences = frozenset(config.jwt_svid_audiences or (str(ours),))
+        life = config.jwt_svid_lifetime_seconds
+        if self._dev_keys:
+            agent = AgentKeys(f"spiffe://{own}")
+            agent.take(self._dev_keys)
+            return [trust_of_domain(own, audiences, agent, life)]
+        if config.jwt_svid_bundle:
+            keys = FileKeys(f"spiffe://{own}", config.jwt_svid_bundle)
+            self._spawn(keys.follow())
+            return [trust_of_domain(own, audiences, keys, life)]
+        if not config.spiffe_enabled:
+            return ()
+        others = (_domain("spiffe_federates_with", name) for name in config.federated_domains)
+        bundles = AgentBundles(config.spiffe_socket, frozenset((own, *others)))
+        self._spawn(bundles.follow())
+        return [trust_of_domain(domain, audiences, keys, life) for domain, keys in bundles.domains.items()]
+
     def _plain_principal(self) -> Principal:
-        """Who calls without a certificate."""
+        """Who calls without a certificate and without a token."""
         domain = (
             self._tls.trust_domain
             if self._tls is not None
@@ -382,7 +476,7 @@ class Sidecar:
             return principals.of_developer(domain)
         if not self.config.auth_enabled:
             return principals.of_local(domain)
-        if self._tls is None:
+        if self._tls is None and self._tokens is None:
             _log.warning(
                 "nobody_can_call",
                 problem="without TLS no caller has an identity; only health is answered",
@@ -390,14 +484,32 @@ class Sidecar:
             )
         return ANONYMOUS
 
+    def _policy(self) -> Policies:
+        """Who may do what: the file's rules, or one role for the own trust domain."""
+        config = self.config
+        if config.policy_file:
+            try:
+                return Policies.of_file(config.policy_file)
+            except InvalidPolicy as error:
+                mend = "mend what is listed; `knhk policy validate FILE` lists it too"
+                raise CannotStart(
+                    f"the policy {config.policy_file} cannot be used: {error}", EXIT_SETTINGS, mend
+                ) from error
+        domain = self._tls.trust_domain.name if self._tls is not None else ""
+        return Policies.without_file(domain, "admin" if config.dev else config.policy_default_role)
+
     async def _listen(self, identities: Addresses) -> Addresses:
         config = self.config
         self._rpc = RpcServer(self.pipeline, config)
-        credentials = self._tls.credentials() if self._tls is not None else None
+        tls = self._tls
+        listeners = Listeners(
+            config.address, tls.credentials() if tls else None, config.plain_listener, config.health_address
+        )
+        if tls is not None and config.token_address:
+            credentials = tls.credentials(client_certificate=False)
+            listeners = replace(listeners, token=config.token_address, token_credentials=credentials)
         try:
-            real = await self._rpc.start(
-                Listeners(config.address, credentials, config.plain_listener, config.health_address)
-            )
+            real = await self._rpc.start(listeners)
             http = await self._listen_http() if config.http_address else ""
             metrics = await self._listen_metrics() if config.metrics_address else ""
         except CannotListen as error:
@@ -415,6 +527,7 @@ class Sidecar:
             key=identities.key,
             spiffe_id=identities.spiffe_id,
             workload_api=identities.workload_api,
+            grpc_token=real.token,
             pid=os.getpid(),
         )
 
@@ -459,6 +572,8 @@ class Sidecar:
                 await self._rpc.stop(0)
         for path in self._written:
             path.unlink(missing_ok=True)
+        if self._push is not None and self.engine is not None and self.engine.status().open:
+            await self._push.close()
         if self.engine is not None:
             await self.engine.close()
 
@@ -485,9 +600,15 @@ class Sidecar:
                 found.append(Component("disk", "Degraded", self._disk))
         if self.memory is not None:
             found.append(Component("memory", "Degraded" if self.memory.short else "Healthy", self.memory.detail))
+        if self._push is not None:
+            problem = self._push.problem
+            found.append(Component("audit", "Degraded" if problem else "Healthy", problem))
         found.append(Component("limits", "Healthy", self._refused()))
         if self._tls is not None:
             found.append(_identity(self._tls))
+        if self._tokens is not None:
+            found.append(_token_keys(self._tokens.sources))
+        found.append(_policy_health(self._policies))
         return found
 
     def _refused(self) -> str:
@@ -532,15 +653,17 @@ class Sidecar:
             self._look()
 
     # ------------------------------------------------------------------------------------------------- what admin shows
-    def _daemon(self) -> Daemon:
+    def _daemon(self, plain: Principal) -> Daemon:
         config = self.config
         features = [
             *(["rest"] if config.http_address else []),
             *(["mtls"] if self._tls is not None else []),
+            *(["tokens"] if self._tokens is not None else []),
             *(["metrics"] if config.metrics_address else []),
             *(["reflection"] if config.dev or config.reflection_enabled else []),
             *(["dev"] if config.dev else []),
             *(["virtual-time"] if config.virtual_time else []),
+            *(["policy-file"] if config.policy_file else []),
         ]
         return Daemon(
             version=__version__,
@@ -556,6 +679,7 @@ class Sidecar:
             ],
             settings=self._settings,
             set_log_level=self._set_log_level,
+            policy=Explaining(self._policies, plain),
         )
 
     def _settings(self) -> Sequence[Setting]:
@@ -667,6 +791,19 @@ def _identity(tls: TlsSource) -> Component:
     return Component("identity", "Healthy")
 
 
+def _token_keys(sources: Sequence[KeySource]) -> Component:
+    """Never unhealthy: keys that cannot be renewed still verify, and callers with certificates need none."""
+    problems = [f"{source.name}: {source.problem}" for source in sources if source.problem]
+    return Component("tokens", "Degraded" if problems else "Healthy", "; ".join(problems))
+
+
+def _policy_health(policies: Policies) -> Component:
+    """Serving with the policy before when the newest cannot be used."""
+    if policies.trouble:
+        return Component("policy", "Degraded", f"{policies.trouble}; the policy before it is in force")
+    return Component("policy", "Healthy")
+
+
 async def _renew(authority: DevAuthority) -> None:
     """New developer certificates long before the old ones end; the listeners follow the files."""
     while True:
@@ -688,6 +825,7 @@ def _told(addresses: Addresses) -> dict[str, str]:
     found = {
         "grpc": addresses.grpc,
         "grpc_plain": addresses.grpc_plain,
+        "grpc_token": addresses.grpc_token,
         "http": addresses.http,
         "metrics": addresses.metrics,
         "health": addresses.health,

@@ -24,6 +24,8 @@ from typing import Final, TypeVar, cast
 PREFIX: Final = "KGC_SIDECAR_"
 FILE_VARIABLE: Final = "KGC_SIDECAR_CONFIG_FILE"
 CONNECTORS_TABLE: Final = "connectors"
+ISSUERS_TABLE: Final = "issuers"
+_FILES_OF_TABLES: Final = {CONNECTORS_TABLE: "connectors_file", ISSUERS_TABLE: "issuers_file"}
 MASK: Final = "********"
 DEV_PLAIN_ADDRESS: Final = "127.0.0.1:50052"
 RATE_PER_SECOND: Final = 100.0  # the product's promise; in developer mode there is no limit unless one is set
@@ -239,8 +241,16 @@ class SidecarConfig:
         "kubelet's gRPC probe has no client certificate; /health/ready on http_address is the usual way",
         address=True,
     )
+    token_address: str = setting(
+        "",
+        "gRPC listener with TLS that asks for no client certificate: callers show a bearer token; empty is off",
+        "callers with a certificate use address; gRPC cannot leave the choice to the client on one listener",
+        address=True,
+    )
     reflection_enabled: bool = setting(
-        False, "gRPC server reflection for identified callers", "it tells what is here; developer mode has it on"
+        False,
+        "gRPC server reflection for callers whom policy allows `reflect`",
+        "it tells what is here; developer mode has it on",
     )
     auth_enabled: bool = setting(
         True,
@@ -285,6 +295,43 @@ class SidecarConfig:
         "",
         "other trust domains whose ids may call, separated by commas; the agent has to have their bundles",
         "empty: nobody from outside",
+    )
+
+    issuers_file: str = setting(
+        "",
+        "TOML file with an `issuers` table: whose bearer tokens count; a TOML settings file with one stands for it",
+        "empty: no OpenID Connect issuer is trusted",
+    )
+    jwt_svid_audiences: tuple[str, ...] = setting(
+        (),
+        "audiences of JWT-SVIDs that count here, usually this server's SPIFFE id; developer mode has its own",
+        "empty: no JWT-SVID counts",
+    )
+    jwt_svid_bundle: str = setting(
+        "",
+        "JSON file with the keys of JWT-SVIDs of the own trust domain, where no SPIFFE agent is asked",
+        "with spiffe_enabled the agent sends them",
+    )
+    jwt_svid_lifetime_seconds: int = setting(
+        3_600,
+        "longest life of a JWT-SVID",
+        "agents give minutes; what lives longer was made by somebody else, or by mistake",
+        "s",
+        at_least=60,
+        at_most=86_400,
+    )
+
+    # --- policy
+    policy_file: str = setting(
+        "",
+        "YAML or JSON file that says who may do what; followed while running, what cannot be used does not count",
+        "empty: policy_default_role decides",
+    )
+    policy_default_role: str = setting(
+        "application",
+        "built-in role of every SPIFFE id of the own trust domain as long as there is no policy_file; others have none",
+        "what an application beside its sidecar needs; operating the daemon itself has to be given to somebody",
+        choices=("none", "viewer", "worker", "application", "operator", "auditor", "admin"),
     )
 
     # --- limits
@@ -484,8 +531,30 @@ class SidecarConfig:
         later="OpenTelemetry export",
     )
     audit_enabled: bool = setting(
-        False, "record who did what", "", synonyms=("WORKFLOW_AUDIT_ENABLED",), later="the audit"
+        True,
+        "record calls that change nothing too (reads, denials), and push checkpoints of the audit",
+        "who changed what is recorded in any case, by the commit of the change",
+        synonyms=("WORKFLOW_AUDIT_ENABLED",),
     )
+    audit_reads: bool = setting(
+        True,
+        "record good reads; false: of calls that change nothing only what was refused",
+        "who looked at what is asked sooner or later; like reads within a second are one entry",
+    )
+    audit_checkpoint_seconds: float = setting(
+        10.0,
+        "from one signed checkpoint of the audit to the next, when there is something new",
+        "what a roll-back could hide is at most this long",
+        "s",
+        at_least=0.1,
+        at_most=86_400,
+    )
+    audit_checkpoint_directory: str = setting(
+        "",
+        "directory that checkpoints are pushed to, as one file per store: a volume of another host",
+        "empty: none; whoever has the host could roll the log back unnoticed",
+    )
+    audit_checkpoint_url: str = setting("", "https address that checkpoints are posted to, as text", "empty: none")
 
     # --- key management
     kms_provider: str = setting(
@@ -722,8 +791,8 @@ def _walk(
 ) -> None:
     for key, value in table.items():
         name = f"{prefix}_{key}" if prefix else key
-        if name == CONNECTORS_TABLE and isinstance(value, Mapping):
-            found.append(("connectors_file", path, f"file {path}"))
+        if name in _FILES_OF_TABLES and isinstance(value, Mapping):
+            found.append((_FILES_OF_TABLES[name], path, f"file {path}"))
         elif name in SETTINGS:
             parsed = _parse(name, value, f"{path}: {name}", problems)
             if parsed is not None:
@@ -920,6 +989,8 @@ def _combination_problems(config: SidecarConfig) -> Iterable[Problem]:
         named = ", ".join(name for name, path in files.items() if path)
         yield Problem(named, "has no effect while tls_enabled is false", "set tls_enabled to true or remove it")
     yield from _spiffe_problems(config)
+    yield from _token_problems(config)
+    yield from _audit_problems(config)
     if not config.address:
         yield Problem("address", "must not be empty")
     if config.plain_address and not config.dev:
@@ -927,6 +998,15 @@ def _combination_problems(config: SidecarConfig) -> Iterable[Problem]:
     if config.virtual_time and not config.dev:
         yield Problem("virtual_time", "exists in developer mode only", "use `knhk dev --virtual-time`")
     yield from _loopback_problems(config)
+
+
+def _audit_problems(config: SidecarConfig) -> Iterable[Problem]:
+    url = config.audit_checkpoint_url
+    if url and not url.startswith(("https://", "http://")):
+        yield Problem("audit_checkpoint_url", f"is no address: {url!r}", "for example https://witness.example.org/log")
+    for name in ("audit_checkpoint_directory", "audit_checkpoint_url"):
+        if getattr(config, name) and not config.audit_enabled:
+            yield Problem(name, "has no effect while audit_enabled is false")
 
 
 def _spiffe_problems(config: SidecarConfig) -> Iterable[Problem]:
@@ -944,12 +1024,28 @@ def _spiffe_problems(config: SidecarConfig) -> Iterable[Problem]:
         yield Problem("spiffe_enabled", "has only a part of the files that stand in", mend)
 
 
+def _token_problems(config: SidecarConfig) -> Iterable[Problem]:
+    tls = config.tls_enabled or config.spiffe_enabled or config.dev
+    if config.token_address and not tls:
+        yield Problem("token_address", "needs TLS: a token is readable on the way otherwise", "set tls_enabled")
+    if config.token_address and not (config.issuers_file or config.jwt_svid_audiences or config.dev):
+        yield Problem("token_address", "has no effect without tokens", "set issuers_file or jwt_svid_audiences")
+    if config.jwt_svid_audiences and not (config.spiffe_enabled or config.jwt_svid_bundle or config.dev):
+        yield Problem("jwt_svid_audiences", "needs keys to verify with", "set spiffe_enabled or jwt_svid_bundle")
+    if config.jwt_svid_bundle and (config.spiffe_enabled or config.dev):
+        yield Problem("jwt_svid_bundle", "has no effect where an agent is asked", "remove it")
+    elif config.jwt_svid_bundle and not config.jwt_svid_audiences:
+        yield Problem("jwt_svid_bundle", "has no effect without jwt_svid_audiences", "set it, or remove the file")
+    elif config.jwt_svid_bundle and not (config.tls_enabled or config.spiffe_trust_domain):
+        yield Problem("jwt_svid_bundle", "is of no trust domain", "set spiffe_trust_domain")
+
+
 def _loopback_problems(config: SidecarConfig) -> Iterable[Problem]:
     """Whoever has no identity must at least be on this host."""
     must: dict[str, str] = {"plain_address": "it has no TLS"}
     if config.dev or not config.auth_enabled:
         why = "developer mode lets every caller in" if config.dev else "auth_enabled is false"
-        must["http_address"] = must["health_address"] = why
+        must["http_address"] = must["health_address"] = must["token_address"] = why
     if not config.dev and not (config.tls_enabled or config.spiffe_enabled):
         must["address"] = "tls_enabled is false, so that no caller can be identified"
         must.setdefault("http_address", must["address"])

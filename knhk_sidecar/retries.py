@@ -126,7 +126,10 @@ class _Details(NamedTuple):
 
 
 class Retries(grpc.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """Makes the calls of a channel again by a policy: `grpc.intercept_channel(channel, Retries())`."""
+    """Makes the calls of a channel again by a policy: `grpc.intercept_channel(channel, Retries())`.
+
+    A call that was begun with `.future()` is made again when somebody asks for its result.
+    """
 
     def __init__(self, policy: Policy | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
         self._policy = policy or Policy()
@@ -138,23 +141,72 @@ class Retries(grpc.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]  # ge
         client_call_details: grpc.ClientCallDetails,
         request: Message,
     ) -> grpc.CallFuture[Message]:
-        """The answer of the last attempt."""
+        """The first attempt, which becomes the last one."""
         given = client_call_details
-        ends = None if given.timeout is None else time.monotonic() + given.timeout
-        attempt = 0
-        while True:
-            attempt += 1
-            left = None if ends is None else max(ends - time.monotonic(), 0.0)
+
+        def attempt(left: float | None) -> grpc.CallFuture[Message]:
             details = _Details(
                 given.method, left, given.metadata, given.credentials, given.wait_for_ready, given.compression
             )
-            call = continuation(cast("grpc.ClientCallDetails", details), request)
-            code = call.code()
-            if code is grpc.StatusCode.OK:
-                self._policy.budget.earn()
-                return call
-            left = None if ends is None else ends - time.monotonic()
-            wait = self._policy.pause(request, attempt, code, call.trailing_metadata() or (), left)
-            if wait is None:
-                return call
-            self._sleep(wait)
+            return continuation(cast("grpc.ClientCallDetails", details), request)
+
+        return cast("grpc.CallFuture[Message]", _Attempts(attempt, request, given.timeout, self._policy, self._sleep))
+
+
+class _Attempts:
+    """A call that may be made several times; what it is asked for, its newest attempt answers."""
+
+    def __init__(
+        self,
+        attempt: Callable[[float | None], grpc.CallFuture[Message]],
+        request: Message,
+        timeout: float | None,
+        policy: Policy,
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._attempt = attempt
+        self._request = request
+        self._ends = None if timeout is None else time.monotonic() + timeout
+        self._policy = policy
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._settled = False
+        self._call = attempt(timeout)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._call, name)
+
+    def result(self, timeout: float | None = None) -> Message:
+        """The answer of the last attempt. `timeout` is how long to wait for the present one."""
+        self._settle(timeout)
+        return self._call.result(timeout)
+
+    def exception(self, timeout: float | None = None) -> Exception | None:
+        """Likewise the error."""
+        self._settle(timeout)
+        return self._call.exception(timeout)  # type: ignore[call-arg]  # every call of gRPC takes one
+
+    def code(self) -> grpc.StatusCode:
+        """Likewise the status code."""
+        self._settle(None)
+        return self._call.code()
+
+    def _settle(self, timeout: float | None) -> None:
+        """Make the call again as long as the policy says so."""
+        with self._lock:
+            made = 1
+            while not self._settled:
+                error = self._call.exception(timeout)  # type: ignore[call-arg]  # every call of gRPC takes one
+                if error is None:
+                    self._policy.budget.earn()
+                    self._settled = True
+                    return
+                call, ends = self._call, self._ends
+                left = None if ends is None else ends - time.monotonic()
+                wait = self._policy.pause(self._request, made, call.code(), call.trailing_metadata() or (), left)
+                if wait is None:
+                    self._settled = True
+                    return
+                self._sleep(wait)
+                made += 1
+                self._call = self._attempt(None if ends is None else max(ends - time.monotonic(), 0.0))

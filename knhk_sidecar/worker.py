@@ -27,6 +27,7 @@ import socket
 import typing
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import Final, Self, cast
 
 import grpc
@@ -36,7 +37,9 @@ from google.rpc.status_pb2 import Status
 from grpc import aio
 
 from knhk_sidecar.api import pb
-from knhk_sidecar.client import Endpoint, NotReachable, channel_options, credentials_of
+from knhk_sidecar.bearer import NoToken, TokenSource, header_of
+from knhk_sidecar.client import Endpoint, NotReachable, channel_options
+from knhk_sidecar.credentials import LOOK_SECONDS, Way, Ways
 from knhk_sidecar.retries import SPREAD, Metadata, asked_delay, push_back
 
 Handler = Callable[..., object]
@@ -57,6 +60,8 @@ KEEPALIVE_MS: Final = 30_000  # a connection that is gone without a word is noti
 PAUSE_FIRST_S: Final = 0.1  # before connecting again; doubles, and a random part of it is taken
 PAUSE_MAX_S: Final = 10.0
 BEATS: Final = 3  # extensions per lease: two may be lost
+SETTLE_S: Final = 10.0  # for a moment without results on their way, before a connection is left for newer certificates
+SETTLE_LOOK_S: Final = 0.005
 TELL_S: Final = 5.0  # for the last results to be acknowledged when the worker stops
 _HOPELESS: Final = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
 
@@ -115,7 +120,8 @@ class Worker:
         roles: Iterable[str] = (),
         grace: float = 30.0,
     ) -> None:
-        """`endpoint`: the daemon, or what says where it is each time the worker connects. `worker_id`: must be this
+        """`endpoint`: the daemon, or what says where it is each time the worker connects; it connects anew when its
+        certificates change. `worker_id`: must be this
         worker's own; empty: host, process and a random part. `credit`: items at once. `lease`: seconds that an item
         stays with this worker when it is not heard of any more. `roles`: only items that one of them may take."""
         if not handlers:
@@ -127,7 +133,7 @@ class Worker:
         """Items whose failure was taken."""
         self.refused = 0
         """Results that came too late."""
-        self._connect = _connect_to(endpoint)
+        self._connect = _Daemon(endpoint, lambda: not self._results)
         self._handlers = {task: _Handler(handler) for task, handler in handlers.items()}
         self._subscription = pb.WorkSubscription(
             worker_id=self.worker_id,
@@ -211,7 +217,7 @@ class Worker:
                         pause = PAUSE_FIRST_S
                     problem = f"{error.code().name}: {error.details()}"
                     asked = push_back(cast(Metadata, error.trailing_metadata() or ())) or 0.0
-                except (NotReachable, OSError) as error:
+                except (NotReachable, NoToken, OSError) as error:
                     problem = str(error)
                 _log.info("worker %s is disconnected, again in %.1f s: %s", self.worker_id, pause, problem)
                 await asyncio.sleep(asked * random.uniform(1, 1 + SPREAD) + random.uniform(pause / 2, pause))
@@ -222,6 +228,7 @@ class Worker:
                 job.cancel()
             await asyncio.gather(beat, *self._jobs.values(), return_exceptions=True)
             self._quiet.set()
+            self._connect.close()
 
     async def _talk(self, exchange: Exchange) -> None:
         """One connection, until it ends."""
@@ -438,25 +445,82 @@ def _duration(seconds: float) -> Duration:
     return made
 
 
-def _connect_to(endpoint: Endpoint | Callable[[], Endpoint] | Connect) -> Connect:
-    if isinstance(endpoint, Endpoint):
-        return lambda: _channel(endpoint)
+class _Daemon:
+    """Connections to the daemon that an endpoint names, each with the newest certificates."""
 
-    def connect() -> AbstractAsyncContextManager[Exchange]:
-        found = endpoint()
-        return _channel(found) if isinstance(found, Endpoint) else found
+    def __init__(self, endpoint: Endpoint | Callable[[], Endpoint] | Connect, settled: Callable[[], bool]) -> None:
+        """`settled`: whether every result was acknowledged, so that leaving a connection leaves nothing in doubt."""
+        self._endpoint = endpoint
+        self._settled = settled
+        self._known: Endpoint | None = None
+        self._ways: Ways | None = None
 
-    return connect
+    def __call__(self) -> AbstractAsyncContextManager[Exchange]:
+        found = self._endpoint if isinstance(self._endpoint, Endpoint) else self._endpoint()
+        if not isinstance(found, Endpoint):
+            return found
+        if found != self._known:
+            self.close()
+            self._ways = Ways(found) if found.secure else None
+            self._known = found
+        return _plain(found) if self._ways is None else _secure(self._ways, found.token, self._settled)
+
+    def close(self) -> None:
+        """Certificates are not followed any more; the next connection begins to again."""
+        if self._ways is not None:
+            self._ways.close()
+        self._ways = self._known = None
+
+
+_KEEPALIVE: Final = ("grpc.keepalive_time_ms", KEEPALIVE_MS)
 
 
 @asynccontextmanager
-async def _channel(endpoint: Endpoint) -> AsyncIterator[Exchange]:
-    """A channel of its own for each connection: certificates are read anew."""
-    options = [*channel_options(endpoint), ("grpc.keepalive_time_ms", KEEPALIVE_MS)]
-    credentials = credentials_of(endpoint)
-    if credentials is None:
-        channel = aio.insecure_channel(endpoint.address, options)
-    else:
-        channel = aio.secure_channel(endpoint.address, credentials, options)
-    async with channel:
-        yield cast("Exchange", pb.WorkItemServiceStub(channel).StreamWorkItems)
+async def _plain(endpoint: Endpoint) -> AsyncIterator[Exchange]:
+    async with aio.insecure_channel(endpoint.address, [*channel_options(endpoint), _KEEPALIVE]) as channel:
+        stream = pb.WorkItemServiceStub(channel).StreamWorkItems
+        yield cast("Exchange", partial(stream, metadata=await _metadata(endpoint.token)))
+
+
+@asynccontextmanager
+async def _secure(ways: Ways, token: TokenSource | None, settled: Callable[[], bool]) -> AsyncIterator[Exchange]:
+    """A channel of its own for each connection, which ends when there are newer certificates."""
+    way = await asyncio.to_thread(ways.newest)  # the server is checked
+    metadata = await _metadata(token)
+
+    async def exchange(requests: AsyncIterator[pb.StreamWorkItemsRequest]) -> AsyncIterator[pb.StreamWorkItemsResponse]:
+        call = stream(requests, metadata=metadata)
+        leaving = asyncio.create_task(_leave(call, ways, way, settled))
+        try:
+            async for response in call:
+                yield response
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not leaving.done() or (task is not None and task.cancelling()):
+                raise
+        finally:
+            leaving.cancel()
+            call.cancel()
+
+    try:
+        async with aio.secure_channel(way.target, way.credentials, [*way.options, _KEEPALIVE]) as channel:
+            stream = pb.WorkItemServiceStub(channel).StreamWorkItems
+            yield exchange
+    finally:
+        ways.lost(way)
+
+
+async def _metadata(token: TokenSource | None) -> tuple[tuple[str, str], ...]:
+    """What a connection tells about who we are besides its certificate; asking a source may block."""
+    return () if token is None else (await asyncio.to_thread(header_of, token),)
+
+
+async def _leave(call: aio.Call, ways: Ways, way: Way, settled: Callable[[], bool]) -> None:
+    """Ends a call when there are newer certificates than it was made with, at a moment without results on their way."""
+    while not ways.moved(way):  # noqa: ASYNC110  # files tell nobody
+        await asyncio.sleep(LOOK_SECONDS)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SETTLE_S):
+            while not settled():  # noqa: ASYNC110  # a few milliseconds
+                await asyncio.sleep(SETTLE_LOOK_S)
+    call.cancel()

@@ -33,6 +33,7 @@ from knhk_workflow.errors import (
     NotFound,
     Problem,
     RequestMismatch,
+    RoleRequired,
     Stale,
     StoreCorrupt,
     StoreError,
@@ -55,19 +56,27 @@ from knhk_workflow.fortune5.config import (
     SpiffeConfig,
 )
 from knhk_workflow.fortune5.slo import Fortune5Integration, SloMetrics
+from knhk_workflow.model.document import strict_json, strict_yaml
 from knhk_workflow.model.fields import duration as parse_duration
 from knhk_workflow.model.verify import VerifyBudget
+from knhk_workflow.runtime.audit_export import AuditProof, prove_audit
+from knhk_workflow.runtime.audit_store import check_store as check_store_audit
+from knhk_workflow.runtime.audit_stream import Like, shortened
+from knhk_workflow.runtime.audit_trail import AuditEntry, AuditFilter
 from knhk_workflow.runtime.births import RunRequest
+from knhk_workflow.runtime.checkpoint import Checkpoint, read_checkpoints
+from knhk_workflow.runtime.checkpoint import signed as checkpoint_signed
 from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SkippingClock, SystemClock, SystemIds, VirtualClock
 from knhk_workflow.runtime.connectors import ConnectorConfig, ConnectorSetup
 from knhk_workflow.runtime.dispatch import Delivery, LeasedItem, WorkSession, WorkSubscription
-from knhk_workflow.runtime.engine import EngineLimits, WorkflowEngine
+from knhk_workflow.runtime.engine import AuditCounts, EngineLimits, WorkflowEngine
 from knhk_workflow.runtime.export import Proof
 from knhk_workflow.runtime.export import prove as prove_export
 from knhk_workflow.runtime.integrity import Examination, Finding, LogEnd
-from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta
+from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta, Witness
 from knhk_workflow.runtime.occurrences import CATCH_UPS, OVERLAPS
-from knhk_workflow.runtime.records import ScheduleRun, ScheduleSpec
+from knhk_workflow.runtime.receipts import EntryProof, Receipt, ReceiptVerdict, prove_receipt
+from knhk_workflow.runtime.records import Operation, ScheduleRun, ScheduleSpec
 from knhk_workflow.runtime.restoration import Moment, Restored, check_backup, restore_store, verify_store
 from knhk_workflow.runtime.results import CompleteRequest, FailRequest
 from knhk_workflow.runtime.retention import PurgeRequest, PurgeView, RetentionPolicy
@@ -78,9 +87,11 @@ from knhk_workflow.runtime.skipping import TimeView
 from knhk_workflow.runtime.state_store import StateStore
 from knhk_workflow.runtime.upgrade import UpgradePlan, plan_upgrade
 from knhk_workflow.runtime.views import (
+    CaseCounts,
     CaseFilter,
     CaseView,
     ConnectorView,
+    CountsView,
     DeadLetterView,
     EngineStatus,
     Explanation,
@@ -104,6 +115,7 @@ from knhk_workflow.store import JournalLimits, OutcomeUnknown
 from knhk_workflow.store.backup import Archive, Piece
 from knhk_workflow.store.mending import Mending
 from knhk_workflow.store.mending import mendings as store_mendings
+from knhk_workflow.store.merkle import consistent as checkpoints_consistent
 
 __version__ = "0.1.0"
 
@@ -112,12 +124,31 @@ __all__ = [
     "LOCAL",
     "Allowance",
     "AlreadyExists",
+    "AuditCounts",
+    "AuditEntry",
+    "AuditFilter",
+    "AuditProof",
+    "Checkpoint",
+    "EntryProof",
+    "Like",
+    "Operation",
+    "Receipt",
+    "ReceiptVerdict",
+    "Witness",
+    "check_store_audit",
+    "checkpoint_signed",
+    "checkpoints_consistent",
+    "prove_audit",
+    "prove_receipt",
+    "read_checkpoints",
+    "shortened",
     "Answer",
     "BreakerRule",
     "Busy",
     "Call",
     "CallFailed",
     "CallMeta",
+    "CaseCounts",
     "CaseFilter",
     "CaseView",
     "Clock",
@@ -129,6 +160,7 @@ __all__ = [
     "ConnectorSetup",
     "ConnectorView",
     "ConnectorDelivery",
+    "CountsView",
     "DeadLetterView",
     "PoolState",
     "Secret",
@@ -175,6 +207,7 @@ __all__ = [
     "PurgeRequest",
     "PurgeView",
     "RequestMismatch",
+    "RoleRequired",
     "RetentionPolicy",
     "RunRequest",
     "ScheduleRun",
@@ -232,6 +265,8 @@ __all__ = [
     "prove_export",
     "restore_store",
     "store_mendings",
+    "strict_json",
+    "strict_yaml",
     "verify_store",
     "__version__",
 ]

@@ -84,6 +84,17 @@ class InvalidDocument(InvalidInput):
     reason = "INVALID_DOCUMENT"
 
 
+class RoleRequired(WorkflowError):
+    """The task asks for one of `needed`, and the caller is something else in workflows."""
+
+    reason = "ROLE_REQUIRED"
+
+    def __init__(self, kind: str, name: str, needed: Sequence[str]) -> None:
+        told = ", ".join(needed)
+        super().__init__(f"{kind} {name!r} is for {told} only", kind=kind, name=name, needed=told)
+        self.needed = tuple(needed)
+
+
 class RequestMismatch(InvalidInput):
     """`request_id` was used within its window with a different command."""
 

@@ -8,6 +8,10 @@
 # repository's root, and `$ENVIRONMENT_SECONDS` says how long that took. An active virtual environment is used as it is;
 # otherwise .venv is made. A stamp in the environment remembers what it was made from, so the next call only compares.
 
+# Packages are installed uncompiled, and Python compiles each module when it is first imported. Where it is told to keep
+# nothing of that, every process would do it again: a second more per start of the command or the daemon.
+unset PYTHONDONTWRITEBYTECODE
+
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 LOCKS=$ROOT/requirements
 

@@ -43,6 +43,7 @@ from knhk_workflow import (
     OutcomeUnknown,
     Problem,
     RequestMismatch,
+    RoleRequired,
     Stale,
     StoreCorrupt,
     StoreError,
@@ -72,21 +73,34 @@ _log = structlog.get_logger(__name__)
 
 
 class Unauthenticated(WorkflowError):
-    """Nobody knows who is calling. The message says what a caller has to show, never why a credential was refused."""
+    """Nobody knows who is calling. The message says what a caller has to show, never why a credential was refused: that
+    is `rule`, for logs and the audit."""
 
     reason = "UNAUTHENTICATED"
 
-    def __init__(self, message: str = "this call needs an identity: a client certificate or a bearer token") -> None:
+    def __init__(
+        self, message: str = "this call needs an identity: a client certificate or a bearer token", *, rule: str = ""
+    ) -> None:
         super().__init__(message)
+        self.rule = rule
+
+
+class TokenRefused(Unauthenticated):
+    """A bearer token was shown that does not count here; `rule` says why, the caller is told only that."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__("the bearer token is not accepted here", rule=f"token: {rule}")
 
 
 class PermissionDenied(WorkflowError):
-    """The caller may not do this. Opaque on purpose; the audit has the rule that decided."""
+    """The caller may not do this. Opaque on purpose: `rule`, which decided, is for the log and the audit alone; it is
+    empty when no rule allows it."""
 
     reason = "PERMISSION_DENIED"
 
-    def __init__(self) -> None:
+    def __init__(self, rule: str = "") -> None:
         super().__init__("permission denied")
+        self.rule = rule
 
 
 class RateLimited(Busy):
@@ -150,6 +164,7 @@ FAULTS: Final[Mapping[type[WorkflowError], Answer]] = {
     InvalidInput: Answer(StatusCode.INVALID_ARGUMENT, 400, "Invalid argument"),
     InvalidDocument: Answer(StatusCode.INVALID_ARGUMENT, 400, "Invalid workflow document"),
     RequestMismatch: Answer(StatusCode.FAILED_PRECONDITION, 422, "Request id used before"),
+    RoleRequired: Answer(StatusCode.PERMISSION_DENIED, 403, "Role required"),
     NotFound: Answer(StatusCode.NOT_FOUND, 404, "Not found"),
     AlreadyExists: Answer(StatusCode.ALREADY_EXISTS, 409, "Already exists"),
     WrongState: Answer(StatusCode.FAILED_PRECONDITION, 409, "Wrong state"),
@@ -170,6 +185,7 @@ FAULTS: Final[Mapping[type[WorkflowError], Answer]] = {
     StoreFormat: Answer(StatusCode.INTERNAL, 500, "Store format"),
     StoreCorrupt: Answer(StatusCode.DATA_LOSS, 500, "Store damaged"),
     Unauthenticated: Answer(StatusCode.UNAUTHENTICATED, 401, "Unauthenticated"),
+    TokenRefused: Answer(StatusCode.UNAUTHENTICATED, 401, "Unauthenticated"),
     PermissionDenied: Answer(StatusCode.PERMISSION_DENIED, 403, "Permission denied"),
     Stale: Answer(StatusCode.ABORTED, 409, "Changed meanwhile"),
     SlowReader: Answer(StatusCode.RESOURCE_EXHAUSTED, 429, "Reader too slow"),

@@ -35,6 +35,9 @@ class Listeners:
     credentials: grpc.ServerCredentials | None
     plain: str = ""
     health: str = ""
+    token: str = ""
+    token_credentials: grpc.ServerCredentials | None = None
+    """TLS that asks for no client certificate; without them there is no such listener."""
 
 
 class Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
@@ -69,6 +72,8 @@ class RpcServer:
             listeners.credentials,
             self._listen(listeners.plain, None),
             self._listen(listeners.health, None),
+            self._listen(listeners.token, listeners.token_credentials) if listeners.token_credentials else "",
+            listeners.token_credentials,
         )
         await self._server.start()
         return real
@@ -100,11 +105,14 @@ class RpcServer:
         run, deadline = self._pipeline.run, self._pipeline.deadline
 
         async def unary(request: Message, context: Context) -> Message:
+            leaf, chain, tls = _security(context)
             call = Call(
                 method,
                 protocol="grpc",
                 peer=context.peer(),
-                leaf=_leaf(context),
+                leaf=leaf,
+                tls=tls,
+                chain=chain,
                 deadline=deadline(context.time_remaining()),
                 metadata=cast("tuple[tuple[str, str | bytes], ...]", context.invocation_metadata()),
             )
@@ -122,11 +130,14 @@ class RpcServer:
 
         async def stream(request: Message | AsyncIterator[Message], context: Context) -> Message | None:
             remaining = context.time_remaining()
+            leaf, chain, tls = _security(context)
             call = Call(
                 method,
                 protocol="grpc",
                 peer=context.peer(),
-                leaf=_leaf(context),
+                leaf=leaf,
+                tls=tls,
+                chain=chain,
                 deadline=0 if remaining is None else deadline(remaining),
                 metadata=cast("tuple[tuple[str, str | bytes], ...]", context.invocation_metadata()),
                 send=context.write if method.server_streaming else None,
@@ -177,12 +188,17 @@ def server_options(config: SidecarConfig) -> list[tuple[str, int]]:
 
 KEEPALIVE_TIMEOUT_MS: Final = 20_000  # gRPC's default; a paused container answers late
 PING_STRIKES_MAX: Final = 2  # gRPC's default
+_TLS = b"ssl"
 
 
-def _leaf(context: Context) -> bytes | None:
-    """The PEM of the client certificate that TLS verified; None on a plain connection."""
-    found = context.auth_context().get("x509_pem_cert")
-    return next(iter(found)) if found else None
+def _security(context: Context) -> tuple[bytes | None, bytes, bool]:
+    """The PEM of the client certificate that TLS verified, None without one, and of what came with it; and whether the
+    connection is TLS."""
+    about = context.auth_context()
+    leaf = about.get("x509_pem_cert")
+    if leaf:
+        return next(iter(leaf)), b"".join(about.get("x509_pem_cert_chain", ())), True
+    return None, b"", _TLS in about.get("transport_security_type", ())
 
 
 def _of_somebody(record: logging.LogRecord) -> bool:

@@ -23,11 +23,15 @@ from google.rpc.status_pb2 import Status
 
 from knhk_sidecar.api import pb
 from knhk_workflow import (
+    AuditEntry,
     CallMeta,
+    CaseCounts,
     CaseFilter,
     CaseView,
+    Checkpoint,
     CompleteRequest,
     ConnectorView,
+    CountsView,
     DeadLetterView,
     Explanation,
     FailRequest,
@@ -842,6 +846,26 @@ def pattern_ran(result: PatternResult) -> pb.ExecutePatternResponse:
 # -- times ------------------------------------------------------------------------------------------------------------
 
 
+def counts(view: CountsView, cached_cases: int) -> pb.Counts:
+    """How much there is, as GetStatus says it."""
+    cases = view.cases or CaseCounts()
+    return pb.Counts(
+        workflow_versions=view.workflow_versions,
+        cases_created=cases.created,
+        cases_running=cases.running,
+        cases_suspended=cases.suspended,
+        cases_completed=cases.completed,
+        cases_cancelled=cases.cancelled,
+        cases_failed=cases.failed,
+        open_work_items=cases.open_items,
+        open_incidents=cases.open_incidents,
+        dead_letters=view.dead_letters,
+        timers=view.timers,
+        cached_cases=cached_cases,
+        counting=view.cases is None,
+    )
+
+
 def connector(view: ConnectorView) -> pb.Connector:
     """A connector; its configuration names secrets and holds none."""
     states = [state for _, state in view.breakers]
@@ -1001,6 +1025,39 @@ def schedule(view: ScheduleView) -> pb.Schedule:
         created_by=view.created_by,
         update_time=time(view.updated_at),
         sensitive_fields=view.sensitive,
+    )
+
+
+# -- audit ------------------------------------------------------------------------------------------------------------
+
+
+def audit_entry(entry: AuditEntry) -> pb.AuditEntry:
+    """One entry of the audit."""
+    done = entry.operation
+    return pb.AuditEntry(
+        audit_id=entry.audit_id,
+        time=time(done.time),
+        principal=done.principal,
+        method=done.method,
+        resource=done.resource,
+        outcome=done.outcome,
+        reason=done.reason,
+        request_id=done.request_id,
+        peer=done.peer,
+        count=done.count,
+        trace_id=done.trace_id,
+    )
+
+
+def checkpoint(found: Checkpoint) -> pb.Checkpoint:
+    """A signed checkpoint of a log."""
+    return pb.Checkpoint(
+        store_id=found.store,
+        shard=found.shard,
+        size=found.size,
+        root_hash=found.root.hex(),
+        time=time(found.time_ns),
+        note=found.note,
     )
 
 

@@ -22,6 +22,7 @@ from knhk_sidecar.cli.render import (
     ago,
     case_state,
     console,
+    disarm,
     grid,
     moment,
     pairs,
@@ -33,6 +34,7 @@ from knhk_sidecar.cli.render import (
     structured,
     text_of,
     unveil,
+    veil,
 )
 from knhk_sidecar.cli.session import (
     Session,
@@ -682,6 +684,8 @@ def _show_run(session: Session, answer: pb.RunCaseResponse | pb.ExecuteCaseRespo
     if session.output != "table":
         show(answer, session.output, lambda: "")
         return
+    veil(answer)
+    disarm(answer)
     line = Timeline()
     for event in answer.history:
         line.print(event)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from knhk_sidecar.config import SidecarConfig
 
 FINDINGS_SHOWN: Final = 20
+POLICY: Final = "policy.yaml"  # among the samples, no workflow
 SAMPLE: Final = "order-approval"  # the one that the printed lines run
 SAMPLE_DATA: Final[Mapping[str, str | int]] = {"order": "O-1001", "customer": "acme", "amount": 250}
 
@@ -85,7 +86,7 @@ def dev(
     loaded = _loaded({**flags, **quiet}, file)
     if not no_samples:
         _register_samples(loaded.config)
-    return _run(loaded, lambda addresses: click.echo(welcome(addresses, loaded.config.data_dir)))
+    return _run(loaded, lambda addresses: click.echo(welcome(addresses, loaded.config.data_dir, not no_samples)))
 
 
 @click.command()
@@ -150,8 +151,8 @@ def _dry_run(path: str) -> int:
 _QUIET: Final[Mapping[str, Value]] = {"log_format": "console", "log_level": "warning"}  # a person is looking
 
 
-def welcome(addresses: Addresses, data_dir: str = "") -> str:
-    """What `knhk dev` says once it is ready: where it is, and three lines to paste."""
+def welcome(addresses: Addresses, data_dir: str = "", samples: bool = True) -> str:
+    """What `knhk dev` says once it is ready: where it is, and lines to paste; without `samples` none that needs one."""
     http = f"http://{addresses.http}" if addresses.http else ""
     lines = ["KNHK sidecar is ready.", ""]
     lines += [
@@ -166,19 +167,18 @@ def welcome(addresses: Addresses, data_dir: str = "") -> str:
         )
         if where
     ]
-    data = json.dumps({"spec_id": SAMPLE, "data": SAMPLE_DATA})
-    assignments = " ".join(f"--set {name}={value}" for name, value in SAMPLE_DATA.items())
     where = f" --data-dir {data_dir}" if data_dir else ""
-    lines += [
-        "",
-        "Try it in another terminal:",
-        "",
-        f"  knhk case run {SAMPLE} {assignments}{where}",
-        f"  grpcurl -plaintext {addresses.grpc_plain} list knhk.sidecar.v1.CaseService",
-        f"  curl -s {http}/api/v1/cases:run -H 'Content-Type: application/json' -d '{data}'" if http else "",
-        "",
-        "Ctrl-C stops it; what it has promised is on disk.",
-    ]
+    lines += ["", "Try it in another terminal:", ""]
+    if samples:
+        assignments = " ".join(f"--set {name}={value}" for name, value in SAMPLE_DATA.items())
+        lines.append(f"  knhk case run {SAMPLE} {assignments}{where}")
+    else:
+        lines.append(f"  knhk pattern run 4 --set amount=250{where}")
+    lines.append(f"  grpcurl -plaintext {addresses.grpc_plain} list knhk.sidecar.v1.CaseService")
+    if http and samples:
+        data = json.dumps({"spec_id": SAMPLE, "data": SAMPLE_DATA})
+        lines.append(f"  curl -s {http}/api/v1/cases:run -H 'Content-Type: application/json' -d '{data}'")
+    lines += ["", "Ctrl-C stops it; what it has promised is on disk."]
     return "\n".join(lines)
 
 
@@ -197,7 +197,7 @@ def _register_samples(config: SidecarConfig) -> None:
     async def register() -> None:
         async with engine:
             samples = resources.files("knhk_sidecar").joinpath("samples").iterdir()
-            texts = [sample.read_bytes() for sample in samples if sample.name.endswith(".yaml")]
+            texts = [each.read_bytes() for each in samples if each.name.endswith(".yaml") and each.name != POLICY]
             await asyncio.gather(*(engine.register_workflow(text, format="yaml") for text in texts))
 
     with suppress(StoreError, OSError):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import click
+import structlog
 from cryptography import x509
 from rich.text import Text
 
@@ -24,6 +25,8 @@ from knhk_sidecar.cli.failure import Exit, Failure
 from knhk_sidecar.cli.render import console, structured
 from knhk_sidecar.cli.session import Session, connected
 from knhk_sidecar.config import ConfigError, SidecarConfig, load, split_address
+from knhk_sidecar.identity.policy_document import InvalidPolicy, remarks
+from knhk_sidecar.identity.policy_source import read as read_policy
 from knhk_sidecar.identity.tls import InvalidMaterial, TlsFiles, read_material
 from knhk_workflow import StateStore, StoreCorrupt, StoreError, StoreLocked, WorkflowEngine, store_mendings
 
@@ -96,11 +99,30 @@ def _findings(session: Session) -> Iterator[Finding]:
     yield from _mendings(store)
     yield _space(store)
     yield from _certificates(config)
+    yield from _issuers(config)
+    yield from _policy(config)
     yield from _ports(config, running)
     yield daemon
     if running:
         yield from _limits(session)
         yield from _connectors(session)
+
+
+def _policy(config: SidecarConfig) -> Iterator[Finding]:
+    """Whether the policy can be used, and what in it is worth a second look."""
+    if not config.policy_file:
+        role = "admin" if config.dev else config.policy_default_role
+        yield Finding("policy", "ok", f"none is configured; the own trust domain has the role {role}, others have none")
+        return
+    try:
+        document = read_policy(config.policy_file).document
+    except InvalidPolicy as error:
+        mend = "mend it; `knhk policy validate FILE` lists everything"
+        yield from (Finding("policy", "error", str(problem), mend) for problem in error.problems)
+        return
+    yield Finding("policy", "ok", f"{config.policy_file} has {len(document.rules)} rules")
+    for rule, remark in remarks(document):
+        yield Finding("policy", "warning", f"rule {rule} {remark}", "see Who may do what in the README")
 
 
 def _limits(session: Session) -> Iterator[Finding]:
@@ -266,6 +288,31 @@ def _certificates(config: SidecarConfig) -> Iterator[Finding]:
         yield Finding(
             "certificates", "warning", f"{config.tls_key} can be read by others", f"chmod 600 {config.tls_key}"
         )
+
+
+def _issuers(config: SidecarConfig) -> Iterator[Finding]:
+    """Whether the keys that tokens are verified with can be had now."""
+    if not config.issuers_file:
+        return
+    from knhk_sidecar.identity.jwks import InvalidKeys  # noqa: PLC0415 - only who has issuers pays for it
+    from knhk_sidecar.identity.jwks_source import keys_now  # noqa: PLC0415
+    from knhk_sidecar.identity.oidc import read_issuers  # noqa: PLC0415
+
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # the answer may be read by a program
+    try:
+        issuers = read_issuers(config.issuers_file)
+    except ConfigError as error:
+        for problem in error.problems:
+            yield Finding("issuers", "error", str(problem), problem.hint or "mend the file; the daemon does not start")
+        return
+    for name, issuer in issuers.items():
+        try:
+            keys = asyncio.run(keys_now(name, issuer))
+        except InvalidKeys as error:
+            mend = "tokens with known keys are accepted all the same; see whether the issuer can be reached from here"
+            yield Finding("issuers", "warning", f"{name}: {error}", mend)
+        else:
+            yield Finding("issuers", "ok", f"{name}: {issuer.issuer} has {len(keys.keys)} keys")
 
 
 def _expiry(path: str, pem: bytes) -> Finding:

@@ -9,7 +9,7 @@ from rich.text import Text
 from knhk_sidecar.api import pb
 from knhk_sidecar.cli.drawing import drawing_of
 from knhk_sidecar.cli.failure import Exit, Failure, safe
-from knhk_sidecar.cli.render import Timeline, console, grid, pairs, show, stated, text_of
+from knhk_sidecar.cli.render import Timeline, console, disarm, grid, pairs, show, stated, text_of
 from knhk_sidecar.cli.session import Session, connected, data_argument, data_option, set_option
 from knhk_sidecar.client import Client
 
@@ -97,6 +97,7 @@ def run_pattern(
         request.pattern_id = _number(client, session, name)
         if session.output == "table":
             answer = _watched(client, session, request)
+            disarm(answer)
             console().print(_result(answer))
         else:
             answer = client.patterns.ExecutePattern(request, timeout=session.timeout)

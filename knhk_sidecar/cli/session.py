@@ -18,8 +18,9 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, PreconditionFailure
 from google.rpc.status_pb2 import Status
 
+from knhk_sidecar.bearer import NoToken, TokenFile, TokenSource, one_token
 from knhk_sidecar.cli.failure import Exit, Failure, settings_refused
-from knhk_sidecar.client import Client, Endpoint, NotReachable, named_endpoint, read_ready
+from knhk_sidecar.client import Client, Endpoint, NotReachable, is_loopback, named_endpoint, read_ready
 from knhk_sidecar.config import ConfigError, load
 
 P = ParamSpec("P")
@@ -39,6 +40,11 @@ class Session:
     cert: Path | None = None
     key: Path | None = None
     server_name: str = ""
+    token: str = ""
+    token_file: Path | None = None
+    server_id: str = ""
+    workload_api: str = ""
+    spiffe_socket: str = ""
     data_dir: Path | None = None
     timeout: float = DEFAULT_TIMEOUT
     output: str = "table"
@@ -47,11 +53,30 @@ class Session:
         """Where the daemon is. Raises `Failure` when that cannot be known."""
 
         try:
+            token = self._token()
             if self.address:
-                return named_endpoint(self.address, self.ca, self.cert, self.key, self.server_name)
-            return read_ready(ready_path(self.data_dir)).endpoint
+                # Where a plain connection is refused, and no token says who calls.
+                needed = self.ca is None and token is None and not is_loopback(self.address)
+                agent = self.workload_api or (self.spiffe_socket if needed else "")
+                return named_endpoint(
+                    self.address, self.ca, self.cert, self.key, self.server_name, self.server_id, agent, token
+                )
+            ready = read_ready(ready_path(self.data_dir))
+            return ready.endpoint if token is None else ready.endpoint_for(token)
         except NotReachable as error:
             raise Failure(Exit.UNAVAILABLE, str(error), error.mend) from error
+        except NoToken as error:
+            raise Failure(Exit.USAGE, str(error), error.mend) from error
+
+    def _token(self) -> TokenSource | None:
+        if self.token and self.token_file:
+            raise Failure(Exit.USAGE, "--token and --token-file both say who calls", "give one of them")
+        if self.token_file:
+            return TokenFile(self.token_file)
+        if not self.token:
+            return None
+        token = one_token(self.token, "--token")
+        return lambda: token
 
     @contextmanager
     def client(self) -> Iterator[Client]:
@@ -63,6 +88,8 @@ class Session:
                 yield client
         except NotReachable as error:
             raise Failure(Exit.UNAVAILABLE, str(error), error.mend) from error
+        except NoToken as error:
+            raise Failure(Exit.USAGE, str(error), error.mend) from error
         except grpc.RpcError as error:
             raise failure_of(cast("grpc.Call", error), endpoint.address) from error  # what a call raises is that call
 
@@ -101,6 +128,26 @@ _OPTIONS: Final = (
     click.option(
         "--server-name", envvar="KNHK_SERVER_NAME", default="", metavar="NAME", expose_value=False, callback=_store,
         help="DNS name in the daemon's certificate, when it is not the host of --address.",
+    ),
+    click.option(
+        "--token", envvar="KNHK_TOKEN", default="", metavar="TOKEN", expose_value=False, callback=_store,
+        help="Bearer token, instead of --cert and --key. Others on this host see it; prefer the variable or the file.",
+    ),
+    click.option(
+        "--token-file", envvar="KNHK_TOKEN_FILE", type=_FILE, expose_value=False, callback=_store,
+        help="File with a bearer token, read again when it changes.",
+    ),
+    click.option(
+        "--server-id", envvar="KNHK_SERVER_ID", default="", metavar="ID", expose_value=False, callback=_store,
+        help="SPIFFE id that the daemon must have, or spiffe:// and its trust domain.",
+    ),
+    click.option(
+        "--workload-api", envvar="KNHK_WORKLOAD_API", default="", metavar="SOCKET", expose_value=False,
+        callback=_store, help="SPIFFE agent to take certificates from, in place of files: unix:///PATH.",
+    ),
+    click.option(
+        "--spiffe-socket", envvar="SPIFFE_ENDPOINT_SOCKET", default="", hidden=True, expose_value=False,
+        callback=_store,
     ),
     click.option(
         "--data-dir", envvar="KGC_SIDECAR_DATA_DIR", type=click.Path(path_type=Path), expose_value=False,
@@ -219,8 +266,8 @@ _MENDS: Final[Mapping[str, str]] = {
     "WRONG_STATE": "`knhk case explain ID` says where the case is and what it waits for",
     "LIMIT_EXCEEDED": "make the request smaller",
     "UNIMPLEMENTED_FEATURE": "leave it out, or use a daemon whose version has it",
-    "UNAUTHENTICATED": "give --ca, --cert and --key of an identity that the daemon knows",
-    "PERMISSION_DENIED": "ask whoever keeps the daemon's policy; its audit has the rule that decided",
+    "UNAUTHENTICATED": "give --ca, --cert and --key, or a --token-file, of an identity that the daemon knows",
+    "PERMISSION_DENIED": "ask whoever keeps the daemon's policy; `knhk policy explain` says what would be needed",
     "STORE_FULL": "free space on the daemon's volume; it goes on by itself",
     "RESUME_EXPIRED": "watch again without --after",
     "STALE": "read it again, then repeat",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket as sockets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -31,7 +32,6 @@ from knhk_sidecar.identity.workload_api import HEADER
 Context = aio.ServicerContext[object, object]
 
 JWT_LIFE: Final = timedelta(minutes=5)  # JWT-SVID standard, section 3.3: as short as is practical
-KEY_ID: Final = "dev"
 AUDIENCES_MAX: Final = 16
 PATH_BYTES_MAX: Final = 100  # sun_path holds 108 with its end
 
@@ -57,6 +57,11 @@ class DevAgent:
     def renew(self, authority: DevAuthority, *others: DevAuthority) -> None:
         """From now on this authority signs, and the bundle has the others too; every stream gets the new state."""
         self._service.renew(authority, others)
+
+    @property
+    def key_set(self) -> bytes:
+        """The keys of its JWT-SVIDs (RFC 7517, JSON)."""
+        return self._service.key_set
 
     @property
     def endpoint(self) -> str:
@@ -124,8 +129,9 @@ class _Service(workload_pb2_grpc.SpiffeWorkloadAPIServicer):
         self._leaving = False
         self._changed = asyncio.Event()
         self._jwt_key = ec.generate_private_key(ec.SECP256R1())
-        key_set = {"keys": [{**ECAlgorithm.to_jwk(self._jwt_key.public_key(), True), "kid": KEY_ID, "use": "jwt-svid"}]}
-        self._key_set = msgspec.json.encode(key_set)
+        self._key_id = secrets.token_hex(8)  # another key has another id, so that whoever caches keys asks again
+        jwk = ECAlgorithm.to_jwk(self._jwt_key.public_key(), True)
+        self.key_set = msgspec.json.encode({"keys": [{**jwk, "kid": self._key_id, "use": "jwt-svid"}]})
         self.renew(authority, ())
 
     def renew(self, authority: DevAuthority, others: Sequence[DevAuthority]) -> None:
@@ -178,7 +184,7 @@ class _Service(workload_pb2_grpc.SpiffeWorkloadAPIServicer):
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"the only identity here is {self._id}")
         now = datetime.now(UTC)
         claims = {"sub": str(self._id), "aud": list(request.audience), "iat": now, "exp": now + JWT_LIFE}
-        token = jwt.encode(claims, self._jwt_key, "ES256", {"kid": KEY_ID})
+        token = jwt.encode(claims, self._jwt_key, "ES256", {"kid": self._key_id})
         return workload_pb2.JWTSVIDResponse(svids=[workload_pb2.JWTSVID(spiffe_id=str(self._id), svid=token)])
 
     async def FetchJWTBundles(  # noqa: N802
@@ -187,7 +193,7 @@ class _Service(workload_pb2_grpc.SpiffeWorkloadAPIServicer):
         await _expect_header(context)
         while not self._leaving:
             changed = self._changed
-            yield workload_pb2.JWTBundlesResponse(bundles={self._domain: self._key_set})
+            yield workload_pb2.JWTBundlesResponse(bundles={self._domain: self.key_set})
             await changed.wait()
 
     async def ValidateJWTSVID(  # noqa: N802

@@ -80,17 +80,30 @@ class TlsSource:
         self.leaves = LeafCheck(self._bundles(material))
         self.problem = ""
         """Why the material may not be the newest one; empty while all is well."""
-        self._offered = material
 
     @property
     def renewed_by_itself(self) -> bool:
         """Whether somebody sends the next certificate before this one ends, however short its life is."""
         return False
 
-    def credentials(self) -> grpc.ServerCredentials:
-        """mTLS credentials: a client certificate is required; new connections get the newest material."""
-        newer = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._newer)  # the stubs do not know of None
-        return grpc.dynamic_ssl_server_credentials(self.material.configuration, newer, True)
+    def credentials(self, *, client_certificate: bool = True) -> grpc.ServerCredentials:
+        """Credentials of one listener; new connections get the newest material.
+
+        A client certificate is required, or never asked for: gRPC has nothing between.
+        """
+        offered = self.material
+
+        def newer() -> grpc.ServerCertificateConfiguration | None:
+            """For gRPC, on its threads: the new configuration, or None when nothing changed."""
+            nonlocal offered
+            material = self.material
+            if offered is material:
+                return None
+            offered = material
+            return material.configuration
+
+        fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", newer)  # the stubs do not know of None
+        return grpc.dynamic_ssl_server_credentials(offered.configuration, fetch, client_certificate)
 
     async def follow(self) -> None:
         """Keeps up with where the material comes from, until cancelled."""
@@ -101,14 +114,6 @@ class TlsSource:
         self.leaves.replace(self._bundles(material))
         self.material = material
         _log.info("tls_material_replaced", spiffe_id=str(material.spiffe_id or ""), not_after=int(material.not_after))
-
-    def _newer(self) -> grpc.ServerCertificateConfiguration | None:
-        """For gRPC, on its threads: the new configuration, or None when nothing changed."""
-        material = self.material
-        if self._offered is material:
-            return None
-        self._offered = material
-        return material.configuration
 
     def _bundles(self, material: Material) -> Bundles:
         bundles = Bundles.parse({self.trust_domain: material.ca, **material.federated})

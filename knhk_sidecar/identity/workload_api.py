@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import grpc
+import structlog
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -29,6 +30,8 @@ SERVICE: Final = "SpiffeWorkloadAPI"
 HEADER: Final = (("workload.spiffe.io", "true"),)
 MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024  # bundles of many federated domains
 RECONNECT_MS: Final = 1_000  # an agent that restarts is back within seconds; grpc's own longest pause is two minutes
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class WorkloadApi:
         )(workload_pb2.X509SVIDRequest(), metadata=HEADER)
         try:
             async for answer in call:
-                yield _x509_state(answer)
+                yield parse_x509(answer)
         finally:
             call.cancel()
 
@@ -113,10 +116,16 @@ class WorkloadApi:
         return str(answer.svids[0].svid)
 
 
-def _x509_state(answer: workload_pb2.X509SVIDResponse) -> X509State:
+def parse_x509(answer: workload_pb2.X509SVIDResponse) -> X509State:
+    """One message of FetchX509SVID. Raises InvalidMaterial; a bundle of others that cannot be used is left out."""
     if not answer.svids:
         raise InvalidMaterial("the agent sent no SVID")
-    federated = {_domain(name): _authorities(name, der) for name, der in answer.federated_bundles.items()}
+    federated = {}
+    for name, der in answer.federated_bundles.items():
+        try:
+            federated[_domain(name)] = _authorities(name, der)
+        except InvalidMaterial as refused:  # whose callers are refused then; our own identity does not hang on it
+            _log.warning("federated_bundle_refused", problem=str(refused))
     return X509State(tuple(_material(svid, federated) for svid in answer.svids))
 
 

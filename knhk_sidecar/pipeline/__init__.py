@@ -1,6 +1,6 @@
 """What happens to every call, over gRPC and REST alike, before and after the service does its work.
 
-    observe( translate( identify( authorize( throttle( admit( handler ) ) ) ) ) )
+    observe( audit( translate( identify( authorize( throttle( admit( handler ) ) ) ) ) ) )
 
 One order, written down in `pipeline.py`; a service can be reached through it only. The stages know identities, limits
 and errors, but neither a transport nor a store; what a call means is the services' business.
@@ -9,7 +9,7 @@ and errors, but neither a transport nor a store; what a call means is the servic
 from __future__ import annotations
 
 from knhk_sidecar.pipeline.call import Call, Method
-from knhk_sidecar.pipeline.pipeline import Limits, Pipeline
+from knhk_sidecar.pipeline.pipeline import Auditing, Limits, Pipeline
 from knhk_sidecar.pipeline.stages import Refusal
 
-__all__ = ["Call", "Limits", "Method", "Pipeline", "Refusal"]
+__all__ = ["Auditing", "Call", "Limits", "Method", "Pipeline", "Refusal"]

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from knhk_sidecar.identity.principal import ANONYMOUS, Principal
 from knhk_sidecar.pipeline.permissions import Permission, permission_of
 from knhk_sidecar.pipeline.precedence import READ, precedence_of
+from knhk_workflow import Witness
 
 Protocol = Literal["grpc", "rest"]
 Request = Message | AsyncIterator[Message]
@@ -26,6 +27,7 @@ SUBJECTS: Final = ("case_id", "workflow_id", "spec_id", "item_id", "pattern_id")
 BATCHES: Final = ("cases", "executions", "completions", "failures")
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _NO_TRACE = "0" * 32
+_LOCAL_PEERS = ("ipv4:127.", "ipv6:[::1]:", "ipv6:%5B::1%5D:", "unix:")  # gRPC escapes the brackets
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,9 +61,21 @@ class Method:
 
 
 class Call:
-    """One call. The transports make it, `identify` sets the principal; nothing changes afterwards."""
+    """One call. The transports make it, `identify` sets the principal, `audit` the witness; nothing else changes."""
 
-    __slots__ = ("deadline", "leaf", "metadata", "method", "peer", "principal", "protocol", "send")
+    __slots__ = (
+        "chain",
+        "deadline",
+        "leaf",
+        "metadata",
+        "method",
+        "peer",
+        "principal",
+        "protocol",
+        "send",
+        "tls",
+        "witness",
+    )
 
     def __init__(
         self,
@@ -70,21 +84,41 @@ class Call:
         protocol: Protocol,
         peer: str,
         leaf: bytes | None = None,
+        tls: bool = False,
+        chain: bytes = b"",
         deadline: int = 0,
         metadata: Metadata = (),
         send: Send | None = None,
     ) -> None:
-        """`peer` names the connection (`ipv4:127.0.0.1:1234`), `leaf` is the PEM of a certificate that TLS verified,
-        `deadline` is nanoseconds of the engine's clock (0 = none), `send` takes the messages of a response stream.
+        """`peer` names the connection (`ipv4:127.0.0.1:1234`), `leaf` is the PEM of a certificate that TLS verified and
+        `chain` of those that came with it, `tls` says that nobody on the way reads what is sent, `deadline` is
+        nanoseconds of the engine's clock (0 = none), `send` takes the messages of a response stream.
         """
         self.method = method
         self.protocol = protocol
         self.peer = peer
         self.leaf = leaf
+        self.tls = tls
+        self.chain = chain
         self.deadline = deadline
         self.metadata = metadata
         self.send = send
         self.principal: Principal = ANONYMOUS
+        self.witness: Witness | None = None
+
+    @property
+    def authorization(self) -> Sequence[str | bytes]:
+        """Every value of the header `authorization`."""
+        found: tuple[str | bytes, ...] = ()
+        for key, value in self.metadata:
+            if key == "authorization":
+                found += (value,)
+        return found
+
+    @property
+    def private(self) -> bool:
+        """Whether what the caller sends can be read by nobody else: by TLS, or because it never leaves this host."""
+        return self.tls or self.peer.startswith(_LOCAL_PEERS)
 
     @property
     def trace_id(self) -> str:

@@ -7,33 +7,9 @@ RPC fails there first. Health is the only class for callers without identity.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
 from typing import Final
 
-
-class Permission(Enum):
-    """What a caller must be allowed to do. Values appear in policies and in the audit: they are stable."""
-
-    HEALTH = "health"
-    REFLECT = "reflect"
-    PATTERN_READ = "pattern.read"
-    PATTERN_EXECUTE = "pattern.execute"
-    WORKFLOW_READ = "workflow.read"
-    WORKFLOW_WRITE = "workflow.write"
-    CASE_READ = "case.read"
-    CASE_WRITE = "case.write"
-    CASE_OPERATE = "case.operate"
-    WORK_READ = "work.read"
-    WORK_WRITE = "work.write"
-    WORK_OPERATE = "work.operate"
-    SCHEDULE_READ = "schedule.read"
-    SCHEDULE_WRITE = "schedule.write"
-    STATUS = "status"
-    ADMIN_READ = "admin.read"
-    ADMIN_WRITE = "admin.write"
-    SUBSCRIPTION_READ = "subscription.read"
-    SUBSCRIPTION_WRITE = "subscription.write"
-
+from knhk_sidecar.identity.permission import Permission as Permission
 
 _P = Permission
 _OURS = "knhk.sidecar.v1"
@@ -53,8 +29,8 @@ _TABLE: Final[Mapping[str, Mapping[Permission, str]]] = {
         _P.CASE_READ: "GetCase WaitCase ListCases ListIncidents GetCaseHistory WatchCase WatchCases ExportCase"
         " ExplainCase PreviewMigration",
         _P.CASE_WRITE: "CreateCase StartCase ExecuteCase RunCase RunCases StreamRunCase TriggerCase UpdateCaseData"
-        " SuspendCase ResumeCase CancelCase",
-        _P.CASE_OPERATE: "CancelTask PurgeCases MigrateCases ResolveIncident",
+        " SuspendCase ResumeCase CancelCase CancelTask",
+        _P.CASE_OPERATE: "PurgeCases MigrateCases ResolveIncident",
     },
     f"{_OURS}.WorkItemService": {
         _P.WORK_READ: "ListWorkItems GetWorkItem",
@@ -70,10 +46,17 @@ _TABLE: Final[Mapping[str, Mapping[Permission, str]]] = {
     },
     f"{_OURS}.AdminService": {
         _P.STATUS: "GetStatus",
-        _P.ADMIN_READ: "GetSlo GetPromotion ListAudit VerifyHistory GetReceipt ListDeadLetters ListConnectors GetConfig"
-        " ExplainPolicy ListLegalHolds",
-        _P.ADMIN_WRITE: "SetPromotion RetryDeadLetter DiscardDeadLetter PutConnector DeleteConnector SetLogLevel Backup"
-        " CreateLegalHold ReleaseLegalHold AdvanceTime",
+        _P.CONNECTOR_READ: "ListConnectors",
+        _P.CONNECTOR_WRITE: "PutConnector DeleteConnector",
+        _P.DEAD_LETTER_READ: "ListDeadLetters",
+        _P.DEAD_LETTER_OPERATE: "RetryDeadLetter DiscardDeadLetter",
+        _P.HOLD_READ: "ListLegalHolds",
+        _P.HOLD_WRITE: "CreateLegalHold ReleaseLegalHold",
+        _P.AUDIT_READ: "ListAudit GetCheckpoint GetAuditProof GetReceipt VerifyHistory",
+        _P.POLICY_READ: "ExplainPolicy GetPolicy",
+        _P.ADMIN_READ: "GetSlo GetPromotion GetConfig",
+        _P.ADMIN_WRITE: "SetPromotion SetLogLevel AdvanceTime",
+        _P.BACKUP: "Backup ExportAudit",
     },
     f"{_OURS}.SubscriptionService": {
         _P.SUBSCRIPTION_READ: "GetSubscription ListSubscriptions ListDeliveries",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from google.protobuf.message import Message
 
 from knhk_sidecar.config import SidecarConfig
 from knhk_sidecar.identity.certificate import LeafCheck
-from knhk_sidecar.identity.principal import Principal, Rate
+from knhk_sidecar.identity.grants import Rate
+from knhk_sidecar.identity.policy_source import Policies
+from knhk_sidecar.identity.principal import Principal
 from knhk_sidecar.pipeline.admission import Admit
+from knhk_sidecar.pipeline.audit import Audit
 from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.memory import Memory
 from knhk_sidecar.pipeline.precedence import CLASSES, NAMES
@@ -20,6 +23,10 @@ from knhk_sidecar.pipeline.rates import Rates, Throttle
 from knhk_sidecar.pipeline.stages import Authorize, Handler, Identify, Invoke, Observe, Translate
 from knhk_sidecar.telemetry.counters import Counters, Family
 from knhk_sidecar.telemetry.log import Log
+from knhk_workflow import Like, Operation
+
+if TYPE_CHECKING:
+    from knhk_sidecar.identity.jwt_check import TokenCheck
 
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -50,8 +57,19 @@ class Limits:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Auditing:
+    """Where calls that change nothing are recorded: `again` counts one like those of the same second, `full` says that
+    no more can be taken. `reads`: good reads too."""
+
+    record: Callable[[Operation, str], None]
+    again: Callable[[Like], bool]
+    full: Callable[[], bool]
+    reads: bool = True
+
+
 class Pipeline:
-    """observe( translate( identify( authorize( throttle( admit( handler ) ) ) ) ) )"""
+    """observe( audit( translate( identify( authorize( throttle( admit( handler ) ) ) ) ) ) )"""
 
     def __init__(
         self,
@@ -64,15 +82,20 @@ class Pipeline:
         log: Log,
         counters: Counters,
         limits: Limits = Limits(),
+        tokens: TokenCheck | None = None,
+        policies: Policies | None = None,
         memory: Memory | None = None,
+        auditing: Auditing | None = None,
     ) -> None:
         """`services` by full proto name, their functions named like the RPCs in snake case; an RPC without one answers
-        UNIMPLEMENTED. `leaves` and `plain` as for Identify; `now` is the engine's clock; `memory` None: not watched.
+        UNIMPLEMENTED. `leaves`, `plain` and `tokens` as for Identify; `now` is the engine's clock. Without `policies`
+        only developers and local callers may do anything, without `auditing` only effects are in the audit; `memory`
+        None: not watched.
         """
         self.methods = methods
         self._now = now
         self._timeout = limits.timeout
-        invoke = Invoke(handlers_of(methods, services))
+        invoke = Invoke(handlers_of(methods, services), self._opened if auditing is not None else None)
         admit = Admit(
             invoke.run,
             now=now,
@@ -86,10 +109,23 @@ class Pipeline:
         self._admit = admit
         self.rates = Rates(limits.rate, now) if limits.rate is not None else None
         """Who has used up what; None when nobody is counted."""
-        authorize = Authorize(Throttle(admit.run, self.rates).run if self.rates is not None else admit.run)
-        identify = Identify(authorize.run, leaves, plain)
+        counted = Throttle(admit.run, self.rates).run if self.rates is not None else admit.run
+        authorize = Authorize(counted, policies or Policies.developer())
+        identify = Identify(authorize.run, leaves, plain, tokens)
+        self.takes_tokens = tokens is not None
         translate = Translate(identify.run)
-        self._observe = Observe(translate.run, log, counters)
+        self._audit: Audit | None = None
+        if auditing is not None:
+            self._audit = Audit(
+                translate.run,
+                methods,
+                record=auditing.record,
+                again=auditing.again,
+                full=auditing.full,
+                now=now,
+                reads=auditing.reads,
+            )
+        self._observe = Observe(translate.run if self._audit is None else self._audit.run, log, counters)
         counters.gauge("calls_in_flight", "Unary calls being executed.", lambda: admit.in_flight)
         counters.families(lambda: [self._queued()])
         counters.gauge("calls_waiting", "Calls that wait for a case.", lambda: admit.waiting)
@@ -105,6 +141,15 @@ class Pipeline:
     async def run(self, call: Call, request: Request) -> Message | None:
         """The response of a unary call, None after a response stream. Raises Refusal and CancelledError only."""
         return await self._observe.run(call, request)
+
+    def turned_away(self, method: str, peer: str, reason: str) -> None:
+        """A transport has refused somebody before there was a call. `method` is what it can say of it."""
+        if self._audit is not None:
+            self._audit.turned_away(method, peer, reason)
+
+    def _opened(self, call: Call, request: Request) -> None:
+        if self._audit is not None:
+            self._audit.opened(call, request)
 
     def end_streams(self, *, working: bool) -> None:
         """For going down: ends the streams that only watch; with `working` all streams, and calls that only wait."""

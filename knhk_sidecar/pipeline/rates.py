@@ -25,7 +25,8 @@ from typing import Final
 from google.protobuf.message import Message
 
 from knhk_sidecar.api.faults import RateLimited
-from knhk_sidecar.identity.principal import Principal, Rate
+from knhk_sidecar.identity.grants import Rate
+from knhk_sidecar.identity.principal import Principal
 from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.permissions import Permission
 from knhk_sidecar.pipeline.stages import Proceed

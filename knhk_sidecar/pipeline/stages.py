@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import grpc
 import structlog
@@ -19,18 +19,27 @@ from google.protobuf.message import Message
 from knhk_sidecar.api import faults
 from knhk_sidecar.identity import principal as principals
 from knhk_sidecar.identity.certificate import LeafCheck, RefusedCertificate
+from knhk_sidecar.identity.grants import Verdict
+from knhk_sidecar.identity.jwt_token import RefusedToken
+from knhk_sidecar.identity.policy import Policy
+from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import Principal
-from knhk_sidecar.pipeline.call import Call, Request
+from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.permissions import Permission
+from knhk_sidecar.pipeline.resources import resources_of
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
 from knhk_workflow import Busy, CallMeta, DeadlineExceeded, StoreUnavailable, Unsupported, WorkflowError
+
+if TYPE_CHECKING:
+    from knhk_sidecar.identity.jwt_check import Bearer, TokenCheck
 
 Proceed = Callable[[Call, Request], Awaitable[Message | None]]
 UnaryHandler = Callable[[Request, CallMeta], Awaitable[Message]]
 StreamHandler = Callable[[Request, CallMeta], AsyncGenerator[Message, None]]
 Handler = UnaryHandler | StreamHandler
 
+STREAM_LOOK_SECONDS: Final = 1.0  # between two looks at the certificate of an open stream: a look-up
 REFUSALS_TOLD_SECONDS: Final = 1.0  # from one line about a call that a limit refused to the next
 PRINCIPALS_MAX: Final = 4_096  # as many as leaves are remembered
 
@@ -65,6 +74,12 @@ class Refusal(Exception):
         """The status code of the call."""
         return faults.answer(self.error).code
 
+    @property
+    def rule(self) -> str:
+        """The rule that denied the call; empty when none allows it, and for what policy did not refuse. Never told to
+        the caller."""
+        return self.error.rule if isinstance(self.error, faults.PermissionDenied) else ""
+
 
 class Leaving(StoreUnavailable):
     """The daemon is going down; a stream can be opened again elsewhere or later, after what was received, and a call
@@ -74,6 +89,16 @@ class Leaving(StoreUnavailable):
 
     def __init__(self) -> None:
         super().__init__("the sidecar is going down; ask again, a stream for what comes after what was received")
+
+
+class PolicyChanged(StoreUnavailable):
+    """Another policy is in force, under which this stream would have begun otherwise: with another tenant, other roles
+    in workflows, other narrowings. Nothing of it was lost; it can be opened again after what was received."""
+
+    reason = "POLICY_CHANGED"
+
+    def __init__(self) -> None:
+        super().__init__("the policy has changed; open the stream again, for what comes after what was received")
 
 
 class Observe:
@@ -88,11 +113,14 @@ class Observe:
 
     async def run(self, call: Call, request: Request) -> Message | None:
         began = time.perf_counter_ns()
-        code, reason, told = "OK", "", True
+        code, told = "OK", True
+        why = {"reason": ""}
         try:
             return await self._proceed(call, request)
         except Refusal as refusal:
-            code, reason = refusal.code.name, refusal.error.reason
+            code, why = refusal.code.name, {"reason": refusal.error.reason}
+            if isinstance(refusal.error, faults.PermissionDenied):
+                why["rule"] = refusal.rule
             told = self._tells(refusal.error)
             raise
         except asyncio.CancelledError:
@@ -102,9 +130,9 @@ class Observe:
             took = time.perf_counter_ns() - began
             self._counters.ended(call.method.path, code, took)
             if code != "OK" and told:
-                _log.info("call", **_line(call, request, code, took), reason=reason)
+                _log.info("call", **_line(call, request, code, took), **why)
             elif self._log.debug_enabled:
-                _log.debug("call", **_line(call, request, code, took), reason=reason)
+                _log.debug("call", **_line(call, request, code, took), **why)
 
     def _tells(self, error: WorkflowError) -> bool:
         """Count a refusal; whether it gets a line of its own. Of those that limits and deadlines made, one a second
@@ -154,27 +182,99 @@ class Translate:
 
 
 class Identify:
-    """Says who is calling: by the certificate that TLS verified, else by the listener. Never by what a caller sent."""
+    """Says who is calling: by the certificate that TLS verified; without one by a bearer token; else by the listener.
 
-    def __init__(self, proceed: Proceed, leaves: LeafCheck | None, plain: Principal) -> None:
-        """`leaves` checks certificates (None without TLS); `plain` is whoever comes without one."""
+    A certificate decides alone: a token beside it is not looked at, so that it can give nothing. Without a certificate
+    a token that is shown has to count: one that does not is refused, and never leads to what the listener alone gives.
+    Nothing else that a caller sends says who it is. A stream ends with the certificate or token that it began with.
+    """
+
+    def __init__(
+        self, proceed: Proceed, leaves: LeafCheck | None, plain: Principal, tokens: TokenCheck | None = None
+    ) -> None:
+        """`leaves` checks certificates (None without TLS), `tokens` bearer tokens (None: the header means nothing
+        here); `plain` is whoever comes without either."""
         self._proceed = proceed
         self._leaves = leaves
         self._plain = plain
+        self._tokens = tokens
         self._principals: dict[str, Principal] = {}
 
     async def run(self, call: Call, request: Request) -> Message | None:
-        call.principal = self._plain if call.leaf is None else self._of_leaf(call.leaf, call.peer)
+        if call.leaf is not None:
+            call.principal = self._of_leaf(call.leaf, call.chain, call.peer)
+            if call.method.streams:
+                return await self._as_long_as_good(call, request, call.leaf)
+        elif self._tokens is None or not (credentials := call.authorization):
+            call.principal = self._plain
+        else:
+            bearer = await self._of_token(self._tokens, call, credentials)
+            call.principal = bearer.principal
+            if call.method.streams:
+                return await self._until_end(self._tokens.left(bearer), call, request)
         return await self._proceed(call, request)
 
-    def _of_leaf(self, pem: bytes, peer: str) -> Principal:
+    async def _of_token(self, tokens: TokenCheck, call: Call, credentials: Sequence[str | bytes]) -> Bearer:
+        try:
+            if not call.private:
+                raise RefusedToken("came over a connection that others can read")
+            if len(credentials) > 1 or not isinstance(credentials[0], str):
+                raise RefusedToken("is not the only one, or no text")
+            return tokens.known(credentials[0]) or await tokens.check(credentials[0])
+        except RefusedToken as refused:
+            _log.warning("token_refused", peer=call.peer, problem=f"the token {refused}")
+            raise faults.TokenRefused(str(refused)) from refused
+
+    async def _until_end(self, seconds: float, call: Call, request: Request) -> Message | None:
+        """A stream, for as long as the token that opened it."""
+        ending = asyncio.timeout(seconds)
+        try:
+            async with ending:
+                return await self._proceed(call, request)
+        except TimeoutError as error:
+            if not ending.expired():
+                raise
+            _log.info("token_ended", peer=call.peer, principal=call.principal.name)
+            raise faults.TokenRefused("has expired") from error
+
+    async def _as_long_as_good(self, call: Call, request: Request, leaf: bytes) -> Message | None:
+        """A stream ends with the certificate that it was opened with, or with the authority behind that."""
+        loop = asyncio.get_running_loop()
+        limit = asyncio.timeout(None)
+        problem: list[faults.Unauthenticated] = []
+        next_look: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal next_look
+            try:
+                self._of_leaf(leaf, call.chain, call.peer)
+            except faults.Unauthenticated as error:
+                problem.append(error)
+                limit.reschedule(loop.time())
+            else:
+                next_look = loop.call_later(STREAM_LOOK_SECONDS, look)
+
+        next_look = loop.call_later(STREAM_LOOK_SECONDS, look)
+        try:
+            async with limit:
+                return await self._proceed(call, request)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise problem[0] from None
+        finally:
+            next_look.cancel()
+
+    def _of_leaf(self, pem: bytes, chain: bytes, peer: str) -> Principal:
         if self._leaves is None:
             raise faults.Unauthenticated
         try:
-            leaf = self._leaves.check(pem)
+            leaf = self._leaves.check(pem, chain)
         except RefusedCertificate as refused:
-            _log.warning("certificate_refused", peer=peer, problem=f"the certificate {refused}")
-            raise faults.Unauthenticated("the client certificate is not an acceptable X509-SVID") from refused
+            _log.warning("certificate_refused", peer=peer, rule=refused.rule, problem=f"the certificate {refused}")
+            raise faults.Unauthenticated(
+                "the client certificate is not an acceptable X509-SVID", rule=f"certificate-{refused.rule}: {refused}"
+            ) from refused
         known = self._principals.get(leaf.fingerprint)
         if known is None:
             if len(self._principals) >= PRINCIPALS_MAX:
@@ -184,26 +284,117 @@ class Identify:
 
 
 class Authorize:
-    """Default deny: a method without a permission is nobody's, and without identity there is health only."""
+    """Default deny: what no rule of the policy in force allows is refused, and without identity there is health only.
 
-    def __init__(self, proceed: Proceed) -> None:
+    The caller gets its tenant, its roles and its grants here. Who opened a stream, or waits for a case, is judged again
+    when another policy comes into force; calls that change something are not: what they were allowed to begin, they may
+    have the answer of.
+    """
+
+    def __init__(self, proceed: Proceed, policies: Policies) -> None:
         self._proceed = proceed
+        self._policies = policies
+        self._open: dict[asyncio.Task[object], _Judged] = {}
+        policies.changed.append(self.judge_again)
 
     async def run(self, call: Call, request: Request) -> Message | None:
-        permission = call.method.permission
-        if permission is not Permission.HEALTH:
-            if not call.principal.identified:
-                raise faults.Unauthenticated
-            if permission is None:
-                raise faults.PermissionDenied
+        method = call.method
+        permission = method.permission
+        if permission is Permission.HEALTH:
+            return await self._proceed(call, request)
+        came = call.principal
+        if came.kind == "anonymous":
+            raise faults.Unauthenticated
+        policy = self._policies.current
+        caller = call.principal = policy.known.get(came) or policy.decide(came)
+        grants = caller.grants
+        verdict = grants.verdict(permission)
+        if not verdict.plain:
+            request = _within(method, request, verdict)
+        if not grants.may_allow_unsound and getattr(request, "allow_unsound", False):
+            raise faults.PermissionDenied(grants.unsound_rule)
+        if method.server_streaming or method.client_streaming or (method.waits and not method.has_request_id):
+            return await self._judged(call, request, came)
         return await self._proceed(call, request)
+
+    def judge_again(self) -> None:
+        """Another policy is in force: whoever may no longer do what it has under way is ended."""
+        for task, judged in tuple(self._open.items()):
+            if judged.ending is None:
+                judged.ending = judged.under(self._policies.current)
+                if judged.ending is not None:
+                    task.cancel()
+
+    async def _judged(self, call: Call, request: Request, came: Principal) -> Message | None:
+        """What `judge_again` may end while it runs."""
+        task = asyncio.current_task()
+        assert task is not None
+        judged = self._open[task] = _Judged(call, request, came)
+        try:
+            return await self._proceed(call, request)
+        except asyncio.CancelledError:
+            if judged.ending is None or task.uncancel():
+                raise
+            raise judged.ending from None
+        finally:
+            del self._open[task]
+
+
+class _Judged:
+    """A stream, or a call that waits, and what it was allowed as."""
+
+    __slots__ = ("call", "came", "ending", "request")
+
+    def __init__(self, call: Call, request: Request, came: Principal) -> None:
+        self.call = call
+        self.request = request
+        self.came = came
+        self.ending: WorkflowError | None = None
+        """What it is being ended with."""
+
+    def under(self, policy: Policy) -> WorkflowError | None:
+        """Why it has to end under this policy; None: it may go on."""
+        method, before, now = self.call.method, self.call.principal, policy.decide(self.came)
+        old, new = before.grants.verdict(method.permission), now.grants.verdict(method.permission)
+        if method.client_streaming:
+            if not new.allowed and not new.allowances:
+                return faults.PermissionDenied(new.rule)
+            same = (old.narrowed, new.narrowed) == (False, False) or old == new
+        else:
+            new = new.about(resources_of(method.name, cast(Message, self.request))) if new.narrowed else new
+            if not new.allowed:
+                return faults.PermissionDenied(new.rule)
+            same = True
+        return None if same and (before.tenant, before.roles) == (now.tenant, now.roles) else PolicyChanged()
+
+
+def _within(method: Method, request: Request, verdict: Verdict) -> Request:
+    """The request, when it is about what the caller may do this to; the messages of a stream are looked at as they
+    come. Raises PermissionDenied."""
+    if verdict.narrowed and method.client_streaming:
+        return _checked(method.name, cast("AsyncIterator[Message]", request), verdict)
+    judged = verdict.about(resources_of(method.name, cast(Message, request))) if verdict.narrowed else verdict
+    if not judged.allowed:
+        raise faults.PermissionDenied(judged.rule)
+    return request
+
+
+async def _checked(name: str, requests: AsyncIterator[Message], verdict: Verdict) -> AsyncIterator[Message]:
+    """The messages of a stream as long as they are about what the caller may do it to."""
+    async for request in requests:
+        judged = verdict.about(resources_of(name, request))
+        if not judged.allowed:
+            raise faults.PermissionDenied(judged.rule)
+        yield request
 
 
 class Invoke:
     """The innermost step: gives the request to its service together with who is calling."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], opened: Callable[[Call, Request], None] | None = None) -> None:
+        """`opened` is told of each stream before it begins."""
         self._handlers = handlers
+        self._opened = opened
 
     async def run(self, call: Call, request: Request) -> Message | None:
         method = call.method
@@ -212,7 +403,18 @@ class Invoke:
             raise Unsupported(f"{method.service.rpartition('.')[2]}.{method.name}")
         caller = call.principal
         request_id = cast(WithRequestId, request).request_id if method.has_request_id else ""
-        meta = CallMeta(caller.tenant, caller.name, caller.roles, method.path, request_id, call.trace_id, call.deadline)
+        meta = CallMeta(
+            caller.tenant,
+            caller.name,
+            caller.roles,
+            method.path,
+            request_id,
+            call.trace_id,
+            call.deadline,
+            call.witness,
+        )
+        if method.streams and self._opened is not None:
+            self._opened(call, request)
         if not method.server_streaming:
             return await cast(UnaryHandler, handler)(request, meta)
         assert call.send is not None, "a response stream needs somewhere to go"

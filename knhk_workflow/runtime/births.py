@@ -177,6 +177,8 @@ class Births:
             record = await self._requests.find(birth.request, birth.meta.tenant, birth.case_id)
             if record is None:
                 return error
+            if birth.meta.witness is not None:
+                birth.meta.witness.recorded = False  # nothing was written: it was done before
             return await self._steps.rest(msgspec.structs.replace(birth.meta, deadline=0), record.case_id)
         except WorkflowError as other:
             return other

@@ -24,6 +24,7 @@ from knhk_workflow.connectors.secrets import Vault
 from knhk_workflow.connectors.settings import Kinds, Surroundings
 from knhk_workflow.errors import AlreadyExists, InvalidInput, NotFound, WrongState
 from knhk_workflow.model.parse import DEFAULT_CONNECTOR
+from knhk_workflow.runtime.audited import audited
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.inputs import checked_id, json_object
 from knhk_workflow.runtime.meta import CallMeta
@@ -179,7 +180,7 @@ class Connectors:
             less = ConnectorRecord(kept.kind, kept.config, False, now, meta.principal)
             writes.append((self._keys.connector(meta.tenant, kept.name), pack(less)))
         try:
-            await self._write(meta.tenant, writes)
+            await self._write(writes, config.name, meta)
         except BaseException:
             self._let_go(made)
             raise
@@ -204,7 +205,7 @@ class Connectors:
         async with self._changing:
             own = self._own.get(meta.tenant, {})
             self.check_own(meta.tenant, name)
-            await self._write(meta.tenant, [(self._keys.connector(meta.tenant, name), None)])
+            await self._write([(self._keys.connector(meta.tenant, name), None)], name, meta)
             self._broken.pop((meta.tenant, name), None)
             gone = own.pop(name, None)
             if gone is not None:
@@ -227,10 +228,14 @@ class Connectors:
             healthy, detail = False, f"the connector itself failed: {type(error).__name__}"
         return msgspec.structs.replace(self._view(entry), healthy=healthy, detail=detail), entry.connector
 
-    async def _write(self, tenant: str, writes: list[Write]) -> None:
+    async def _write(self, writes: list[Write], name: str, meta: CallMeta) -> None:
+        entry = audited(self._keys, META_SHARD, meta, f"connectors/{name}", self._clock.now())
+        writes = [*writes, entry.write]
         for _ in range(PUT_TRIES):
             try:
-                await self._journal.append(Unit(META_SHARD, tenant, "", 0, 0, b"", writes))
+                await self._journal.append(
+                    Unit(META_SHARD, meta.tenant, "", 0, 0, b"", writes, audits=(entry.reference,))
+                )
             except ExpectationFailed:
                 continue
             return

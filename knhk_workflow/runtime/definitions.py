@@ -26,18 +26,21 @@ from knhk_workflow.model.parse import canonical, findings, parse_spec, spec_dige
 from knhk_workflow.model.spec import Spec
 from knhk_workflow.model.veil import OPEN, Veil, veil_of
 from knhk_workflow.model.verify import VerifyBudget, verify
+from knhk_workflow.runtime.audited import audited
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.meta import CallMeta
 from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
 from knhk_workflow.runtime.records import DEFINITIONS, Definition, pack
+from knhk_workflow.runtime.requests import Request, Requests
 from knhk_workflow.runtime.views import Page, Validation, WorkflowView
-from knhk_workflow.store import META_SHARD, ExpectationFailed, Journal, Keyspace, Reads, Unit, Write
+from knhk_workflow.store import META_SHARD, Expectation, ExpectationFailed, Journal, Keyspace, Reads, Unit, Write
 from knhk_workflow.store.keys import parse_definition, parse_definition_latest
 
 MODELS_MAX: Final = 1_000  # compiled versions in memory, about 20 KB each
 VERIFY_BUDGET: Final = VerifyBudget()  # about two seconds of one core, in a thread
 REGISTER_TRIES: Final = 8  # two registrations of one id at once: the loser reads again
 
+COUNT_PAGE: Final = 1_000  # entries of 70 bytes
 VEILS_MAX: Final = 10_000  # versions whose veil is kept; most of them have none
 SENSITIVE: Final = b'"sensitive":'  # in every document that names sensitive fields, and in few others
 
@@ -46,6 +49,8 @@ NAMING_PAGE: Final = 64  # documents per read; one may have 1 MB
 Document = Mapping[str, object] | bytes | str
 
 _u64 = 8
+_encode = msgspec.msgpack.Encoder().encode
+_decode_numbers = msgspec.msgpack.Decoder(tuple[int, ...]).decode
 
 
 class Parsed(msgspec.Struct, frozen=True):
@@ -119,12 +124,14 @@ class Definitions:
         reads: Reads,
         journal: Journal,
         keyspace: Keyspace,
+        requests: Requests,
         clock: Clock,
         budget: VerifyBudget = VERIFY_BUDGET,
     ) -> None:
         self._reads = reads
         self._journal = journal
         self._keys = keyspace
+        self._requests = requests
         self._clock = clock
         self._budget = budget
         self._models: OrderedDict[tuple[str, str, int], Model] = OrderedDict()
@@ -191,27 +198,51 @@ class Definitions:
         )
         return Page(tuple(views), encode_token(rows[size - 1][0], "versions") if len(rows) > size else "")
 
-    async def delete(self, tenant: str, spec_id: str, version: int) -> None:
-        """Take a version (0 = all) out of use. The caller has made sure that no case is open on it."""
+    async def count(self, tenant: str) -> int:
+        """How many versions are in use: each has one entry by its digest."""
+        start, end = self._keys.definition_digests(tenant)
+        count = 0
+        while rows := await self._reads.scan(start, end, limit=COUNT_PAGE):
+            count += len(rows)
+            start = rows[-1][0] + b"\0"
+        return count
+
+    async def delete(self, spec_id: str, version: int, request: Request | None, meta: CallMeta) -> tuple[int, ...]:
+        """Take a version (0 = all) out of use; returns which these were. The caller has made sure that no case is open
+        on it, and that the request was not carried out before."""
         for _ in range(REGISTER_TRIES):
-            if await self._delete(tenant, spec_id, version):
-                return
+            deleted = await self._delete(spec_id, version, request, meta)
+            if deleted is not None:
+                return deleted
+            before = await self.deleted_by(meta.tenant, request)
+            if before is not None:
+                return before
         raise ExpectationFailed(())
 
-    async def _delete(self, tenant: str, spec_id: str, version: int) -> bool:
-        """False: somebody registered or deleted a version of it at the same moment."""
+    async def deleted_by(self, tenant: str, request: Request | None) -> tuple[int, ...] | None:
+        """The versions that this request took out of use before; None when it is new."""
+        receipt = await self._requests.receipt(META_SHARD, tenant, request)
+        return None if receipt is None else _decode_numbers(receipt)
+
+    async def _delete(
+        self, spec_id: str, version: int, request: Request | None, meta: CallMeta
+    ) -> tuple[int, ...] | None:
+        """None: somebody registered or deleted a version of it at the same moment, or did the same."""
+        tenant = meta.tenant
         latest = self._keys.definition_latest(tenant, spec_id)
         newest = await self._reads.get(latest)
         start, end = self._keys.definitions(tenant, spec_id)
         rows = await self._reads.scan(start, end, limit=10_000)
         now = self._clock.now()
         writes: list[Write] = []
+        deleted: list[int] = []
         remaining = 0
         for key, value in rows:
             definition = DEFINITIONS.read(key, value)
             if definition.deleted_at:
                 continue
             if version in (0, definition.version):
+                deleted.append(definition.version)
                 writes.append((key, pack(msgspec.structs.replace(definition, deleted_at=now))))
                 digest_key = self._keys.definition_digest(tenant, spec_id, definition.digest)
                 writes.append((digest_key, None))
@@ -220,11 +251,21 @@ class Definitions:
         if not writes:
             raise NotFound("workflow", spec_id if not version else f"{spec_id}@{version}")
         writes.append((latest, remaining.to_bytes(_u64, "big") if remaining else None))
+        expect: list[Expectation] = [(latest, newest)]
+        record = self._requests.record_in(META_SHARD, tenant, request, _encode(deleted))
+        if record is not None:
+            writes.append(record)
+            expect.append((record[0], None))
+        named = record[0] if record is not None else None
         try:
-            await self._journal.append(Unit(META_SHARD, tenant, "", 0, 0, b"", writes, [(latest, newest)]))
+            entry = audited(self._keys, META_SHARD, meta, f"workflows/{spec_id}", now)
+            writes.append(entry.write)
+            await self._journal.append(
+                Unit(META_SHARD, tenant, "", 0, 0, b"", writes, expect, named, audits=(entry.reference,))
+            )
         except ExpectationFailed:
-            return False
-        return True
+            return None
+        return tuple(deleted)
 
     async def naming_connector(self, tenant: str, connector: str) -> str | None:
         """An active version that names a connector, as `id@version`."""
@@ -332,6 +373,7 @@ class Definitions:
         key = self._keys.definition(tenant, spec_id, number)
         written = number.to_bytes(_u64, "big")
         latest_key = self._keys.definition_latest(tenant, spec_id)
+        entry = audited(self._keys, META_SHARD, meta, f"workflows/{spec_id}", definition.registered_at)
         unit = Unit(
             META_SHARD,
             tenant,
@@ -339,8 +381,9 @@ class Definitions:
             0,
             0,
             b"",
-            [(key, pack(definition)), (latest_key, written), (digest_key, written)],
+            [(key, pack(definition)), (latest_key, written), (digest_key, written), entry.write],
             [(key, None), (digest_key, None)],
+            audits=(entry.reference,),
         )
         try:
             await self._journal.append(unit)

@@ -28,6 +28,7 @@ from knhk_workflow.errors import (
     Fenced,
     InvalidInput,
     NotFound,
+    RoleRequired,
     Stale,
     StoreCorrupt,
     StoreError,
@@ -269,7 +270,8 @@ class Dispatch:
         self._sessions: dict[WorkSession, None] = {}
         self._named: dict[WorkerKey, WorkSession] = {}
         self._holders: dict[Place, WorkSession] = {}
-        self._parked: dict[tuple[str, str], set[Place]] = {}  # offers that wait for a commit of their case
+        # Offers that wait for a commit of their case, in the order in which they began to.
+        self._parked: dict[tuple[str, str], dict[Place, None]] = {}
         self._scans: dict[str, _Scan] = {}
         self._listening = False  # once somebody has subscribed
         self._restored = asyncio.Event()
@@ -310,9 +312,12 @@ class Dispatch:
     def subscribe(self, session: WorkSession, wanted: WorkSubscription) -> None:
         """What a worker wants from now on."""
         tasks, roles = _checked(wanted)
+        own = frozenset(session.meta.roles)
+        if own and roles - own:
+            raise RoleRequired("subscription", wanted.worker_id, sorted(roles - own))
         if wanted.worker_id != session.worker.name:
             raise InvalidInput.field("worker_id", "cannot change on a stream", "open another one")
-        wish = Wish(session.worker.tenant, tasks, roles or frozenset(session.meta.roles))
+        wish = Wish(session.worker.tenant, tasks, roles or own)
         self._listening = True
         before = session.group
         session.group, new = self._offers.join(wish)
@@ -416,6 +421,8 @@ class Dispatch:
             found = await asyncio.gather(*(self._look(each.item_id, meta) for each in some), return_exceptions=True)
             for lease, item in zip(some, found, strict=True):
                 valid = self._leases.find(lease.place) is lease and not lease.over
+                if lease.place in self._holders:
+                    continue  # what it was being given when its connection broke has come to this one
                 if valid and isinstance(item, WorkItemView) and session.error is None:
                     self._leases.extend(lease, session.lease)
                     self._holders[lease.place] = session
@@ -522,7 +529,8 @@ class Dispatch:
         """An item has begun, or could not."""
         session.reserved -= 1
         lease = self._leases.find(place) if item is not None else None
-        if item is None or lease is None or lease.attempt != attempt:  # refused, or ended in the meantime
+        # Refused, ended in the meantime, or redelivered already: the worker has connected again.
+        if item is None or lease is None or lease.attempt != attempt or place in self._holders:
             session.news.set()
             self.turn(session)
             return
@@ -557,7 +565,7 @@ class Dispatch:
                 self._offer(task, place, attempt)
                 self._meet()
                 return
-            self._parked.setdefault((place.tenant, place.case_id), set()).add(place)
+            self._parked.setdefault((place.tenant, place.case_id), {})[place] = None
             # Busy with a command that may fail, there is no commit to wait for; of a case that was not in memory it is
             # not known whether it has changed.
             if live.busy or seen is None:

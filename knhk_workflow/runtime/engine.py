@@ -14,7 +14,7 @@ all the same and only the answer is lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -36,10 +36,17 @@ from knhk_workflow.model.fields import duration as parse_duration
 from knhk_workflow.model.veil import Veil
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.patterns.catalogue import PATTERNS, find
-from knhk_workflow.runtime import messages, query, sandbox
+from knhk_workflow.runtime import dead_letters, messages, query, sandbox
+from knhk_workflow.runtime.audit_export import export_audit
+from knhk_workflow.runtime.audit_stream import AuditStream, Like
+from knhk_workflow.runtime.audit_trail import EVERYTHING, AuditEntry, AuditFilter, Trail
+from knhk_workflow.runtime.audit_trees import Trees
+from knhk_workflow.runtime.audited import audited
 from knhk_workflow.runtime.births import Births, RunRequest
+from knhk_workflow.runtime.checkpoint import Checkpoint
 from knhk_workflow.runtime.clock import NS_PER_S, Clock, Ids, SkippingClock, SystemClock, SystemIds, VirtualClock
 from knhk_workflow.runtime.connectors import ConnectorConfig, Connectors, ConnectorSetup
+from knhk_workflow.runtime.counts import Counts
 from knhk_workflow.runtime.dead_letters import DeadLetters
 from knhk_workflow.runtime.definitions import VERIFY_BUDGET, Definitions, Document
 from knhk_workflow.runtime.dispatch import Dispatch, WorkSession, WorkSubscription
@@ -58,7 +65,8 @@ from knhk_workflow.runtime.meta import LOCAL, CallMeta
 from knhk_workflow.runtime.outbox import Outbox
 from knhk_workflow.runtime.pages import page_size_of
 from knhk_workflow.runtime.pattern_runs import KeptRuns, PatternRun, run_in_memory, script_of
-from knhk_workflow.runtime.records import ScheduleSpec
+from knhk_workflow.runtime.receipts import EntryProof, Receipt, entry_proof, step_receipt
+from knhk_workflow.runtime.records import Operation, ScheduleSpec
 from knhk_workflow.runtime.requests import Requests
 from knhk_workflow.runtime.results import CompleteRequest
 from knhk_workflow.runtime.retention import KEEP, PurgeRequest, PurgeView, Retention, RetentionPolicy
@@ -73,6 +81,7 @@ from knhk_workflow.runtime.views import (
     CaseFilter,
     CaseView,
     ConnectorView,
+    CountsView,
     DeadLetterView,
     EngineStatus,
     Explanation,
@@ -105,6 +114,7 @@ from knhk_workflow.store.keys import META_SHARD, parse_effect
 
 SWEEP_EVERY_S: Final = 60.0
 RECOVER_PAGE: Final = 1_000
+COUNTING_S: Final = 1.0  # how long who asks for counts waits for the first counting: about 300,000 cases
 
 ALL_CASES: Final = CaseFilter()
 ALL_WORK: Final = WorkItemFilter()
@@ -122,6 +132,19 @@ class EngineLimits(msgspec.Struct, frozen=True):
     journal: JournalLimits = JournalLimits()
     retention: RetentionPolicy = KEEP
     """How long ended cases are kept."""
+
+
+class AuditCounts(msgspec.Struct, frozen=True):
+    """What the audit took since opening."""
+
+    recorded: int = 0
+    """Operations that changed nothing."""
+    overflowed: int = 0
+    """Of these: refusals that were only counted, because too much was waiting."""
+    waiting: int = 0
+    """Entries that are not written yet."""
+    sizes: Mapping[int, int] = {}
+    """By shard: records in its newest checkpoint."""
 
 
 class WorkflowEngine:
@@ -188,8 +211,9 @@ class WorkflowEngine:
                     journal = await Journal.open(store, self._clock.now, limits=self._limits.journal)
                     self._journal = journal
                     self._journal.on_commit(self._committed)
+                    self._requests = Requests(store, keyspace)
                     self._definitions = Definitions(
-                        store, self._journal, keyspace, self._clock, self._limits.verification
+                        store, self._journal, keyspace, self._requests, self._clock, self._limits.verification
                     )
                     self._timers = Timers(store, keyspace, self._clock, self._fire_timer)
                     self._connectors = Connectors(
@@ -221,7 +245,6 @@ class WorkflowEngine:
                         self._limits.cached_cases,
                     )
                     self._query = query.Query(store, keyspace, self._definitions.veil)
-                    self._requests = Requests(store, keyspace)
                     self._steps = Steps(self._cases, self._requests, self._clock, self._levels, self._spawn)
                     self._births = Births(
                         self._cases, self._definitions, self._requests, self._steps, self._clock, self._ids
@@ -260,6 +283,11 @@ class WorkflowEngine:
                         self._limits.retention,
                         self._limits.journal.request_window_s,
                     )
+                    self._counts = Counts(store, journal, keyspace)
+                    self._trail = Trail(store, keyspace)
+                    self._trees = Trees(store, journal, keyspace, self._clock)
+                    self._trees.key = self._key
+                    self._stream = AuditStream(journal, keyspace, self._clock)
                     self._keyspace = keyspace
                     self._store = store
                     await self._retention.recover()
@@ -275,9 +303,17 @@ class WorkflowEngine:
                         await journal.close()
                     await self._state_store.close()
                     raise
-                for service in (self._sweep(), self._timers.run(), self._schedules.run(), self._retention.run()):
+                services = (
+                    self._sweep(),
+                    self._timers.run(),
+                    self._schedules.run(),
+                    self._retention.run(),
+                    self._stream.run(),
+                )
+                for service in services:
                     self._lasting.add(self._spawn(service))
                 self._spawn(self._dispatch.restore())
+                self._spawn(self._counts.run())
         return self
 
     async def close(self) -> None:
@@ -287,6 +323,7 @@ class WorkflowEngine:
             self._messages.close()
             self._outbox.close()
             self._dispatch.close()
+            await self._stream.close()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -326,11 +363,16 @@ class WorkflowEngine:
             commits=self._commits,
         )
 
-    async def count_timers(self) -> int:
-        """How many timers are armed, over all tenants, as of at most five seconds ago."""
+    async def count(self, *, meta: CallMeta = LOCAL) -> CountsView:
+        """How much there is of the caller's tenant."""
         if self._store is None:
             await self.open()
-        return await self._timers.count()
+        return CountsView(
+            await self._definitions.count(meta.tenant),
+            await self._counts.of(meta.tenant, COUNTING_S),
+            await self._query.count_incidents(meta.tenant, dead_letters.KIND),
+            await self._timers.count(),
+        )
 
     async def fire_due_timers(self) -> None:
         """Return when no timer is due that could be fired. They fire by themselves; this is for who has moved a virtual
@@ -398,16 +440,21 @@ class WorkflowEngine:
             return await self._definitions.versions(meta.tenant, page_size, page_token)
         return await self._definitions.list(meta.tenant, page_size, page_token)
 
-    async def delete_workflow(self, spec_id: str, version: int = 0, *, meta: CallMeta = LOCAL) -> None:
-        """Take a version (0 = all) out of use. Raises WrongState while cases are open on it."""
+    async def delete_workflow(self, spec_id: str, version: int = 0, *, meta: CallMeta = LOCAL) -> tuple[int, ...]:
+        """Take a version (0 = all) out of use; returns which these were. Raises WrongState while cases are open on
+        it."""
         if self._store is None:
             await self.open()
+        request = self._requests.of(meta, ("delete_workflow", spec_id, version)) if meta.request_id else None
+        before = await self._definitions.deleted_by(meta.tenant, request)
+        if before is not None:
+            return before
         case_id = await self._query.open_case_of(meta.tenant, spec_id, version)
         if case_id is not None:
             raise WrongState(
                 "workflow", spec_id, "without open cases", f"in use by case {case_id!r}", "cancel or finish its cases"
             )
-        await self._definitions.delete(meta.tenant, spec_id, version)
+        return await self._definitions.delete(spec_id, version, request, meta)
 
     # -- cases --------------------------------------------------------------------------------------------------------
 
@@ -760,8 +807,119 @@ class WorkflowEngine:
             return await export(reads, self._keyspace, meta.tenant, case_id, veils, self._key, self._clock.now())
 
     def sign_with(self, key: SigningKey) -> None:
-        """From now on exported cases are signed."""
+        """From now on exported cases are signed, and the audit has checkpoints."""
         self._key = key
+        if self._store is not None:
+            self._trees.key = key
+
+    def public_key_pem(self) -> str:
+        """Who signs here, for anybody; empty without a key."""
+        return self._key.public_pem().decode() if self._key is not None else ""
+
+    # -- audit --------------------------------------------------------------------------------------------------------
+
+    def record_operation(self, operation: Operation, tenant: str) -> None:
+        """Take an operation that changed nothing (a read, a denial) into the audit, within a second or so. An effect
+        needs none of this: its commit says who asked for it. Never blocks."""
+        if self._store is not None:
+            self._stream.take(tenant, operation)
+
+    def record_again(self, like: Like) -> bool:
+        """Count one more of an operation that was recorded within the same second; False when there is none like it.
+        Cheaper than making the operation."""
+        return self._store is not None and self._stream.again(like)
+
+    def audit_full(self) -> bool:
+        """Whether nothing more can be recorded for now, so that reads had better be refused."""
+        return self._store is not None and self._stream.full
+
+    def audit_counts(self) -> AuditCounts:
+        """What the audit took since opening, for metrics."""
+        if self._store is None:
+            return AuditCounts()
+        sizes = {shard: checkpoint.size for shard, checkpoint in self._trees.newest.items()}
+        return AuditCounts(self._stream.recorded, self._stream.overflowed, self._stream.waiting, sizes)
+
+    async def audit(self, resource: str, *, meta: CallMeta) -> None:
+        """Record durably, before it is done, what somebody is about to do to something outside of the store."""
+        if self._store is None:
+            await self.open()
+        entry = audited(self._keyspace, 0, meta, resource, self._clock.now())
+        await self._journal.append(Unit(0, meta.tenant, "", 0, 0, b"", (entry.write,), audits=(entry.reference,)))
+
+    async def list_audit(
+        self, filter: AuditFilter = EVERYTHING, *, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
+    ) -> Page[AuditEntry]:
+        """The tenant's audit, newest first. A page can be short, or empty, and still have a token."""
+        if self._store is None:
+            await self.open()
+        return await self._trail.page(meta.tenant, filter, page_size, page_token)
+
+    async def audit_checkpoints(self, *, shard: int | None = None, again: bool = False) -> Sequence[Checkpoint]:
+        """A signed checkpoint of every log that has something (or of one), up to what is committed now. Raises
+        Unsupported without a key."""
+        if self._store is None:
+            await self.open()
+        if shard is not None:
+            return (await self._trees.checkpoint(shard, again=again),)
+        return await self._trees.checkpoints(again=again)
+
+    async def audit_consistency(self, shard: int, first: int, second: int) -> Sequence[bytes]:
+        """The proof (RFC 6962, 2.1.2) that a log of `second` records continues that of `first`. Raises InvalidInput."""
+        if self._store is None:
+            await self.open()
+        return await self._trees.consistency(shard, first, second)
+
+    async def audit_proof(self, audit_id: str, *, meta: CallMeta = LOCAL) -> EntryProof:
+        """That an entry is in the log of a checkpoint. Raises NotFound, Unsupported without a key."""
+        if self._store is None:
+            await self.open()
+        return await entry_proof(self._trail, self._trees, audit_id, meta)
+
+    async def receipt(self, case_id: str, sequence: int = 0, *, meta: CallMeta = LOCAL) -> Receipt:
+        """That a durable step of a case happened; 0 is the latest. Raises NotFound, Unsupported without a key."""
+        if self._store is None:
+            await self.open()
+        assert self._store is not None
+        veils = self._definitions.veil
+        return await step_receipt(self._store, self._keyspace, veils, self._trees, case_id, sequence, meta)
+
+    async def check_checkpoint(self, known: Checkpoint) -> str:
+        """Why a checkpoint that was kept elsewhere does not fit this store; empty when it does."""
+        if self._store is None:
+            await self.open()
+        store, position = await self._trees.identity(), 0
+        if known.store != store:
+            return f"it is of another store, {known.store}"
+        if known.shard not in self._keyspace.all_shards():
+            return f"it is of a log that this store has not, {known.shard}"
+        position = self._journal.position(known.shard)
+        if known.size > position:
+            return (
+                f"it has {known.size} records of log {known.shard}, this store has {position}: the end is missing, or "
+                "an older state was brought back"
+            )
+        if await self._trees.root(known.shard, known.size) != known.root:
+            return f"the first {known.size} records of log {known.shard} are not those that were there"
+        return ""
+
+    async def export_audit(self, *, full: bool = False) -> AsyncIterator[bytes]:
+        """The whole audit, of all tenants, as a file that `prove_audit` proves offline; with `full` all commit records
+        are in it. Raises Unsupported without a key, StoreCorrupt when the store is damaged."""
+        checkpoints = await self.audit_checkpoints(again=True)
+        store = await self._trees.identity()
+        async with self._moment() as reads:
+            async for piece in export_audit(
+                reads,
+                self._keyspace,
+                self._definitions.veil,
+                self._trees,
+                checkpoints,
+                store,
+                self._clock.now(),
+                full=full,
+            ):
+                yield piece
 
     async def purge_cases(self, asked: PurgeRequest, *, meta: CallMeta = LOCAL) -> PurgeView:
         """Delete ended cases and their content for good; the log proves that they were there (runtime/retention.py).
@@ -1054,6 +1212,8 @@ class WorkflowEngine:
 
     def _committed(self, shard: int, position: int, units: Sequence[Unit]) -> None:
         self._commits += 1
+        self._counts.committed(units)
+        self._trees.noted(shard, position)
         self._messages.notice(units)
         self._schedules.notice(units)
         self._watching.committed()

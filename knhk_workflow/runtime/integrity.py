@@ -6,6 +6,8 @@ The opening of a store looks at the newest part of its log only. Here every reco
     the records    each entry of the log has its commit record, whose digest agrees; no record is in no entry
     the cases      events dense from 1 on; replaying them gives the head, the snapshot, the open work, the incidents
     the workflows  each document has its digest, each case its workflow
+    the tree       each stored tile is the one that the log gives
+    the audit      each of its records is in the log with its digest, none is missing
     the purges     a case that is named by the log and not there has the note that the log has the digest of
     the values     every other value has its checksum
 
@@ -30,6 +32,7 @@ from knhk_workflow.model.parse import spec_digest
 from knhk_workflow.runtime import outbox
 from knhk_workflow.runtime.live import CONTINUE, STATE_CODEC, head_of
 from knhk_workflow.runtime.records import (
+    AUDITS,
     CALLS,
     COMMITS,
     CONNECTORS,
@@ -48,12 +51,13 @@ from knhk_workflow.runtime.records import (
 from knhk_workflow.runtime.retention import note_digest
 from knhk_workflow.store import GENESIS, META_SHARD, CaseKeys, Keyspace, LogEntry, Reads, digest, unseal
 from knhk_workflow.store.chain import Link, walk
-from knhk_workflow.store.codec import UNREADABLE
+from knhk_workflow.store.codec import UNREADABLE, audit_place, audit_reference
 from knhk_workflow.store.keys import (
     AUDIT,
     CONNECTOR,
     DEFINITION,
     HEAD,
+    IDENTITY,
     INCIDENT,
     ITEM,
     LEASE,
@@ -64,8 +68,10 @@ from knhk_workflow.store.keys import (
     REQUEST_EXPIRY,
     SCHEDULE,
     SNAPSHOT,
+    TILE,
     case_in,
     kind_of,
+    parse_audit,
     parse_case_record,
     parse_definition,
     parse_effect,
@@ -77,13 +83,14 @@ from knhk_workflow.store.keys import (
     past_kind,
     shard_range,
 )
+from knhk_workflow.store.merkle import Edge, TileName, leaf_hash
 from knhk_workflow.store.store import Range
 
 PORTION: Final = 256  # keys per read: a thread is asked and answers in 0.1 ms, so a single one would cost too much
 TURN: Final = 32  # records, about 1 ms, before others on the event loop get theirs
 FINDINGS_MAX: Final = 1_000  # kept with their text; all are counted
 
-_CHECKED: Final = frozenset({AUDIT, LEASE, REQUEST_EXPIRY})
+_CHECKED: Final = frozenset({IDENTITY, LEASE, REQUEST_EXPIRY, TILE})
 _ELSEWHERE: Final = frozenset({LOG, HEAD, SNAPSHOT, ITEM, INCIDENT})
 _NAMES: Final = {HEAD: "a head", SNAPSHOT: "a snapshot", ITEM: "a work item", INCIDENT: "an incident"}
 
@@ -168,6 +175,8 @@ class _Examiner:
         self._calls: dict[tuple[str, str], dict[str, CallRecord]] = {}
         self._timers: dict[tuple[str, str], set[tuple[int, str]]] = {}
         self._definitions: dict[tuple[str, str, int], bytes | None] = {}
+        self._audits: dict[bytes, int] = {}
+        """References of audit records that the log has and that were not found yet, with their log positions."""
         self._total = 0
 
     async def run(self) -> Examination:
@@ -178,12 +187,15 @@ class _Examiner:
             self._told.clear()
             self._purged.clear()
             self._suspects.clear()
+            self._audits.clear()
             ends.append(await self._log(shard))
             await self._notes(shard)
             await self._shard(shard)
             self._suspects.update(self._told)  # cases without any record
             if self._suspects:
                 await self._suspected(shard)
+            for position in self._audits.values():
+                self._wrong("AUDIT_MISSING", "an audit record is missing, or is another one", shard, position)
         if self._progress is not None:
             self._progress(self._total, self._total)
         return Examination(
@@ -223,13 +235,19 @@ class _Examiner:
     async def _log(self, shard: int) -> LogEnd:
         """Walk the log, and add up what it tells of each case."""
         end = LogEnd(shard, 0, GENESIS)
+        edge, unbroken = Edge(), True
         async for each in walk(self._reads, self._keys, shard, 0, GENESIS):
             if not isinstance(each, Link):
                 self._wrong("LOG_BROKEN", each.error.message, shard, each.position)
+                unbroken = False
                 continue
+            for place, tile in edge.append(leaf_hash(each.hashed)) if unbroken else ():
+                await self._tile(shard, each.position, place, tile)
             self._batches += 1
             self._values += 1
             end = LogEnd(shard, each.position, each.hashed)
+            for reference in each.record.audits:
+                self._audits[reference] = each.position
             for entry in each.record.entries:
                 name = (entry.tenant, entry.case_id)
                 if self._keys.shard_of(*name) != shard:
@@ -250,6 +268,19 @@ class _Examiner:
                 told.add(entry.first_sequence, entry.count, entry.digest)
             self._step()
         return end
+
+    async def _tile(self, shard: int, position: int, name: TileName, tile: bytes) -> None:
+        """A tile of the tree over the log, where it was stored already."""
+        key = self._keys.tile(shard, name.level, name.number)
+        try:
+            held = await self._reads.get(key)
+            stored = unseal(key, held) if held is not None else tile
+        except (StoreCorrupt, StoreFormat) as error:
+            self._wrong("TREE_WRONG", error.message, shard, position)
+            return
+        if stored != tile[: len(stored)]:
+            problem = f"tile {name.number} of level {name.level} of the tree is not what the log gives"
+            self._wrong("TREE_WRONG", problem, shard, position)
 
     async def _notes(self, shard: int) -> None:
         """The notes of purged cases against the log."""
@@ -541,6 +572,12 @@ class _Examiner:
             if self._keys.shard_of(tenant, schedule_id) != shard:
                 misplaced = f"schedule {schedule_id!r} belongs to another shard"
                 self._wrong("SCHEDULE_MISPLACED", misplaced, shard, 0, tenant)
+        elif kind == AUDIT:
+            payload = unseal(key, value)
+            AUDITS.read_payload(key, payload)
+            reference = audit_reference(payload, parse_audit(key)[0])
+            if audit_place(reference) != parse_audit(key) or self._audits.pop(reference, None) is None:
+                self._wrong("AUDIT_UNKNOWN", "an audit record is in no batch record of the log", shard)
         elif kind in _CHECKED:
             unseal(key, value)
 

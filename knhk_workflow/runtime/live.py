@@ -256,6 +256,8 @@ class LiveCases:
         case = step.case
         keys = live.keys
         events = step.events
+        if meta.witness is not None:
+            meta.witness.recorded = True
         count = len(events)
         first = case.sequence - count + 1
         payload = _encode(

@@ -23,6 +23,7 @@ import msgspec
 
 from knhk_workflow.core.commands import ENDED, Signal
 from knhk_workflow.errors import Busy, LimitExceeded, RequestMismatch, StoreError, StoreUnavailable, WorkflowError
+from knhk_workflow.runtime.audited import audited
 from knhk_workflow.runtime.clock import NS_PER_S, Clock
 from knhk_workflow.runtime.definitions import Definitions
 from knhk_workflow.runtime.meta import CallMeta
@@ -214,9 +215,9 @@ class Messages:
                 found,
             )
             if not found:
-                return await self._ended(place, message, None, ())
+                return await self._ended(place, message, None, (), meta)
             value = pack(message)
-            await self._write(place, [(self._key(place), value)], None)
+            await self._write(place, [(self._key(place), value)], None, None, (meta, asked.name))
             return await self._finish(place, message, value)
 
         await self._settle(place, going, work())
@@ -268,9 +269,15 @@ class Messages:
                 return None
 
     async def _ended(
-        self, place: _Place, message: MessageRecord, value: bytes | None, deliveries: tuple[TriggerDelivery, ...]
+        self,
+        place: _Place,
+        message: MessageRecord,
+        value: bytes | None,
+        deliveries: tuple[TriggerDelivery, ...],
+        meta: CallMeta | None = None,
     ) -> MessageView:
-        """All cases have it: it goes, or waits for one that is not there yet."""
+        """All cases have it: it goes, or waits for one that is not there yet. `meta`: the call that sent it, when
+        nothing of it is durable yet."""
         received = any(each.outcome != "lost" for each in deliveries)
         left: MessageRecord | None = None
         if message.waits and not received and message.expires > self._clock.now():
@@ -286,7 +293,7 @@ class Messages:
         unknown = False
         while True:
             try:
-                await self._write(place, writes, value, request)
+                await self._write(place, writes, value, request, (meta, message.name) if meta is not None else None)
                 break
             except ExpectationFailed:
                 if unknown:
@@ -427,11 +434,22 @@ class Messages:
         return self._keys.request(self._shard(place), *place)
 
     async def _write(
-        self, place: _Place, writes: list[Write], before: bytes | None = b"", request: bytes | None = None
+        self,
+        place: _Place,
+        writes: list[Write],
+        before: bytes | None = b"",
+        request: bytes | None = None,
+        sent: tuple[CallMeta, str] | None = None,
     ) -> None:
-        """Commit a change of one message. `before`: what is stored of it now; empty = whatever it is."""
+        """Commit a change of one message. `before`: what is stored of it now; empty = whatever it is. `sent`: the call
+        that sends it under this name, for the audit; the cases that get it tell of their deliveries themselves."""
         expect = [(self._key(place), before)] if before != b"" else []
-        await self._journal.append(Unit(self._shard(place), place[0], "", 0, 0, b"", writes, expect, request))
+        shard = self._shard(place)
+        audits: tuple[bytes, ...] = ()
+        if sent is not None:
+            entry = audited(self._keys, shard, sent[0], f"signals/{sent[1]}", self._clock.now())
+            writes, audits = [*writes, entry.write], (entry.reference,)
+        await self._journal.append(Unit(shard, place[0], "", 0, 0, b"", writes, expect, request, audits))
 
     async def _answered(self, asked: Sending) -> MessageView | None:
         """The answer that this request id got before."""

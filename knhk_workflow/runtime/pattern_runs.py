@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
 
+import msgspec
+
 from knhk_workflow.errors import InvalidInput, LimitExceeded, NotFound, Unsupported, WrongState
 from knhk_workflow.patterns.catalogue import HINT, find
 from knhk_workflow.runtime import sandbox
@@ -82,7 +84,7 @@ class KeptRuns:
         case = await self._births.create(birth, True, meta)
         case_id, message = case.case_id, ""
         for index, move in enumerate(asked.moves):
-            element = meta.element(index)
+            element = msgspec.structs.replace(meta.element(index), roles=())  # the script is everybody in turn
             if element.request_id and await self._requests.known(element, case_id):
                 continue
             case = await self._steps.look(meta, case_id)

@@ -335,6 +335,16 @@ class Query:
             ranges = [self._keys.incidents(shard, tenant) for shard in range(self._keys.shards)]
         return await self._page(ranges, read, page_size, page_token, f"incidents {tenant} {case_id}")
 
+    async def count_incidents(self, tenant: str, kind: str) -> int:
+        """How many open incidents are of a kind."""
+        count = 0
+        for shard in range(self._keys.shards):
+            start, end = self._keys.incidents(shard, tenant)
+            while rows := await self._reads.scan(start, end, limit=LOG_PAGE):
+                count += sum(INCIDENTS.read(key, value).kind == kind for key, value in rows)
+                start = rows[-1][0] + b"\0"
+        return count
+
     async def all_incidents(self, tenant: str, case_id: str, page_size: int, page_token: str) -> Page[IncidentView]:
         """All incidents that a case ever had, in the order of their numbers: read from its history."""
         head = await self.head(tenant, case_id)

@@ -29,6 +29,52 @@ class CommitRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     events: Sequence[EventType]
 
 
+class CommitHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The head of a CommitRecord: decoding skips its events."""
+
+    time: int
+    principal: str
+    method: str
+    request_id: str
+    trace_id: str
+
+
+class Operation(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Who did what, to what, with what outcome, when."""
+
+    time: int  # ns since the epoch; of the first of `count`
+    principal: str
+    method: str
+    resource: str = ""
+    outcome: str = "OK"  # name of the gRPC status code
+    reason: str = ""
+    request_id: str = ""
+    peer: str = ""
+    trace_id: str = ""
+    count: int = 1
+
+
+class Author(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Who wrote a commit record that was purged."""
+
+    first_sequence: int
+    time: int
+    principal: str
+    method: str
+    request_id: str
+    trace_id: str
+
+
+class AuditRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What the audit keeps beside the commit records of cases: operations that changed nothing of a case, or the
+    authors of commit records that a purge has deleted. The log has its digest."""
+
+    tenant: str
+    operations: tuple[Operation, ...] = ()
+    case_id: str = ""
+    authors: tuple[Author, ...] = ()
+
+
 class CaseHead(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The newest of a case: what lists show, and what the next commit expects to find."""
 
@@ -218,6 +264,7 @@ class PurgeRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     method: str
     request_id: str = ""
     cut: bool = False  # the store was restored as of an earlier moment, and the log ends before the purge
+    trace_id: str = ""
 
 
 class Definition(msgspec.Struct, frozen=True, array_like=True):
@@ -263,6 +310,8 @@ class Reader(Generic[S]):
 
 
 COMMITS = Reader(CommitRecord)
+COMMIT_HEADERS = Reader(CommitHeader)
+AUDITS = Reader(AuditRecord)
 HEADS = Reader(CaseHead)
 SNAPSHOTS = Reader(SnapshotRecord)
 ITEMS = Reader(ItemRow)

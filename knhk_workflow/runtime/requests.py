@@ -59,6 +59,26 @@ class Requests:
         record = RequestRecord(request.fingerprint, keys.case_id, sequence, receipt)
         return keys.request(request.scope), pack(record)
 
+    def record_in(self, shard: int, tenant: str, request: Request | None, receipt: bytes) -> tuple[bytes, bytes] | None:
+        """Likewise of one that did something to a shard, and to no case in particular."""
+        if request is None:
+            return None
+        key = self._keys.request(shard, tenant, request.scope)
+        return key, pack(RequestRecord(request.fingerprint, "", 0, receipt))
+
+    async def receipt(self, shard: int, tenant: str, request: Request | None) -> bytes | None:
+        """What `record_in` kept of this request id before. Raises RequestMismatch when that was something else."""
+        if request is None:
+            return None
+        key = self._keys.request(shard, tenant, request.scope)
+        stored = await self._reads.get(key)
+        if stored is None:
+            return None
+        record = REQUESTS.read(key, stored)
+        if record.fingerprint != request.fingerprint:
+            raise RequestMismatch(request.request_id)
+        return record.receipt
+
     async def find(self, request: Request, tenant: str, case_id: str) -> RequestRecord | None:
         """What this request id did to the case before, if anything. Raises RequestMismatch when that was something
         else, NotFound when the case was purged since."""

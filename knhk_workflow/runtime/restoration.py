@@ -39,7 +39,7 @@ from knhk_workflow.store.backup import (
     check_sequence,
     parts,
 )
-from knhk_workflow.store.codec import unseal_keys
+from knhk_workflow.store.codec import audit_place, unseal_keys
 from knhk_workflow.store.keys import (
     BUSINESS,
     DEFINITION,
@@ -49,10 +49,12 @@ from knhk_workflow.store.keys import (
     LOG,
     MESSAGE,
     PURGED,
+    PURGED_AUDIT,
     PURGING,
     RECORD,
     REQUEST,
     REQUEST_EXPIRY,
+    TILE,
     TIMER,
     case_in,
     kind_of,
@@ -60,6 +62,7 @@ from knhk_workflow.store.keys import (
     parse_effect,
     parse_log,
     parse_purged,
+    parse_purged_audit,
     parse_request_expiry,
     parse_timer,
     shard_in,
@@ -168,7 +171,7 @@ class _Restoration:
         self._keys = Keyspace(self._shards)
         self._cuts: dict[int, _Cut] = {}
         self._late: set[bytes] = set()
-        """Keys of commit records and requests behind the moment."""
+        """Keys of commit records, requests and audit records behind the moment."""
         self._again: set[tuple[str, str]] = set()
         """Cases that have such records: what is derived from their events is made again."""
         self._gone: set[tuple[str, str]] = set()
@@ -301,9 +304,12 @@ class _Restoration:
         if kind == LOG:
             shard, position = parse_log(key)
             if position > self._cuts[shard].position:
-                for entry in unseal_log(key, value)[0].entries:
+                record = unseal_log(key, value)[0]
+                for entry in record.entries:
                     self._late.add(self._keys.case_record(entry.tenant, entry.case_id, entry.first_sequence))
                     self._again.add((entry.tenant, entry.case_id))
+                for reference in record.audits:
+                    self._late.add(self._keys.audit(shard, *audit_place(reference)))
         elif kind == REQUEST_EXPIRY and parse_request_expiry(key)[1] > self._cuts[shard_in(key)].position:
             self._late.update(unseal_keys(key, value))
 
@@ -326,6 +332,10 @@ class _Restoration:
             return (tenant, case_id) not in self._again
         if kind == PURGED:
             return parse_purged(key) not in self._back
+        if kind == PURGED_AUDIT:
+            return parse_purged_audit(key)[:2] not in self._back
+        if kind == TILE:
+            return False  # they are made again from the log
         if kind == PURGING:
             return False  # none of the records of such a case are restored
         if kind == MESSAGE:

@@ -6,6 +6,9 @@ gets one entry more, of no events, with the digest of a note (`PurgeRecord`): wh
 there was. So a case that is missing was either purged, as the log says, or lost. The note also keeps the case's id from
 being given again, and a request id that made or changed the case answers NotFound for as long as it is remembered.
 
+Who did what to the case, and when, stays: the audit keeps the heads of its commit records (time, principal, method,
+request id, trace id), with a digest in the log too.
+
 The first commit takes all of it away when the case has at most RECORDS_MAX records. A larger one is gone with the first
 commit as well; its remaining records follow in portions, and a mark makes the next start go on where a crash ended it.
 
@@ -33,11 +36,21 @@ from knhk_workflow.errors import (
     WorkflowError,
     WrongState,
 )
+from knhk_workflow.runtime.audited import authors_record, recorded
 from knhk_workflow.runtime.clock import NS_PER_S, Clock
 from knhk_workflow.runtime.live import LiveCases
 from knhk_workflow.runtime.meta import CallMeta
 from knhk_workflow.runtime.query import listed
-from knhk_workflow.runtime.records import COMMITS, HEADS, REQUESTS, CaseHead, PurgeRecord, RequestRecord, pack
+from knhk_workflow.runtime.records import (
+    COMMIT_HEADERS,
+    HEADS,
+    REQUESTS,
+    Author,
+    CaseHead,
+    PurgeRecord,
+    RequestRecord,
+    pack,
+)
 from knhk_workflow.runtime.requests import request_scope
 from knhk_workflow.runtime.views import CaseFilter, CaseView
 from knhk_workflow.store import (
@@ -57,6 +70,7 @@ from knhk_workflow.store import (
 from knhk_workflow.store.keys import (
     parse_business_key,
     parse_case_head,
+    parse_case_record,
     parse_purged,
     past_tenant,
     shard_range,
@@ -356,7 +370,7 @@ class Retention:
             if found is None or found[1].state not in ENDED:
                 raise Skipped(case_id, found[1].state if found is not None else "").error
             stored, head = found
-            writes, expect, whole = await self._records(keys)
+            writes, expect, whole, audits = await self._records(keys)
             expect.append((keys.head, stored))
             writes += [(keys.head, None), (keys.snapshot, None)]
             if head.business_key:
@@ -380,14 +394,17 @@ class Retention:
                     meta.principal,
                     meta.method,
                     meta.request_id,
+                    trace_id=meta.trace_id,
                 )
             )
+            if meta.witness is not None:
+                meta.witness.recorded = True
             writes.append((keys.purged(), note))
             if not whole:
                 writes.append((keys.purging(), b""))
             self._cases.purges = True
             hashed = note_digest(unseal(keys.purged(), note))
-            unit = Unit(keys.shard, meta.tenant, case_id, head.sequence + 1, 0, hashed, writes, expect)
+            unit = Unit(keys.shard, meta.tenant, case_id, head.sequence + 1, 0, hashed, writes, expect, audits=audits)
             told = self._journal.append(unit)
             told.add_done_callback(lambda done: self._begun(keys, whole, done))
             await asyncio.shield(told)
@@ -412,11 +429,13 @@ class Retention:
             self._left.pop((keys.tenant, keys.case_id), None)
             return
         while True:
-            writes, expect, whole = await self._records(keys)
+            writes, expect, whole, audits = await self._records(keys)
             if whole:
                 writes.append((keys.purging(), None))
             try:
-                await self._journal.append(Unit(keys.shard, keys.tenant, keys.case_id, 0, 0, b"", writes, expect))
+                await self._journal.append(
+                    Unit(keys.shard, keys.tenant, keys.case_id, 0, 0, b"", writes, expect, audits=audits)
+                )
             except ExpectationFailed:
                 continue  # a request was forgotten in this very moment
             if whole:
@@ -424,16 +443,23 @@ class Retention:
                 return
             await asyncio.sleep(0)
 
-    async def _records(self, keys: CaseKeys) -> tuple[list[Write], list[Expectation], bool]:
-        """What deletes the next records of a case and the answers to its requests; whether these are the last ones."""
+    async def _records(self, keys: CaseKeys) -> tuple[list[Write], list[Expectation], bool, tuple[bytes, ...]]:
+        """What deletes the next records of a case and the answers to its requests, and keeps who wrote them; whether
+        these are the last ones; what the log is to say of their authors."""
         start, end = keys.records()
         rows = await self._reads.scan(start, end, limit=RECORDS_MAX + 1)
         writes: list[Write] = []
         expect: list[Expectation] = []
-        remembered = self._clock.now() - self._window
+        now = self._clock.now()
+        remembered = now - self._window
+        authors: list[Author] = []
         for key, value in rows[:RECORDS_MAX]:
             writes.append((key, None))
-            record = COMMITS.read(key, value)
+            record = COMMIT_HEADERS.read(key, value)
+            first = parse_case_record(key)[2]
+            authors.append(
+                Author(first, record.time, record.principal, record.method, record.request_id, record.trace_id)
+            )
             if not record.request_id or record.time < remembered:
                 continue
             request_key = keys.request(request_scope(record.principal, record.method, record.request_id))
@@ -444,7 +470,12 @@ class Retention:
             if request.case_id == keys.case_id and not request.purged:
                 writes.append((request_key, pack(msgspec.structs.replace(request, receipt=b"", purged=True))))
                 expect.append((request_key, held))
-        return writes, expect, len(rows) <= RECORDS_MAX
+        audits: tuple[bytes, ...] = ()
+        if authors:
+            kept = recorded(self._keys, keys.shard, authors_record(keys.tenant, keys.case_id, authors), now)
+            writes += [kept.write, (keys.purged_audit(authors[0].first_sequence), kept.reference)]
+            audits = (kept.reference,)
+        return writes, expect, len(rows) <= RECORDS_MAX, audits
 
 
 _encode = msgspec.msgpack.Encoder().encode

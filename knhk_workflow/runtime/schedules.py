@@ -29,11 +29,11 @@ from knhk_workflow.errors import (
     InvalidInput,
     LimitExceeded,
     NotFound,
-    RequestMismatch,
     Stale,
     StoreUnavailable,
     WorkflowError,
 )
+from knhk_workflow.runtime.audited import audited
 from knhk_workflow.runtime.births import RunRequest
 from knhk_workflow.runtime.clock import NS_PER_S, Clock
 from knhk_workflow.runtime.definitions import Definitions
@@ -59,10 +59,8 @@ from knhk_workflow.runtime.occurrences import (
 from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
 from knhk_workflow.runtime.records import (
     HEADS,
-    REQUESTS,
     SCHEDULES,
     CaseHead,
-    RequestRecord,
     ScheduledStart,
     ScheduleRecord,
     ScheduleRun,
@@ -330,7 +328,7 @@ class Schedules:
         async with live.lock:
             if live.record is None:
                 raise NotFound("schedule", schedule_id)
-            await self._write(live, None, ())
+            await self._write(live, None, (), None, meta)
             del self._all[live.name]
 
     def get(self, tenant: str, schedule_id: str) -> ScheduleView:
@@ -545,22 +543,32 @@ class Schedules:
         """Write a record with the answer to the call that asked for it."""
         view = view_of(live.name[1], record)
         writes: list[Write] = []
-        request = None
-        if asked.request is not None:
-            request = self._request(live.name, asked.request)
-            writes.append((request, pack(RequestRecord(asked.request.fingerprint, "", 0, _encode(view)))))
-        await self._write(live, record, writes, request)
+        shard = self._keys.shard_of(*live.name)
+        kept = self._requests.record_in(shard, live.name[0], asked.request, _encode(view))
+        if kept is not None:
+            writes.append(kept)
+        await self._write(live, record, writes, kept[0] if kept is not None else None, asked.meta)
         return view
 
     async def _write(
-        self, live: _Live, record: ScheduleRecord | None, writes: Iterable[Write], request: bytes | None = None
+        self,
+        live: _Live,
+        record: ScheduleRecord | None,
+        writes: Iterable[Write],
+        request: bytes | None = None,
+        meta: CallMeta | None = None,
     ) -> None:
-        """Commit a change of one schedule, whose lock is held."""
+        """Commit a change of one schedule, whose lock is held. `meta`: the call that asked for it; None: the calendar.
+        The cases that the calendar starts say so themselves."""
         key = self._keys.schedule(*live.name)
         value = pack(record) if record is not None else None
         shard = self._keys.shard_of(*live.name)
         expect = [(key, live.value), *([(request, None)] if request is not None else [])]
-        unit = Unit(shard, live.name[0], "", 0, 0, b"", [(key, value), *writes], expect, request)
+        audits: tuple[bytes, ...] = ()
+        if meta is not None:
+            entry = audited(self._keys, shard, meta, f"schedules/{live.name[1]}", self._clock.now())
+            writes, audits = [*writes, entry.write], (entry.reference,)
+        unit = Unit(shard, live.name[0], "", 0, 0, b"", [(key, value), *writes], expect, request, audits)
         try:
             await asyncio.shield(self._journal.append(unit))
         except (ExpectationFailed, OutcomeUnknown):
@@ -598,21 +606,10 @@ class Schedules:
     def _asked(self, meta: CallMeta, about: object) -> _Asked:
         return _Asked(meta, self._requests.of(meta, about) if meta.request_id else None)
 
-    def _request(self, name: _Name, request: Request) -> bytes:
-        return self._keys.request(self._keys.shard_of(*name), name[0], request.scope)
-
     async def _answered(self, name: _Name, asked: _Asked) -> ScheduleView | None:
         """The answer that this request id got before."""
-        if asked.request is None:
-            return None
-        key = self._request(name, asked.request)
-        stored = await self._reads.get(key)
-        if stored is None:
-            return None
-        record = REQUESTS.read(key, stored)
-        if record.fingerprint != asked.request.fingerprint:
-            raise RequestMismatch(asked.meta.request_id)
-        return _decode(record.receipt)
+        receipt = await self._requests.receipt(self._keys.shard_of(*name), name[0], asked.request)
+        return None if receipt is None else _decode(receipt)
 
 
 def view_of(schedule_id: str, record: ScheduleRecord, times: int = TIMES_SHOWN) -> ScheduleView:

@@ -24,6 +24,7 @@ from knhk_workflow.errors import InvalidInput
 
 CASE_RECORD: Final = "case record"
 CASE_EXPORT: Final = "case export"
+AUDIT_EXPORT: Final = "audit export"
 
 PUBLIC_BYTES: Final = 32
 _DOMAIN: Final = b"KNHK signed 1\0"
@@ -67,6 +68,16 @@ class SigningKey:
         """The signature, 64 bytes. `purpose` is one of the constants above."""
         return self._private.sign(_message(purpose, content))
 
+    def sign_note(self, text: bytes) -> bytes:
+        """The signature of a note, over its text alone as the format has it. A note begins with its origin, so nothing
+        that is signed for a purpose can pass for one."""
+        return self._private.sign(text)
+
+
+def note_signed_by(public: bytes, text: bytes, signature: bytes) -> bool:
+    """Whether the owner of a public key signed this note."""
+    return _verifies(public, signature, text)
+
 
 def public_key(pem: bytes) -> bytes:
     """The 32 bytes of an Ed25519 public key in PEM, or of the private key in a PEM. Raises InvalidInput."""
@@ -88,8 +99,12 @@ def fingerprint(public: bytes) -> str:
 
 def signed_by(public: bytes, purpose: str, content: bytes, signature: bytes) -> bool:
     """Whether the owner of a public key signed this for this purpose."""
+    return _verifies(public, signature, _message(purpose, content))
+
+
+def _verifies(public: bytes, signature: bytes, message: bytes) -> bool:
     try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, _message(purpose, content))
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
     except (InvalidSignature, ValueError):
         return False
     return True

@@ -17,10 +17,12 @@ from typing import Final, TypeVar
 import msgspec
 
 from knhk_workflow.core import commands as c
+from knhk_workflow.core.case import Case
 from knhk_workflow.core.decide import decide
 from knhk_workflow.core.step import Step
-from knhk_workflow.errors import Busy, Fenced, StoreError, StoreUnavailable, WorkflowError, WrongState
+from knhk_workflow.errors import Busy, Fenced, RoleRequired, StoreError, StoreUnavailable, WorkflowError, WrongState
 from knhk_workflow.fortune5.slo import ServiceLevels
+from knhk_workflow.model.net import Model
 from knhk_workflow.runtime import query
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.live import LiveCase, LiveCases
@@ -43,6 +45,7 @@ C = TypeVar("C", bound=c.Command)
 OnItem = (
     c.ClaimItem | c.ReleaseItem | c.StartItem | c.CompleteItem | c.FailItem | c.SkipItem | c.LeaseItem | c.ReturnItem
 )
+_DOING: Final = (c.ClaimItem, c.ReleaseItem, c.StartItem, c.CompleteItem, c.FailItem, c.SkipItem)
 OnInstances = c.AddInstance | c.CloseInstances | c.CompleteInstances | c.CancelInstances
 Spawn = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
 
@@ -180,6 +183,8 @@ class Steps:
             record = await self._requests.find(request, meta.tenant, case_id) if request is not None else None
             if record is None:
                 raise
+            if meta.witness is not None:
+                meta.witness.recorded = False  # what was to be written is not: it was done before
             return replayed(record.receipt)
         return result
 
@@ -200,6 +205,8 @@ class Steps:
             now = self._clock.now()
             if meta.deadline and now > meta.deadline:
                 raise too_late()
+            if meta.roles and isinstance(command, _DOING):
+                _held_by(meta.roles, case, model, command.item)
             step = decide(case, model, command, now)
             if self._levels is not None:
                 self._levels.stepped(self._clock.now() - now)
@@ -250,8 +257,9 @@ class Steps:
 
     def carry_on(self, live: LiveCase) -> None:
         """A case has a paused cascade: carry it on in the background, slice by slice."""
-        if live.continuing is None:
-            live.continuing = self._spawn(self._carry_on(live))
+        if live.continuing is None or live.continuing.done():
+            live.continuing = task = self._spawn(self._carry_on(live))
+            task.add_done_callback(lambda done: _carried(live, done))
 
     async def _carry_on(self, live: LiveCase) -> None:
         keys = live.keys
@@ -271,16 +279,31 @@ class Steps:
             return  # the case is broken or gone; whoever touches it is told
         except Exception as error:  # noqa: BLE001  # whatever the core did wrong, it is this case's affair
             await poisoned(self._cases, self._clock, keys.case_id, meta, error)
-        finally:
-            live.continuing = None
-            for event in live.changed:
-                event.set()
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_item = msgspec.msgpack.Decoder(WorkItemView).decode
 _decode_instances = msgspec.msgpack.Decoder(InstancesView).decode
 _decode_delivery = msgspec.msgpack.Decoder(TriggerDelivery).decode
+
+
+def _carried(live: LiveCase, task: asyncio.Task[None]) -> None:
+    """A cascade is not carried on any more. Told by its task, since one that is cancelled at once never begins."""
+    if live.continuing is task:
+        live.continuing = None
+    for event in live.changed:
+        event.set()
+
+
+def _held_by(roles: tuple[str, ...], case: Case, model: Model, ref: c.ItemRef) -> None:
+    """Raises RoleRequired for work that is not for any of these roles. What does not exist is the command's to say."""
+    activation = case.activations.get(ref.activation)
+    if activation is None:
+        return
+    needed = model.nets[case.nets[activation.net].name].tasks[activation.task].task.required_roles
+    if needed and not set(needed).intersection(roles):
+        name = f"{ref.activation}.{ref.instance}.{ref.attempt}@{case.case_id}"
+        raise RoleRequired("work item", name, needed)
 
 
 def _elsewhere(case_id: str) -> Fenced:

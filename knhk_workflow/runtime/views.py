@@ -321,6 +321,32 @@ class PatternView(msgspec.Struct, frozen=True):
     script: tuple[Stimulus, ...]
 
 
+class CaseCounts(msgspec.Struct, frozen=True):
+    """How many cases of a tenant are in which state, and how much of their work and how many incidents are open."""
+
+    created: int = 0
+    running: int = 0
+    suspended: int = 0
+    completed: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    open_items: int = 0
+    open_incidents: int = 0
+
+
+class CountsView(msgspec.Struct, frozen=True):
+    """How much there is of a tenant."""
+
+    workflow_versions: int
+    """Those that are in use."""
+    cases: CaseCounts | None
+    """None for a while after the start of an engine with very many cases: they are being counted."""
+    dead_letters: int
+    """Effects that were given up and are neither retried nor discarded."""
+    timers: int
+    """Armed timers of all tenants, as of at most five seconds ago."""
+
+
 class EngineStatus(msgspec.Struct, frozen=True):
     """The engine at a glance."""
 

@@ -9,11 +9,12 @@ A backup is what a snapshot shows, so it is consistent and nobody waits for it. 
     Pairs      keys and values
     End        counts, and the hash of everything before it
 
-Three kinds of keys. The log, the commit records and the notes of purged cases never change: an incremental backup has
-those behind the position where the earlier one ended. What is kept for each case (head, snapshot, work, incidents) it
-has for the cases that the log names since. Of everything else (definitions, requests, timers, messages ...) it has all,
-which replaces what the earlier ones have. So restoring takes the first backup and all that follow, in order, and
-deletes nothing; the records of cases that a note says were purged are left out.
+Three kinds of keys. The log, the commit records, those of the audit and the notes of purged cases never change: an
+incremental backup has those behind the position where the earlier one ended. What is kept for each case (head,
+snapshot, work, incidents) it has for the cases that the log names since. Of everything else (definitions, requests,
+timers, messages ...) it has all, which replaces what the earlier ones have. So restoring takes the first backup and all
+that follow, in order, and deletes nothing; the records of cases that a note says were purged are left out. The Merkle
+tree over the log is not part of a backup: it is made again.
 
 Reading checks every frame, the hash of the whole, the chain of each log, and that backups follow each other.
 """
@@ -32,8 +33,9 @@ import msgspec
 
 from knhk_workflow.errors import InvalidInput, StoreCorrupt, StoreFormat
 from knhk_workflow.store.chain import Link, walk
-from knhk_workflow.store.codec import GENESIS, UNREADABLE, unseal, unseal_log
+from knhk_workflow.store.codec import GENESIS, UNREADABLE, audit_place, unseal, unseal_log
 from knhk_workflow.store.keys import (
+    AUDIT,
     HEAD,
     INCIDENT,
     ITEM,
@@ -41,6 +43,7 @@ from knhk_workflow.store.keys import (
     PURGED,
     RECORD,
     SNAPSHOT,
+    TILE,
     Keyspace,
     case_in,
     kind_of,
@@ -58,7 +61,9 @@ READ_ROWS: Final = 128
 CHUNK: Final = 1024 * 1024
 
 PER_CASE: Final = frozenset({HEAD, SNAPSHOT, ITEM, INCIDENT})
-KEPT: Final = frozenset({LOG, RECORD, PURGED})
+KEPT: Final = frozenset({AUDIT, LOG, RECORD, PURGED})
+MADE_AGAIN: Final = frozenset({TILE})
+"""What follows from the log, and is not part of a backup."""
 _frame = struct.Struct(">II")
 
 
@@ -178,6 +183,12 @@ async def take(reads: Reads, shards: int, now: int, after_token: str = "") -> As
             assert held is not None
             writer.pair(key, held)
             if after:
+                for reference in each.record.audits:
+                    audit = keys.audit(place.shard, *audit_place(reference))
+                    value = await reads.get(audit)
+                    if value is not None:
+                        unseal(audit, value)
+                        writer.pair(audit, value)
                 for entry in each.record.entries:
                     touched[entry.tenant, entry.case_id] = None
                     record = keys.case_record(entry.tenant, entry.case_id, entry.first_sequence)
@@ -200,7 +211,7 @@ async def take(reads: Reads, shards: int, now: int, after_token: str = "") -> As
                     writer.pair(key, value)
             for piece in writer.pieces():
                 yield piece
-    skipped = KEPT | PER_CASE if after else frozenset({LOG})
+    skipped = MADE_AGAIN | (KEPT | PER_CASE if after else frozenset({LOG}))
     for shard in keys.all_shards():
         async for key, value in _rows(reads, *shard_range(shard), skipped):
             if kind_of(key) == RECORD:

@@ -35,6 +35,8 @@ _HEADER = struct.Struct(">BBHB")
 _FULL = struct.Struct(">BBHBI")
 _PAYLOAD: Final = _FULL.size
 _LOG_PAYLOAD: Final = _PAYLOAD + HASH_BYTES
+_AUDIT_KEY: Final = b"knhk audit record"
+"""Keeps the digests of audit records apart from those of commit records, which are keyed by a salt of 16 bytes."""
 _LOG_PERSON: Final = b"knhk batch log"  # keeps these hashes apart from any other BLAKE2b over the same bytes
 
 _PLAIN: Final = {codec: _HEADER.pack(FORMAT, codec, 0, 0) for codec in (CODEC_RAW, CODEC_MSGPACK, CODEC_LOG)}
@@ -75,6 +77,17 @@ def digest(payload: bytes, salt: bytes) -> bytes:
     return blake2b(payload, digest_size=HASH_BYTES, key=salt).digest()
 
 
+def audit_reference(payload: bytes, time_ns: int) -> bytes:
+    """What the log says of an audit record: where it lies (time u64) and its digest. The content is nobody's secret
+    from whoever reads the log, so the digest needs no salt."""
+    return time_ns.to_bytes(8, "big") + digest(payload, _AUDIT_KEY)
+
+
+def audit_place(reference: bytes) -> tuple[int, int]:
+    """(time, number) in the key of the audit record that a reference is of."""
+    return int.from_bytes(reference[:8], "big"), int.from_bytes(reference[8:16], "big")
+
+
 class LogEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One commit record of one case: events first_sequence .. first_sequence + count - 1, and their digest."""
 
@@ -92,7 +105,7 @@ class LogRecord(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """Hash of the record at the position before, GENESIS for the first."""
     entries: tuple[LogEntry, ...]
     audits: tuple[bytes, ...]
-    """Digests of audit entries that were written with it."""
+    """References of the audit records that were written with it: see `audit_reference`."""
     time_ns: int
     epoch: int = 0
     """Of the lease under which it was written."""

@@ -219,6 +219,11 @@ class Journal:
         """The newest durable log position of a shard; 0 before the first."""
         return self._shards[shard].position
 
+    def head(self, shard: int) -> tuple[int, bytes]:
+        """The newest durable log position of a shard and the hash of its batch record."""
+        found = self._shards[shard]
+        return found.position, found.previous
+
     def epoch(self, shard: int) -> int:
         """The epoch of the lease held on a shard."""
         return self._shards[shard].epoch
@@ -365,7 +370,7 @@ class _Shard:
         self.epoch = epoch
         self._lease = lease
         self.position = position
-        self._previous = previous
+        self.previous = previous
         self.queue: list[_Queued] = []
         self._waits = 0
         """How many bytes are in the queue."""
@@ -561,7 +566,7 @@ class _Shard:
             expiry = now // NS_PER_S + self._limits.request_window_s
             writes.append((self._keys.request_expiry(self.number, expiry, pos), seal_keys(requests)))
         log_key = self._keys.log(self.number, pos)
-        log_value, hashed = seal_log(LogRecord(self._previous, tuple(entries), audits, now, self.epoch))
+        log_value, hashed = seal_log(LogRecord(self.previous, tuple(entries), audits, now, self.epoch))
         writes.append((log_key, log_value))  # last: the store finds it there for its head
         return _Attempt(group, writes, expect, log_key, log_value, hashed), group
 
@@ -595,7 +600,7 @@ class _Shard:
     def _acknowledge(self, attempt: _Attempt) -> None:
         self.shortage = None
         self.position = pos = self.position + 1
-        self._previous = attempt.hashed
+        self.previous = attempt.hashed
         group = attempt.group
         if self._journal._subscribers:
             units = [queued[0] for queued in group]

@@ -3,7 +3,8 @@
 Layout (`text` = UTF-8, escaped and terminated; numbers big endian, so byte order is number order):
 
     shard u16 | text tenant | kind | parts      what belongs to a tenant
-    shard u16 | 00 02       | kind | parts      what a shard scans over all tenants: log, lease, timers, effects, expiry
+    shard u16 | 00 02       | kind | parts      what a shard scans over all tenants: log, lease, timers, effects, audit,
+                                                expiry
 
 Escaping: 00 becomes 00 FF, the end is 00 01. Hence no text is a prefix of another, "a" sorts before "a\\0" and before
 "ab", and 00 02 is no tenant. Free-form ids may contain anything that UTF-8 can say.
@@ -38,7 +39,6 @@ ITEM: Final = b"i"
 INCIDENT: Final = b"n"
 BUSINESS: Final = b"b"
 REQUEST: Final = b"r"
-AUDIT: Final = b"a"
 DEFINITION: Final = b"d"
 DEFINITION_LATEST: Final = b"l"
 DEFINITION_DIGEST: Final = b"g"
@@ -52,7 +52,11 @@ MESSAGE: Final = b"M"
 CONNECTOR: Final = b"C"
 SCHEDULE: Final = b"S"
 PURGED: Final = b"P"
+AUDIT: Final = b"A"
 PURGING: Final = b"Q"
+PURGED_AUDIT: Final = b"R"
+TILE: Final = b"H"
+IDENTITY: Final = b"I"
 
 _u16 = struct.Struct(">H").pack
 _u64 = struct.Struct(">Q").pack
@@ -152,6 +156,17 @@ class CaseKeys:
     def purging(self) -> bytes:
         """There while records of a purged case are still to be deleted."""
         return _u16(self.shard) + _SYSTEM + PURGING + self._tenant + self._case
+
+    def purged_audit(self, first_sequence: int) -> bytes:
+        """Leads to the audit record that tells who wrote the records of a purged case, from this one on."""
+        return self._purged_audits() + _u64(first_sequence)
+
+    def purged_audits(self, sequence: int = NUMBER_MAX - 1) -> Range:
+        """Those of the records up to the one that begins at `sequence`: the last one is about it."""
+        return self._purged_audits(), self.purged_audit(sequence + 1)
+
+    def _purged_audits(self) -> bytes:
+        return _u16(self.shard) + _SYSTEM + PURGED_AUDIT + self._tenant + self._case
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,13 +322,25 @@ class Keyspace:
         """The purged cases of all tenants whose records are still to be deleted."""
         return _under(self._system(shard) + PURGING)
 
-    def audit(self, shard: int, tenant: str, time_ns: int, number: int) -> bytes:
-        """An audit entry; `number` tells entries of the same time apart."""
-        return self._area(shard, tenant) + AUDIT + _u64_u64(time_ns, number)
+    def audit(self, shard: int, time_ns: int, number: int) -> bytes:
+        """An audit record; `number` tells those of the same time apart."""
+        return self._system(shard) + AUDIT + _u64_u64(time_ns, number)
 
-    def audits(self, shard: int, tenant: str) -> Range:
-        """A tenant's audit entries by time."""
-        return _under(self._area(shard, tenant) + AUDIT)
+    def audits(self, shard: int) -> Range:
+        """The audit records of all tenants, by time."""
+        return _under(self._system(shard) + AUDIT)
+
+    def tile(self, shard: int, level: int, index: int) -> bytes:
+        """A tile of the Merkle tree over the shard's log."""
+        return self._system(shard) + TILE + _u64_u64(level, index)
+
+    def tiles(self, shard: int, level: int) -> Range:
+        """The tiles of one level."""
+        return self.tile(shard, level, 0), self.tile(shard, level + 1, 0)
+
+    def identity(self) -> bytes:
+        """What tells this store from every other."""
+        return self._system(META_SHARD) + IDENTITY
 
     # -- definitions --------------------------------------------------------------------------------------------------
 
@@ -337,6 +364,10 @@ class Keyspace:
     def definition_digest(self, tenant: str, spec_id: str, digest: bytes) -> bytes:
         """Leads from a document's digest to its version."""
         return self._area(META_SHARD, tenant) + DEFINITION_DIGEST + _text(spec_id) + digest
+
+    def definition_digests(self, tenant: str) -> Range:
+        """The digests of all versions that are in use."""
+        return _under(self._area(META_SHARD, tenant) + DEFINITION_DIGEST)
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -485,10 +516,16 @@ def parse_log(key: bytes) -> tuple[int, int]:
     return shard_in(key), reader.number()
 
 
-def parse_audit(key: bytes) -> tuple[str, int, int]:
-    """(tenant, time in ns, number)"""
+def parse_audit(key: bytes) -> tuple[int, int]:
+    """(time in ns, number)"""
     reader = _Reader(key, AUDIT)
-    return reader.tenant, reader.number(), reader.number()
+    return reader.number(), reader.number()
+
+
+def parse_purged_audit(key: bytes) -> tuple[str, str, int]:
+    """(tenant, case id, first sequence)"""
+    reader = _Reader(key, PURGED_AUDIT)
+    return reader.text(), reader.text(), reader.number()
 
 
 def parse_definition(key: bytes) -> tuple[str, str, int]:

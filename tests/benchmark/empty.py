@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 
 from knhk_sidecar.api.rpc import Listeners, Methods, RpcServer, server_options
 from knhk_sidecar.config import SidecarConfig
+from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import ANONYMOUS
 from knhk_sidecar.identity.tls import FileSource, TlsFiles
 from knhk_sidecar.pipeline import Limits, Method, Pipeline
@@ -101,6 +102,7 @@ async def main(cert: str, key: str, ca: str) -> None:
         log=Log("warning"),
         counters=Counters(),
         limits=Limits.of(config),
+        policies=Policies.without_file(tls.trust_domain.name, "application"),
     )
     piped = RpcServer(pipeline, config)
     real = await piped.start(Listeners(FREE, tls.credentials()))

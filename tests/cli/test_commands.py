@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.daemon import Daemon, environment, running
+from knhk_sidecar.bearer import NoToken, TokenFile
+from knhk_sidecar.cli.root import run
+from tests.cli.daemon import Daemon, environment, knhk, running
+from tests.sidecar.identity.tokens import jwk, key, key_set
 
 REVIEW = """
 id: cli-review
@@ -103,6 +106,17 @@ def test_what_callers_sent_cannot_drive_a_terminal(daemon: Daemon) -> None:
     refused = daemon.knhk("case", "show", "\x1b]0;title\x07")
     assert refused.returncode != 0
     assert not {"\x1b", "\x07"} & set(refused.stderr)
+
+
+def test_sensitive_data_are_masked_unless_asked_for(daemon: Daemon) -> None:
+    document = REVIEW.replace("id: cli-review", "id: cli-secret\nsensitive: [card]")
+    daemon.knhk("workflow", "register", "-", "--format", "yaml", given=document)
+    ran = daemon.knhk("case", "run", "cli-secret", "--id", "secret", "--set", "card=4711", "--set", "pages=3")
+    assert ran.returncode == 0, ran.stderr
+    for done in (ran, daemon.knhk("case", "show", "secret"), daemon.knhk("case", "show", "secret", "-o", "json")):
+        assert "***" in done.stdout
+        assert "4711" not in done.stdout
+    assert "4711" in daemon.knhk("case", "show", "secret", "--reveal").stdout
 
 
 def test_yaml_is_the_same_answer(daemon: Daemon) -> None:
@@ -235,6 +249,63 @@ def test_doctor_finds_a_healthy_daemon(daemon: Daemon) -> None:
     found = {each["check"]: each["verdict"] for each in json.loads(done.stdout)}
     assert found["daemon"] == "ok"
     assert found["data directory"] == "ok"
+
+
+def test_doctor_tries_the_issuers(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_bytes(key_set(jwk(key("curve", "ES256"), "curve")))
+    file = tmp_path / "issuers.toml"
+    file.write_text(
+        f'[issuers.good]\nissuer = "https://a.example"\naudiences = ["knhk"]\njwks_file = "{tmp_path}/keys.json"\n'
+        '[issuers.bad]\nissuer = "http://127.0.0.1:1"\naudiences = ["knhk"]\n'
+    )
+    extra = {"KGC_SIDECAR_DATA_DIR": str(tmp_path / "data"), "KGC_SIDECAR_ISSUERS_FILE": str(file)}
+    done = knhk("doctor", "-o", "json", extra=extra)
+    good, bad = (each for each in json.loads(done.stdout) if each["check"] == "issuers")
+    assert (good["verdict"], bad["verdict"]) == ("ok", "warning")
+    assert "has 1 keys" in good["message"]
+    assert "cannot be reached" in bad["message"]
+
+
+def test_the_agent_of_developer_mode_gives_tokens(daemon: Daemon, tmp_path: Path) -> None:
+    done = daemon.knhk("token", "spiffe://knhk.dev/sidecar")
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "token"
+    file.write_text(done.stdout)
+    found = daemon.knhk("doctor", "--token-file", str(file), "-o", "json")
+    (told,) = [each for each in json.loads(found.stdout) if each["check"] == "daemon"]
+    assert "you are spiffe://knhk.dev/dev/client" in told["message"]
+    other = daemon.knhk("token", "spiffe://knhk.dev/another").stdout.strip()
+    done = daemon.knhk("case", "list", "--token", other)
+    assert (done.returncode, other in done.stderr) == (4, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("case", "list", "--token", "two tokens"), 2, "--token has no token"),
+        (("case", "list", "--token", "x", "--token-file", "f"), 2, "both say who calls"),
+        (("case", "list", "--token-file", "/nowhere/token", "--address", "127.0.0.1:1"), 2, "cannot be read"),
+        (("case", "list", "--token", "x", "--address", "192.0.2.1:1"), 6, "--token-file"),
+        (
+            ("case", "list", "--token", "x", "--address", "h:1", "--ca", "a", "--cert", "b", "--key", "c"), 6, "beside",
+        ),
+        (("token", "x", "--workload-api", "/not/an/endpoint"), 6, "Workload API"),
+        (("token", "x", "--workload-api", "unix:///nowhere/agent.sock"), 6, "gave no token"),
+    ],
+)  # fmt: skip
+def test_tokens_that_cannot_be_sent(
+    capsys: pytest.CaptureFixture[str], arguments: Sequence[str], code: int, words: str
+) -> None:
+    assert run(arguments) == code
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"two tokens", b"a\nb", b"\xff", b"x" * 8193])
+def test_a_file_that_has_no_token(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(content)
+    with pytest.raises(NoToken):
+        TokenFile(path)()
 
 
 @pytest.mark.long

@@ -43,13 +43,17 @@ READING = {
         "GetSlo",
         "GetPromotion",
         "ListAudit",
+        "GetCheckpoint",
+        "GetAuditProof",
         "VerifyHistory",
         "GetReceipt",
         "ListDeadLetters",
         "ListConnectors",
         "Backup",
+        "ExportAudit",
         "GetConfig",
         "ExplainPolicy",
+        "GetPolicy",
         "ListLegalHolds",
     ],
     "ScheduleService": ["GetSchedule", "ListSchedules"],
@@ -118,7 +122,7 @@ CHANGING = {
     "SubscriptionService": ["CreateSubscription", "DeleteSubscription", "ReplayDeliveries"],
 }
 BIDIRECTIONAL = {"StreamExecutePattern", "StreamRunCase", "StreamWorkItems"}
-SERVER_STREAMS = {"WatchCase", "WatchCases", "ExportCase", "Backup"}
+SERVER_STREAMS = {"WatchCase", "WatchCases", "ExportCase", "Backup", "ExportAudit"}
 
 FIXED_ROUTES = {
     "POST /api/v1/workflows": "RegisterWorkflow",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import sys
+
+import structlog
 
 from tests.fuzz.fuzz import feed, fuzz, input_of
 from tests.fuzz.targets import targets
@@ -28,6 +31,7 @@ def main() -> int:
             target.feed(data)
         return 0
     print(f"seed {asked.seed}")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # a line for each input
     found = inputs = 0
     for target in chosen:
         result = fuzz(target, asked.inputs, asked.seed)

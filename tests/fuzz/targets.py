@@ -9,13 +9,29 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from zlib import crc32
 
 import msgspec
 
-from knhk_workflow import StateStore, StoreCorrupt, WorkflowEngine, WorkflowError, prove_export
+from knhk_sidecar.identity.jwks import InvalidKeys, read_key_set
+from knhk_sidecar.identity.jwt_check import Trust, judged
+from knhk_sidecar.identity.jwt_token import RefusedToken, read_token
+from knhk_sidecar.identity.policy_document import InvalidPolicy
+from knhk_sidecar.identity.policy_document import parse as parse_policy
+from knhk_workflow import (
+    SigningKey,
+    StateStore,
+    StoreCorrupt,
+    WorkflowEngine,
+    WorkflowError,
+    prove_audit,
+    prove_export,
+    prove_receipt,
+    read_checkpoints,
+)
 from knhk_workflow.core.case import Case, decode_state, encode_state
 from knhk_workflow.model.document import checked_object, strict_json, strict_yaml
 from knhk_workflow.model.expression import Scope, compile_expression
@@ -38,6 +54,8 @@ from knhk_workflow.store.codec import (
 )
 from knhk_workflow.store.keys import kind_of
 from knhk_workflow.store.leveldb import LevelDBStore
+from tests.sidecar.identity import tokens
+from tests.sidecar.identity.tokens import NOW, Forge, GivenKeys, jwk, key_set
 from tests.sweep.workload import SPEC, STEPS, carry_out
 
 SAMPLES: Final = Path(__file__).parents[2] / "knhk_sidecar" / "samples"
@@ -52,6 +70,10 @@ SCHEDULE: Final = records.ScheduleRecord(
 CALL: Final = records.CallRecord("k", "mail", b"{}", 2, True)
 CONNECTOR: Final = records.ConnectorRecord("http", b"{}", True, 5, "me")
 PURGE: Final = records.PurgeRecord("default", "case-0", 9, "completed", "one", 1, 3, 4, 5, "me", "purge_cases")
+AUDIT: Final = records.AuditRecord(
+    "default", (records.Operation(7, "me", "GetCase", "cases/1", "NOT_FOUND", "NOT_FOUND", "r", "ipv4:1", "ab", 3),)
+)
+AUTHORS: Final = records.AuditRecord("default", (), "case-0", (records.Author(1, 5, "me", "RunCase", "r", "ab"),))
 GUARDS: Final = (
     "data.amount > 100",
     "data.amount > 100.5 && data.name == 'Ada'",
@@ -62,6 +84,19 @@ GUARDS: Final = (
     "data.name.matches('^A.*a$')",
     "duration('2d') > duration('1h30m')",
 )
+
+
+BEARER: Final = Forge("https://issuer.example", algorithm="ES256", key=tokens.key("curve", "ES256"))
+BEARER_PARTS: Final = [
+    msgspec.json.encode(BEARER.header(**header)) + b"\0" + msgspec.json.encode(BEARER.claims(**claims))
+    for header in ({}, {"typ": "at+jwt"}, {"alg": "RS256"})
+    for claims in ({}, {"aud": ["a", "knhk"], "groups": ["x", {"y": 1.5}]}, {"nbf": NOW + 20, "scope": "a b"})
+]
+KEY_SET: Final = key_set(
+    jwk(tokens.key("curve", "ES256"), "a", use="sig"), jwk(tokens.key("wide", "ES384"), None), {"kty": "oct"}
+)
+POLICY: Final = (resources.files("knhk_sidecar") / "samples" / "policy.yaml").read_bytes()
+TRUST: Final = Trust("oidc", "https://issuer.example", frozenset({"knhk"}), GivenKeys("issuer", KEY_SET))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +113,14 @@ class Target:
 
 def targets() -> list[Target]:
     """All of them. Examples come from a store that did real work."""
-    kept, export, backup = asyncio.run(_worked())
+    kept, export, backup, proofs = asyncio.run(_worked())
     values: dict[bytes, list[bytes]] = {}
     for key, value in kept:
         values.setdefault(kind_of(key), []).append(value)
     payloads = {kind: [unseal(KEY, value) for value in some if value] for kind, some in _sealed(values).items()}
     case_keys = Keyspace(1).case("default", "case-0")
     more = [case_keys.timer(17, "t"), case_keys.effect("continue"), Keyspace(1).message(0, "default", b"scope")]
-    more += [Keyspace(1).audit(0, "default", 17, 1), Keyspace(1).schedule("default", "nightly")]
+    more += [Keyspace(1).audit(0, 17, 1), case_keys.purged_audit(1), Keyspace(1).schedule("default", "nightly")]
     more += [case_keys.purged(), case_keys.purging(), Keyspace(1).connector("default", "mail")]
     by_kind: dict[bytes, list[bytes]] = {}
     for key in (*more, *(key for key, _ in kept)):
@@ -104,6 +139,8 @@ def targets() -> list[Target]:
         "call": (records.CALLS.read, [unseal(KEY, records.pack(CALL))]),
         "connector": (records.CONNECTORS.read, [unseal(KEY, records.pack(CONNECTOR))]),
         "purge": (records.PURGES.read, [unseal(KEY, records.pack(PURGE))]),
+        "audit": (records.AUDITS.read, [unseal(KEY, records.pack(each)) for each in (AUDIT, AUTHORS)]),
+        "commit head": (records.COMMIT_HEADERS.read, commits),
         "message": (records.MESSAGES.read, [unseal(KEY, records.pack(MESSAGE))]),
     }
     return [
@@ -148,7 +185,21 @@ def targets() -> list[Target]:
         Target("backup part", _backup_part, [b"", *_frames(backup)], weight=2),
         Target("backup", lambda data: check(io.BytesIO(data), "backup"), [backup], weight=10),
         Target("export", prove_export, [export], weight=20),
+        Target("policy", parse_policy, [POLICY], (InvalidPolicy,), weight=20),
+        Target("bearer token", lambda data: read_token(_text(data)), [BEARER.token().encode()], (RefusedToken,)),
+        Target("parts of a bearer token", _bearer, BEARER_PARTS, (RefusedToken,), weight=10),
+        Target("keys", lambda data: read_key_set(data, "fuzz"), [KEY_SET], (InvalidKeys,), weight=10),
+        Target("audit export", lambda data: prove_audit(data.splitlines(keepends=True)), [proofs.audit], weight=20),
+        Target("receipt", prove_receipt, [proofs.receipt], weight=4),
+        Target("checkpoint", lambda data: read_checkpoints(_text(data)), [proofs.checkpoint], weight=2),
     ]
+
+
+def _bearer(data: bytes) -> object:
+    """A well-formed token whose header and claims are anything, judged but for its signature."""
+    header, _, claims = data.partition(b"\0")
+    token = read_token(BEARER.token(claims, header, signature=b"x"))
+    return judged(token, TRUST, NOW)
 
 
 def _key_parsers() -> Iterator[tuple[str, Callable[[bytes], object]]]:
@@ -242,8 +293,16 @@ def _token(backup: bytes) -> bytes:
     return check(io.BytesIO(backup), "backup").token.encode()
 
 
-async def _worked() -> tuple[list[tuple[bytes, bytes]], bytes, bytes]:
-    """Every pair of a store with some work in it, an exported case, a backup."""
+class _Proofs(NamedTuple):
+    """What the audit gives away."""
+
+    audit: bytes
+    receipt: bytes
+    checkpoint: bytes
+
+
+async def _worked() -> tuple[list[tuple[bytes, bytes]], bytes, bytes, _Proofs]:
+    """Every pair of a store with some work in it, an exported case, a backup, the audit's proofs."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
         store = await LevelDBStore.open(place)
         async with WorkflowEngine(StateStore.over(store)) as engine:
@@ -259,4 +318,9 @@ async def _worked() -> tuple[list[tuple[bytes, bytes]], bytes, bytes]:
                 await engine.update_case_data("long", {"n": number})
             export = await engine.export_case("case-0")
             backup = b"".join([piece.chunk async for piece in engine.backup()])
-            return await store.scan(b"\0", b"\xff\xff", limit=100_000), export, backup
+            kept = await store.scan(b"\0", b"\xff\xff", limit=100_000)
+            engine.sign_with(SigningKey.generate())
+            audit = b"".join([piece async for piece in engine.export_audit(full=True)])
+            notes = "".join(each.note for each in await engine.audit_checkpoints())
+            receipt = (await engine.receipt("case-0")).document
+            return kept, export, backup, _Proofs(audit, receipt, notes.encode())

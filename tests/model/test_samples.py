@@ -20,7 +20,7 @@ from knhk_workflow.runtime.state_store import StateStore
 SAMPLES = {
     file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8")
     for file in (importlib.resources.files("knhk_sidecar") / "samples").iterdir()
-    if file.name.endswith(".yaml")
+    if file.name.endswith(".yaml") and file.name != "policy.yaml"
 }
 
 Answers = Mapping[str, list[dict[str, object]]]

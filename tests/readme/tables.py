@@ -12,6 +12,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from knhk_sidecar.config import PREFIX, SETTINGS, SidecarConfig
+from knhk_sidecar.identity.policy_document import BUILT_IN_ROLES, GRANTABLE
+from knhk_sidecar.pipeline.permissions import PERMISSIONS
+from knhk_sidecar.pipeline.resources import FIELDS
 from knhk_workflow import StateStore, WorkflowEngine
 from tests.patterns.golden import stories
 
@@ -51,10 +54,28 @@ def settings() -> Sequence[str]:
             continue
         names = ", ".join(f"`{each}`" for each in (PREFIX + name.upper(), *about.synonyms))
         default = defaults[name]
-        shown = str(default).lower() if isinstance(default, bool) else str(default)
+        shown = str(default).lower() if isinstance(default, bool) else str(default) if default != () else ""
         value = f"{shown} {about.unit}".strip() if shown else "empty"
         rows.append(_row(names, value, about.doc))
     return rows
+
+
+def permissions() -> Sequence[str]:
+    """The permissions, the calls that need each, and the built-in roles that have it besides admin."""
+    rows = []
+    for permission in GRANTABLE:
+        calls = dict.fromkeys(path.rpartition("/")[2] for path, needed in PERMISSIONS.items() if needed is permission)
+        roles = [name for name, role in BUILT_IN_ROLES.items() if permission in role.permissions and name != "admin"]
+        rows.append(_row(f"`{permission.value}`", ", ".join(calls), ", ".join(roles)))
+    return rows
+
+
+def resources() -> Sequence[str]:
+    """What requests say about workflows, cases and patterns, and which calls say it."""
+    told: dict[str, list[str]] = {}
+    for name, read in FIELDS.items():
+        told.setdefault(read, []).append(name)
+    return [_row(f"`{read.partition(' (')[0]}`", ", ".join(names)) for read, names in told.items()]
 
 
 def table(name: str, text: str | None = None) -> Sequence[str]:
@@ -69,7 +90,7 @@ def cells(name: str) -> Sequence[tuple[str, ...]]:
     return [tuple(cell.strip() for cell in row.strip("|").split(" | ")) for row in table(name)]
 
 
-GENERATED = {"patterns": patterns, "settings": settings}
+GENERATED = {"patterns": patterns, "settings": settings, "permissions": permissions, "resources": resources}
 
 
 def _row(*cell: str) -> str:

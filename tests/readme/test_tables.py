@@ -10,7 +10,7 @@ from knhk_sidecar.api import pb
 from knhk_sidecar.api.faults import FAULTS, answer
 from knhk_sidecar.api.wire import LIMITS
 from knhk_sidecar.config import SETTINGS, ConfigError, load
-from knhk_sidecar.pipeline.stages import Leaving
+from knhk_sidecar.pipeline.stages import Leaving, PolicyChanged
 from knhk_workflow import WorkflowError
 from tests.readme.tables import GENERATED, README, SHAPING_LATER, cells, table
 
@@ -21,7 +21,7 @@ def test_a_generated_table_is_up_to_date(name: str) -> None:
 
 
 def test_every_error_has_its_line_and_no_line_is_made_up() -> None:
-    kinds: set[type[WorkflowError]] = {*FAULTS, Leaving}
+    kinds: set[type[WorkflowError]] = {*FAULTS, Leaving, PolicyChanged}
     known = set()
     for kind in kinds:
         line = answer(kind.__new__(kind))
@@ -59,10 +59,7 @@ def test_every_variable_of_the_table_is_known_and_takes_its_default() -> None:
 
 
 def test_a_later_feature_cannot_be_switched_on() -> None:
-    for variable, value, feature in (
-        ("KGC_SIDECAR_KMS_PROVIDER", "vault", "encryption of case data"),
-        ("WORKFLOW_AUDIT_ENABLED", "true", "the audit"),
-    ):
+    for variable, value, feature in (("KGC_SIDECAR_KMS_PROVIDER", "vault", "encryption of case data"),):
         assert variable in README.read_text(encoding="utf-8")
         with pytest.raises(ConfigError, match=f"{variable}: {feature} is not available"):
             load(environ={variable: value})

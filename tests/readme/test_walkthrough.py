@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 
 from knhk_sidecar.config import load
+from knhk_sidecar.identity.oidc import read_issuers
 from knhk_workflow.model.document import strict_yaml
 from knhk_workflow.model.parse import parse_spec
 from tests.readme.tables import README
@@ -53,7 +54,9 @@ def test_its_samples_are_valid(tmp_path: Path) -> None:
         if block.language == "toml":
             file = tmp_path / "sidecar.toml"
             file.write_text(block.text)
-            load(file=str(file), environ={})
+            config = load(file=str(file), environ={}).config
+            if config.issuers_file:
+                assert read_issuers(config.issuers_file)
         else:
             tasks = cast("dict[str, object]", strict_yaml(block.text))
             (task,) = tasks

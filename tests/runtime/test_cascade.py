@@ -132,3 +132,19 @@ async def test_an_outage_in_the_middle_is_waited_for() -> None:
             case = await engine.run_case("doubling-10")
         assert case.state == "completed"
         assert await count(engine, case.case_id, "task_completed") == 2**10 - 1
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_whoever_waits_for_the_end_of_a_cascade_is_answered_when_the_engine_closes(turns: int) -> None:
+    """In whichever turn of the event loop it does, the first of the cascade's task included."""
+    async with WorkflowEngine(StateStore.over(KeptStore())) as engine:
+        await registered(engine, doubling(9))
+        running = asyncio.create_task(engine.run_case("doubling-9"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await asyncio.wait([running])
+    if running.exception() is None:
+        assert running.result().state in ("running", "completed")
+    else:
+        assert isinstance(running.exception(), StoreUnavailable)

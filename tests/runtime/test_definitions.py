@@ -8,7 +8,16 @@ from collections.abc import Mapping
 
 import pytest
 
-from knhk_workflow import CallMeta, InvalidDocument, InvalidInput, NotFound, StateStore, WorkflowEngine, WrongState
+from knhk_workflow import (
+    CallMeta,
+    InvalidDocument,
+    InvalidInput,
+    NotFound,
+    RequestMismatch,
+    StateStore,
+    WorkflowEngine,
+    WrongState,
+)
 from tests.runtime.place import LINE, ONE, KeptStore, Place, registered
 from tests.store.faulty import FaultyStore
 
@@ -45,6 +54,22 @@ async def test_cases_stay_on_their_version(engine: WorkflowEngine) -> None:
     await engine.complete_work_item(new.work[0].item_id)
     assert (await engine.get_case("old")).state == "completed"
     assert (await engine.get_case("new")).state == "running"
+
+
+async def test_deleting_is_done_once_per_request(place: Place) -> None:
+    asked = CallMeta(principal="me", method="delete_workflow", request_id="r1")
+    async with place.engine() as engine:
+        for number in (1, 2):
+            await engine.register_workflow(edition(number))
+        assert await engine.delete_workflow("one", 1) == (1,)
+        assert await engine.delete_workflow("one", meta=asked) == (2,)
+        await engine.register_workflow(edition(3))
+        assert await engine.delete_workflow("one", meta=asked) == (2,), "what is new stays"
+        with pytest.raises(RequestMismatch):
+            await engine.delete_workflow("one", 3, meta=asked)
+    async with place.engine() as engine:
+        assert await engine.delete_workflow("one", meta=asked) == (2,)
+        assert (await engine.get_workflow("one")).version == 3
 
 
 async def test_deleting(place: Place) -> None:

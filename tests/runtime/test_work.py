@@ -6,7 +6,17 @@ import asyncio
 
 import pytest
 
-from knhk_workflow import CompleteRequest, NotFound, WorkflowEngine, WorkflowError, WorkItemView, WrongState
+from knhk_workflow import (
+    CallMeta,
+    CompleteRequest,
+    NotFound,
+    RoleRequired,
+    WorkflowEngine,
+    WorkflowError,
+    WorkItemView,
+    WorkSubscription,
+    WrongState,
+)
 from tests.runtime.place import body, item_of
 
 
@@ -130,3 +140,33 @@ async def test_work_of_a_suspended_case(engine: WorkflowEngine) -> None:
     await engine.suspend_case(case.case_id)
     with pytest.raises(WrongState):
         await engine.complete_work_item(resumed.work[0].item_id)  # not begun: it may not begin now
+
+
+async def test_who_is_something_in_workflows_does_the_work_of_that_role_only(engine: WorkflowEngine) -> None:
+    tasks = {"sign": {"required_roles": ["manager", "director"]}}
+    flows = [{"from": "start", "to": "sign"}, {"from": "sign", "to": "end"}]
+    await engine.register_workflow({"id": "signing", "tasks": tasks, "flows": flows})
+    case = await engine.run_case("signing")
+    item = item_of(case, "sign").item_id
+    clerk, director = CallMeta(roles=("clerk",)), CallMeta(roles=("clerk", "director"))
+    for call in (
+        engine.claim_work_item(item, "ann", meta=clerk),
+        engine.start_work_item(item, meta=clerk),
+        engine.complete_work_item(item, meta=clerk),
+        engine.fail_work_item(item, "E", meta=clerk),
+        engine.skip_work_item(item, meta=clerk),
+        engine.release_work_item(item, meta=clerk),
+    ):
+        with pytest.raises(RoleRequired, match="is for manager, director only"):
+            await call
+    [answer] = await engine.complete_work_items([CompleteRequest(item)], meta=clerk)
+    assert isinstance(answer, RoleRequired)
+    with pytest.raises(NotFound):
+        await engine.complete_work_item("9.1.1@" + case.case_id, meta=clerk)
+    assert await engine.get_case(case.case_id) == case
+    with pytest.raises(RoleRequired, match="is for manager only"):
+        await engine.open_work(WorkSubscription(("sign",), 1, roles=("clerk", "manager")), meta=clerk)
+    wanting = await engine.open_work(WorkSubscription(("sign",), 1, worker_id="w"), meta=clerk)
+    assert wanting.take().items == ()
+    await wanting.close()
+    assert (await engine.complete_work_item(item, meta=director)).state == "completed"

@@ -56,6 +56,7 @@ LATE_S: Final = 2.0  # virtual seconds after which a due timer of a calm engine 
 READ_EVERYTHING: Final = 0.25  # after a crash, and at the end of an episode, which sees the same bytes
 PATROL_S: Final = 20.0
 TENANTS: Final = ("default", "other")
+STATES: Final = ("created", "running", "suspended", "completed", "cancelled", "failed")
 CLOCK_STEPS_S: Final = (-3_600, -30, -1, 1, 30, 3_600)  # by how much the wall clock is another after a restart
 VERIFICATION: Final = VerifyBudget(200, 2_000, 100)  # verdicts are of no interest here, and take long
 
@@ -522,6 +523,14 @@ class Episode:
                 self.ledger.report(
                     f"differs: the work list of {tenant} lacks {wanted - listed}, invents {listed - wanted}"
                 )
+            states = Counter(seen.case.state for (owner, _), seen in self.ledger.cases.items() if owner == tenant)
+            counts = (await engine.count(meta=meta)).cases
+            while counts is None and self.clock.seconds() < until:  # a restart in an outage counts after it
+                counts = (await engine.count(meta=meta)).cases
+            if counts is None or any(getattr(counts, state) != states[state] for state in STATES):
+                self.ledger.report(f"differs: {tenant} has cases {dict(states)}, counted are {counts}")
+            elif counts.open_items != len(wanted):
+                self.ledger.report(f"differs: {tenant} has {len(wanted)} open items, counted are {counts.open_items}")
         for name, seen in list(self.ledger.cases.items()):
             try:
                 view = await engine.get_case(name[1], meta=CallMeta(tenant=name[0]))

@@ -83,6 +83,13 @@ def test_the_command_line_replays_in_any_process() -> None:
     assert lines == {run(plans(3, 2_500)).line()}
 
 
+@pytest.mark.long
+def test_the_order_of_sets_decides_nothing(budget: Budget) -> None:
+    steps = budget.steps // 5
+    told = _told("--seed", "7", "--steps", str(steps), "--jobs", str(JOBS), hash_seed="4")
+    assert told == _told("--seed", "7", "--steps", str(steps), "--jobs", str(JOBS), hash_seed="1")
+
+
 def test_an_episode_is_the_same_alone() -> None:
     together = [simulate(plan) for plan in plans(5, 2_500)]
     assert simulate(Plan(5, 2, 500)) == together[2]

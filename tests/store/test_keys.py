@@ -55,7 +55,8 @@ def test_ids_come_back(tenant: str, case: str, other: str, one: int, two: int) -
     assert keys.parse_request_expiry(KEYS.request_expiry(shard, one, two)) == (one, two)
     assert keys.parse_message(KEYS.message(shard, tenant, other.encode())) == (tenant, other.encode())
     assert keys.parse_log(KEYS.log(shard, one)) == (shard, one)
-    assert keys.parse_audit(KEYS.audit(shard, tenant, one, two)) == (tenant, one, two)
+    assert keys.parse_purged_audit(KEYS.case(tenant, case).purged_audit(one)) == (tenant, case, one)
+    assert keys.parse_audit(KEYS.audit(shard, one, two)) == (one, two)
     assert keys.parse_definition(KEYS.definition(tenant, other, one)) == (tenant, other, one)
     assert keys.parse_definition_latest(KEYS.definition_latest(tenant, other)) == (tenant, other)
 
@@ -75,11 +76,14 @@ def all_of(tenant: str, case: str, other: str, scope: bytes, number: int) -> lis
         KEYS.request_expiry(shard, number, number),
         KEYS.log(shard, number),
         KEYS.lease(shard),
-        KEYS.audit(shard, tenant, number, number),
+        KEYS.audit(shard, number, number),
         KEYS.definition(tenant, other, number),
         KEYS.definition_latest(tenant, other),
         KEYS.definition_digest(tenant, other, scope),
         KEYS.message(shard, tenant, scope),
+        KEYS.case(tenant, case).purged_audit(number),
+        KEYS.tile(shard, 1, number),
+        KEYS.identity(),
     ]
 
 
@@ -106,11 +110,14 @@ def test_no_key_lies_in_another_range(
         (KEYS.business_keys(shard2, tenant2, other), {7} if same_tenant else set()),
         (KEYS.request_expiries(shard2), {9} if shard == shard2 else set()),
         (KEYS.log_range(shard2), {10} if shard == shard2 else set()),
-        (KEYS.audits(shard2, tenant2), {12} if same_tenant else set()),
+        (KEYS.audits(shard2), {12} if shard == shard2 else set()),
         (KEYS.definitions(tenant2), {13} if tenant == tenant2 else set()),
         (KEYS.definitions(tenant2, other), {13} if tenant == tenant2 else set()),
         (KEYS.definitions_latest(tenant2), {14} if tenant == tenant2 else set()),
         (KEYS.messages(shard2), {16} if shard == shard2 else set()),
+        (of_case2.purged_audits(), {17} if same_case and number < keys.NUMBER_MAX else set()),
+        (KEYS.tiles(shard2, 1), {18} if shard == shard2 else set()),
+        (KEYS.tiles(shard2, 0), set()),
     ]
     for span, expected in ranges:
         assert {index for index, key in enumerate(made) if inside(key, span)} == expected

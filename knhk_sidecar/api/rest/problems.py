@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from starlette.responses import Response
 
-from knhk_sidecar.api.faults import DOMAIN, HttpProblem, to_problem
+from knhk_sidecar.api.faults import DOMAIN, HttpProblem, TokenRefused, to_problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,14 +35,16 @@ class Refused(Exception):
         return problem_response(self.problem, self.headers)
 
 
-def fault_response(error: WorkflowError) -> Response:
-    """The answer to a call that the pipeline refused."""
+def fault_response(error: WorkflowError, *, takes_tokens: bool = False) -> Response:
+    """The answer to a call that the pipeline refused. `takes_tokens`: a bearer token would have been looked at."""
     problem = to_problem(error)
     headers = {}
     if "retry_after_ms" in problem:
         headers["retry-after"] = str(math.ceil(problem["retry_after_ms"] / 1000))
     if problem["status"] == 401:
-        headers["www-authenticate"] = "mutual"  # a certificate is what identifies; there is no registered scheme for it
+        # A certificate identifies too; there is no registered scheme for that.
+        known = "Bearer" if takes_tokens else "mutual"
+        headers["www-authenticate"] = 'Bearer error="invalid_token"' if isinstance(error, TokenRefused) else known
     return problem_response(problem, headers)
 
 

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.api.rest.routes import RouteTable
-from knhk_sidecar.api.rest.surface import LEAF, LOOPBACK, Surface
+from knhk_sidecar.api.rest.surface import CHAIN, LEAF, LOOPBACK, Surface
 from knhk_sidecar.config import SidecarConfig, is_loopback, join_address, split_address
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
         super().connection_made(transport)
-        self._leaf = _leaf_of(transport)
+        self._leaf, self._chain = _certificates_of(transport)
         self._head_bytes = 0
         self._head_timer = self.loop.call_later(HEAD_SECONDS, transport.abort)
         self._in_head = True
@@ -165,6 +165,7 @@ class _Protocol(HttpToolsProtocol):
         extensions: dict[str, object] = {LOOPBACK: self.loopback}
         if self._leaf:
             extensions[LEAF] = self._leaf
+            extensions[CHAIN] = self._chain
         self.scope["extensions"] = extensions  # type: ignore[typeddict-item]  # values are not only mappings here
         self._in_head = True
         self._head_bytes = 0
@@ -183,11 +184,19 @@ class _LoopbackProtocol(_Protocol):
     loopback = True
 
 
-def _leaf_of(transport: asyncio.Transport) -> str:
-    """The client's certificate as PEM; empty without one."""
+def _certificates_of(transport: asyncio.Transport) -> tuple[str, str]:
+    """The client's certificate and what came with it, as PEM; empty without one.
+
+    What came with it has a public name since Python 3.13 only; where it has neither name, it counts as unknown.
+    """
     connection = transport.get_extra_info("ssl_object")
     der = connection.getpeercert(binary_form=True) if connection is not None else None
-    return ssl.DER_cert_to_PEM_cert(der) if der else ""
+    if not der:
+        return "", ""
+    chain = getattr(getattr(connection, "_sslobj", None), "get_unverified_chain", None)
+    sent = chain() if chain is not None else None
+    pem = [each.public_bytes() for each in sent or ()]  # the leaf first; nothing in a resumed session
+    return ssl.DER_cert_to_PEM_cert(der), "".join(pem[1:])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -224,6 +233,8 @@ class _Contexts:
 def _context(material: Material) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.num_tickets = 0  # each connection shows its certificates, to the authorities of that moment
+    context.options |= ssl.OP_NO_TICKET
     context.verify_mode = ssl.CERT_OPTIONAL  # a kubelet has none; the pipeline lets it ask for health only
     context.load_verify_locations(cadata=material.roots.decode("ascii"))
     descriptor, path = tempfile.mkstemp(prefix="knhk-")  # mode 0600; the library reads keys from files only

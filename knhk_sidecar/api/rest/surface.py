@@ -14,6 +14,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from knhk_sidecar.pipeline import Pipeline
 
 LEAF: Final = "knhk.leaf"  # scope extension: the PEM of the certificate that TLS verified
+CHAIN: Final = "knhk.chain"  # scope extension: the PEM of those that came with it
 LOOPBACK: Final = "knhk.loopback"  # scope extension: the listener is reached from this host only
 BODY_SECONDS: Final = 30.0  # a body of 4 MB at 1 Mbit/s
 WAIT_SECONDS_MAX: Final = 3_600.0  # of `Prefer: wait=`; beyond an hour a connection does not survive what is between
@@ -78,9 +80,11 @@ class Surface:
         try:
             response = await self._answer(request, send)
         except Refused as refused:
+            if refused.problem["status"] == HTTPStatus.FORBIDDEN:
+                self.pipeline.turned_away("rest", _peer(request), refused.problem["reason"])
             response = refused.response()
         except Refusal as refusal:
-            response = fault_response(refusal.error)
+            response = fault_response(refusal.error, takes_tokens=self.pipeline.takes_tokens)
         except WorkflowError as error:  # what was sent could not be read; the pipeline has not seen it
             response = fault_response(error)
         except ClientDisconnect:
@@ -247,13 +251,16 @@ class Surface:
         extensions = cast("Mapping[str, str]", request.scope.get("extensions") or {})
         leaf = extensions.get(LEAF)
         trace = request.headers.get("traceparent")
+        metadata = [("authorization", value) for value in request.headers.getlist("authorization")]
         return Call(
             method,
             protocol="rest",
             peer=_peer(request),
             leaf=leaf.encode() if leaf else None,
+            tls=request.scope.get("scheme") == "https",
+            chain=extensions.get(CHAIN, "").encode(),
             deadline=0 if method.server_streaming else self.pipeline.deadline(_wait_of(request)),
-            metadata=(("traceparent", trace),) if trace else (),
+            metadata=[*metadata, ("traceparent", trace)] if trace else metadata,
             send=sink,
         )
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from knhk_sidecar.api import pb, wire
+from knhk_sidecar.api.services.audit import AuditCalls
 from knhk_sidecar.api.services.connectors import ConnectorCalls
+from knhk_sidecar.api.services.policy import PolicyCalls, PolicyView
 from knhk_sidecar.api.services.streams import closed_after
 from knhk_workflow import CallMeta, InvalidInput, StoreCorrupt, WorkflowEngine, prove_export
 
@@ -66,13 +68,16 @@ class Daemon:
     settings: Callable[[], Sequence[Setting]]
     set_log_level: Callable[[str, str, float], str]
     """(level, logger, seconds; 0 = until restart) -> the level before. Raises InvalidInput for an unknown logger."""
+    policy: PolicyView | None = None
+    """Who may do what; None where nothing decides that."""
 
 
-class AdminService(ConnectorCalls):
+class AdminService(AuditCalls, ConnectorCalls, PolicyCalls):
     """Over the daemon's own state; the engine may be absent."""
 
     def __init__(self, engine: WorkflowEngine | None, daemon: Daemon, unavailable: Callable[[], Sequence[str]]) -> None:
-        super().__init__(engine)
+        ConnectorCalls.__init__(self, engine)
+        PolicyCalls.__init__(self, daemon.policy)
         self._daemon = daemon
         self._unavailable = unavailable
         self._advanced: dict[tuple[str, str, str], pb.AdvanceTimeResponse] = {}
@@ -81,7 +86,7 @@ class AdminService(ConnectorCalls):
         """The daemon at a glance. The health of the whole is that of its worst part."""
         daemon = self._daemon
         status = self._engine.status() if self._engine else None
-        timers = await self._engine.count_timers() if self._engine else 0
+        counts = await self._engine.count(meta=meta) if self._engine else None
         components = daemon.components()
         patterns = self._engine.list_patterns() if self._engine else ()
         return pb.GetStatusResponse(
@@ -90,7 +95,7 @@ class AdminService(ConnectorCalls):
             engine_enabled=self._engine is not None,
             instance_id=daemon.instance_id,
             store_kind=status.store if status else "",
-            counts=pb.Counts(cached_cases=status.cached_cases, timers=timers) if status else None,
+            counts=wire.counts(counts, status.cached_cases) if status and counts else None,
             features=sorted(daemon.features),
             unavailable_features=sorted(self._unavailable()),
             document_schema_json=b"" if request.omit_document_schema else daemon.document_schema,
@@ -120,6 +125,8 @@ class AdminService(ConnectorCalls):
         if answered is not None:
             return answered
         how_far = request.WhichOneof("how_far")
+        if how_far is not None:
+            await engine.audit("time", meta=meta)
         if how_far == "duration":
             view = await engine.advance_time(wire.duration_ns(request.duration, "duration") / wire.NS_PER_S)
         elif how_far == "until":
@@ -137,6 +144,7 @@ class AdminService(ConnectorCalls):
 
     async def backup(self, request: pb.BackupRequest, meta: CallMeta) -> AsyncIterator[pb.BackupResponse]:
         """The store as one file, in pieces; other calls go on meanwhile."""
+        await self._running().audit("store", meta=meta)
         async with closed_after(self._running().backup(after_token=request.after_token)) as pieces:
             async for piece in pieces:
                 yield pb.BackupResponse(
@@ -192,6 +200,8 @@ class AdminService(ConnectorCalls):
                 "level", f"{request.level!r} is not a log level", f"one of {', '.join(LOG_LEVELS)}"
             )
         seconds = wire.duration_ns(request.duration, "duration") / wire.NS_PER_S
+        if self._engine is not None:
+            await self._engine.audit(f"log-level/{level}", meta=meta)
         return pb.SetLogLevelResponse(
             previous_level=self._daemon.set_log_level(level, request.logger, seconds), level=level
         )

@@ -6,8 +6,6 @@ from knhk_sidecar.api import pb, wire
 from knhk_sidecar.api.services.pages import filtered
 from knhk_workflow import CallMeta, InvalidInput, NotFound, Page, WorkflowEngine, WorkflowView
 
-VERSIONS_ASKED_MAX = 1_000  # of one workflow, when all are deleted and the answer names them
-
 
 class WorkflowService:
     """Over the engine's definitions."""
@@ -69,13 +67,8 @@ class WorkflowService:
 
     async def delete_workflow(self, request: pb.DeleteWorkflowRequest, meta: CallMeta) -> pb.DeleteWorkflowResponse:
         """Take one version, or all of them, out of use."""
-        spec_id, version = wire.spec_id(request.spec_id), request.version
-        versions = [version]
-        if not version:
-            newest = await self._latest(spec_id, meta)
-            versions = list(range(max(1, newest - VERSIONS_ASKED_MAX + 1), newest + 1))
-        await self._engine.delete_workflow(spec_id, version, meta=meta)
-        return pb.DeleteWorkflowResponse(spec_id=spec_id, deleted_versions=versions)
+        deleted = await self._engine.delete_workflow(wire.spec_id(request.spec_id), request.version, meta=meta)
+        return pb.DeleteWorkflowResponse(spec_id=request.spec_id, deleted_versions=deleted)
 
     async def _latest(self, spec_id: str, meta: CallMeta) -> int:
         """The newest active version; 0 when all are deleted."""

@@ -67,7 +67,6 @@ LATER = {
     "KGC_SIDECAR_PROMOTION_ENABLED": "true",
     "WORKFLOW_FORTUNE5_ENABLED": "true",
     "WORKFLOW_OTEL_ENDPOINT": "http://collector:4317",
-    "WORKFLOW_AUDIT_ENABLED": "true",
 }
 
 
@@ -273,3 +272,43 @@ def test_what_the_workload_api_needs() -> None:
     assert "no effect" in line
     config = load(flags={**agent, "address": "0.0.0.0:1", "spiffe_federates_with": "b.org, c.org"}, environ={}).config
     assert config.federated_domains == ("b.org", "c.org")
+
+
+def test_tokens_need_a_private_connection() -> None:
+    files: dict[str, Value] = {"tls_enabled": True, "tls_cert": "c", "tls_key": "k", "tls_ca": "a"}
+    svids: dict[str, Value] = {"jwt_svid_audiences": "spiffe://a.org/s", "jwt_svid_bundle": "b"}
+    (line,) = problems(flags={"token_address": "0.0.0.0:1", "issuers_file": "i"}, environ={})
+    assert "needs TLS" in line
+    (line,) = problems(flags={"token_address": "0.0.0.0:1", **files}, environ={})
+    assert "no effect without tokens" in line
+    for why, flags in (
+        ("auth_enabled is false", {"auth_enabled": False, **files, **svids}),
+        ("developer", {"dev": True}),
+    ):
+        (line,) = problems(flags={"token_address": "0.0.0.0:1", **flags}, environ={})
+        assert "must be a loopback address" in line
+        assert why in line
+    config = load(flags={"token_address": "0.0.0.0:1", **files, **svids}, environ={}).config
+    assert config.token_address == "0.0.0.0:1"
+    (line,) = problems(flags={"http_address": "0.0.0.0:1", "issuers_file": "i"}, environ={})
+    assert "must be a loopback address" in line
+
+
+def test_what_jwt_svids_need() -> None:
+    files: dict[str, Value] = {"tls_enabled": True, "tls_cert": "c", "tls_key": "k", "tls_ca": "a"}
+    agent: dict[str, Value] = {"spiffe_enabled": True, "spiffe_socket": "unix:///a.sock"}
+    (line,) = problems(flags={"jwt_svid_audiences": "x", **files}, environ={})
+    assert "needs keys" in line
+    (line,) = problems(flags={"jwt_svid_bundle": "b", **files}, environ={})
+    assert "no effect without jwt_svid_audiences" in line
+    (line,) = problems(flags={"jwt_svid_bundle": "b", "jwt_svid_audiences": "x", **agent}, environ={})
+    assert "no effect where an agent is asked" in line
+    (line,) = problems(flags={"jwt_svid_bundle": "b", "jwt_svid_audiences": "x"}, environ={})
+    assert "no trust domain" in line
+    assert load(flags={"jwt_svid_audiences": "x, y", **agent}, environ={}).config.jwt_svid_audiences == ("x", "y")
+
+
+def test_a_settings_file_may_have_the_issuers(tmp_path: Path) -> None:
+    file = tmp_path / "knhk.toml"
+    file.write_text('region = "eu"\n[issuers.a]\nissuer = "https://a.example"\naudiences = ["knhk"]\n')
+    assert load(file=str(file), environ={}).config.issuers_file == str(file)

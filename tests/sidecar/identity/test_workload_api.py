@@ -6,11 +6,15 @@ That agent stands in for SPIRE's: it speaks the same protocol and can be told wh
 from __future__ import annotations
 
 import asyncio
+import json
 import socket as sockets
+import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -18,6 +22,7 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from spiffe._proto import workload_pb2
 
 from knhk_sidecar.api import pb
@@ -27,7 +32,7 @@ from knhk_sidecar.identity import dev_ca
 from knhk_sidecar.identity.dev_agent import DevAgent
 from knhk_sidecar.identity.spiffe_id import SpiffeId, TrustDomain
 from knhk_sidecar.identity.tls import FileSource, InvalidMaterial, TlsFiles
-from knhk_sidecar.identity.workload_api import HEADER, SERVICE, _x509_state, target_of, workload_api
+from knhk_sidecar.identity.workload_api import HEADER, SERVICE, parse_x509, target_of, workload_api
 from knhk_sidecar.identity.workload_source import Agent, WorkloadSource
 from tests.conftest import Budget
 from tests.sidecar.server.client import ANY_PORT, developer, secure
@@ -76,6 +81,7 @@ def config_for(agent: DevAgent, **settings: str) -> SidecarConfig:
         http_address="",
         metrics_address="",
         drain_seconds=5,
+        rate_limit_enabled=False,
     )
     return replace(base, **settings)  # type: ignore[arg-type]  # settings of type str only
 
@@ -90,6 +96,17 @@ async def code(channel: aio.Channel) -> str:
         return await principal(channel)
     except aio.AioRpcError as error:
         return str(error.code().name)
+
+
+async def health(sidecar: Sidecar) -> str:
+    """What a kubelet is told."""
+    async with aio.insecure_channel(sidecar.addresses.health) as channel:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+async def healthy(sidecar: Sidecar, status: str) -> bool:
+    return await health(sidecar) == status
 
 
 async def ready(sidecar: Sidecar) -> bool:
@@ -119,7 +136,7 @@ async def test_everything_that_an_agent_says(tmp_path: Path) -> None:
             agent.renew(ours)
             assert (await anext(states)).of("spiffe://a.org/web").cert != material.cert
         async with aclosing(api.jwt_bundles()) as bundles:
-            assert b'"kid":"dev"' in (await anext(bundles))[OWN]
+            assert b'"kid":"' in (await anext(bundles))[OWN]
         assert (await api.jwt_svid(["x"])).count(".") == 2
         with pytest.raises(aio.AioRpcError, match="only identity"):
             await api.jwt_svid(["x"], "spiffe://a.org/somebody-else")
@@ -196,6 +213,39 @@ async def test_an_authority_that_is_gone_counts_no_more_on_open_connections(tmp_
 
             await until(gone)
             assert await code(after) == "spiffe://a.org/client"
+            async with secure(sidecar.addresses.grpc, new.ca.read_bytes(), *pem_of(old)[1:]) as again:
+                assert await code(again) == "UNAVAILABLE"  # a new connection is refused by TLS
+
+
+async def test_a_new_svid_is_shown_at_once(tmp_path: Path) -> None:
+    """To the next connection, over gRPC and REST; how soon is printed."""
+    ours = authority(tmp_path)
+    agent = DevAgent(ours, tmp_path / "s", path="/sidecar", dns=("localhost",))
+    took = []
+    async with serving(agent), Sidecar(config_for(agent, http_address=ANY_PORT)) as sidecar:
+        for address in (sidecar.addresses.grpc, sidecar.addresses.http) * 5:
+            before = await shown(address, ours)
+            began = time.perf_counter()
+            agent.renew(ours)
+
+            async def other(address: str = address, before: bytes = before) -> bool:
+                return await shown(address, ours) != before
+
+            await until(other)
+            took.append(time.perf_counter() - began)
+    print(f"a new SVID is shown after {max(took) * 1000:.0f} ms at most")
+
+
+async def shown(address: str, ours: dev_ca.DevAuthority) -> bytes:
+    """The certificate that a new connection gets to see."""
+    context = ssl.create_default_context(cafile=str(ours.ca))
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    host, _, port = address.rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname="localhost")
+    certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    assert isinstance(certificate, bytes)
+    return certificate
 
 
 async def test_the_agent_may_die_and_come_back(tmp_path: Path) -> None:
@@ -215,11 +265,14 @@ async def test_the_agent_may_die_and_come_back(tmp_path: Path) -> None:
             await until(lambda: told().startswith("Degraded the agent"))
             assert await code(channel) == "spiffe://a.org/client"
             assert sidecar.ready() == (True, "")
+            assert await health(sidecar) == "SERVING"
             await until(lambda: told().startswith("Unhealthy the certificate has ended"))
             assert not await ready(sidecar)
+            await until(partial(healthy, sidecar, "NOT_SERVING"))
         async with serving(DevAgent(ours, tmp_path / "s", path="/sidecar", dns=("localhost",), life=life)):
             await until(lambda: told() == "Healthy ")
             assert await ready(sidecar)
+            await until(partial(healthy, sidecar, "SERVING"))
             async with secure(sidecar.addresses.grpc, *pem_of(ours)) as channel:
                 assert await code(channel) == "spiffe://a.org/client"
 
@@ -246,7 +299,11 @@ async def test_callers_of_another_domain_are_let_in_by_name_and_only_with_its_ow
     der = {f"spiffe://{each.trust_domain}": _der(each) for each in (partner, third)}
     agent = DevAgent(ours, tmp_path / "s", path="/sidecar", dns=("localhost",), federated=der)
     liar = dev_ca.DevAuthority(tmp_path / "b", OWN, partner.certificate, partner.key)  # of b.org, says it is a.org
-    async with serving(agent), Sidecar(config_for(agent, spiffe_federates_with="b.org")) as sidecar:
+    rule = {"id": "both", "who": [{"trust_domain": "a.org"}, {"trust_domain": "b.org"}], "effect": "allow"}
+    policy = tmp_path / "policy.json"
+    policy.write_text(json.dumps({"version": 1, "rules": [{**rule, "roles": ["viewer"]}]}))
+    config = config_for(agent, spiffe_federates_with="b.org", policy_file=str(policy))
+    async with serving(agent), Sidecar(config) as sidecar:
 
         async def of(who: dev_ca.DevAuthority) -> str:
             _, cert, key = pem_of(who)
@@ -257,6 +314,15 @@ async def test_callers_of_another_domain_are_let_in_by_name_and_only_with_its_ow
         assert await of(partner) == "spiffe://b.org/client"
         assert await of(liar) == "UNAUTHENTICATED"
         assert await of(third) == "UNAVAILABLE"  # the handshake fails
+
+
+async def test_callers_of_another_domain_have_no_right_without_a_policy(tmp_path: Path) -> None:
+    ours, partner = authority(tmp_path / "a"), authority(tmp_path / "b", OTHER)
+    agent = DevAgent(ours, tmp_path / "s", path="/x", dns=("localhost",), federated={"spiffe://b.org": _der(partner)})
+    async with serving(agent), Sidecar(config_for(agent, spiffe_federates_with="b.org")) as sidecar:
+        _, cert, key = pem_of(partner)
+        async with secure(sidecar.addresses.grpc, ours.ca.read_bytes(), cert, key) as channel:
+            assert await code(channel) == "PERMISSION_DENIED"
 
 
 def _der(of: dev_ca.DevAuthority) -> bytes:
@@ -292,7 +358,7 @@ def test_a_certificate_of_somebody_else_is_refused(tmp_path: Path) -> None:
         bundle=_der(ours),
     )
     with pytest.raises(InvalidMaterial, match=r"is a certificate of spiffe://a.org/other"):
-        _x509_state(workload_pb2.X509SVIDResponse(svids=[svid]))
+        parse_x509(workload_pb2.X509SVIDResponse(svids=[svid]))
 
 
 def test_a_key_of_a_kind_that_nobody_knows_is_refused(tmp_path: Path) -> None:
@@ -306,7 +372,7 @@ def test_a_key_of_a_kind_that_nobody_knows_is_refused(tmp_path: Path) -> None:
         bundle=_der(ours),
     )
     with pytest.raises(InvalidMaterial, match="cannot be parsed"):
-        _x509_state(workload_pb2.X509SVIDResponse(svids=[svid]))
+        parse_x509(workload_pb2.X509SVIDResponse(svids=[svid]))
 
 
 async def test_what_nobody_thought_of_does_not_end_the_asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

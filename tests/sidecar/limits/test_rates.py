@@ -15,7 +15,8 @@ from google.rpc import error_details_pb2, status_pb2
 from knhk_sidecar.api import pb
 from knhk_sidecar.api.rest.problems import fault_response
 from knhk_sidecar.config import SidecarConfig
-from knhk_sidecar.identity.principal import Principal, Rate
+from knhk_sidecar.identity.grants import Grants, Rate
+from knhk_sidecar.identity.principal import Principal
 from knhk_sidecar.pipeline import Limits, Refusal
 from knhk_sidecar.pipeline.permissions import Permission
 from knhk_sidecar.pipeline.rates import Rates, weight_of
@@ -67,7 +68,7 @@ def test_nobody_gets_more_than_the_rate_and_one_burst(seed: int) -> None:
 
 def test_a_policy_says_more_or_less_for_one() -> None:
     rates = Rates(Rate(10, 1), Clock())
-    generous = Principal("mtls", "spiffe://a.org/batch", rate=Rate(1_000, 500))
+    generous = Principal("mtls", "spiffe://a.org/batch", grants=Grants(limits=Rate(1_000, 500)))
     assert not any(rates.take(generous) for _ in range(500))
     assert rates.take(ANNA) == 0
     assert rates.take(ANNA) > 0

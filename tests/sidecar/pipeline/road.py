@@ -11,6 +11,8 @@ from google.protobuf.message import Message
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.identity.certificate import LeafCheck
+from knhk_sidecar.identity.jwt_check import TokenCheck
+from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import Principal
 from knhk_sidecar.pipeline import Call, Limits, Pipeline
 from knhk_sidecar.pipeline.call import methods_of
@@ -85,7 +87,9 @@ class Road:
         plain: Principal = DEVELOPER,
         leaves: LeafCheck | None = None,
         limits: Limits | None = None,
+        tokens: TokenCheck | None = None,
         level: str = "debug",
+        policies: Policies | None = None,
     ) -> None:
         self.clock = Clock()
         self.cases = Cases(act)
@@ -102,6 +106,8 @@ class Road:
             log=self.log,
             counters=self.counters,
             limits=limits or Limits(),
+            tokens=tokens,
+            policies=policies,
         )
 
     async def send(self, message: Message) -> None:

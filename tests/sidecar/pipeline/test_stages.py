@@ -13,7 +13,9 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from knhk_sidecar.api import pb
+from knhk_sidecar.api.faults import Unauthenticated
 from knhk_sidecar.identity.certificate import Bundles, LeafCheck
+from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import ANONYMOUS
 from knhk_sidecar.identity.spiffe_id import TrustDomain
 from knhk_sidecar.pipeline import Limits, Refusal
@@ -63,7 +65,11 @@ async def code_of(attempt: asyncio.Task[object]) -> str:
 # ----------------------------------------------------------------------------------------------------------- identify
 async def test_a_certificate_makes_the_principal() -> None:
     authority = Authority()
-    road = Road(plain=ANONYMOUS, leaves=LeafCheck(Bundles.parse({TrustDomain("a.org"): authority.pem})))
+    road = Road(
+        plain=ANONYMOUS,
+        leaves=LeafCheck(Bundles.parse({TrustDomain("a.org"): authority.pem})),
+        policies=Policies.without_file("a.org", "viewer"),
+    )
     await road.get(leaf=authority.issue()[0])
     (meta,) = road.cases.metas
     assert (meta.principal, meta.tenant) == ("spiffe://a.org/web", "default")
@@ -79,6 +85,8 @@ async def test_a_bad_certificate_is_nobody_and_is_not_told_why(wish: Wish) -> No
         await road.get(leaf=authority.issue(wish)[0])
     assert caught.value.code is grpc.StatusCode.UNAUTHENTICATED
     assert "expired" not in caught.value.fault.message
+    assert isinstance(caught.value.error, Unauthenticated)
+    assert caught.value.error.rule.startswith(("certificate-validity: has expired", "certificate-spiffe-id: has an id"))
     assert road.cases.metas == []
     assert "certificate_refused" in road.lines.getvalue()
 

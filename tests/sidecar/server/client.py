@@ -36,12 +36,22 @@ async def code_of(channel: grpc.aio.Channel, method: Method, request: Message | 
     message = method.request() if request is None else request
 
     async def one() -> AsyncIterator[Message]:
+        # A message that meets the end of its call makes grpc.aio tell INTERNAL instead of the server's code.
+        until = asyncio.get_running_loop().time() + QUIET_SECONDS
+        while asyncio.get_running_loop().time() < until:
+            if streaming and streaming[0].done():
+                return
+            await asyncio.sleep(0.01)
         yield message
+
+    streaming: list[grpc.aio.Call] = []
 
     try:
         async with asyncio.timeout(10):
             if method.client_streaming and method.server_streaming:
-                await channel.stream_stream(method.path, send, receive)(one()).read()
+                both = channel.stream_stream(method.path, send, receive)(one())
+                streaming.append(both)
+                await both.read()
             elif method.client_streaming:
                 await channel.stream_unary(method.path, send, receive)(one())
             elif method.server_streaming:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 from pathlib import Path
 
@@ -137,6 +138,37 @@ async def test_rest_over_tls_knows_the_same_caller(guarded: Sidecar, tmp_path: P
         assert json.loads(answer[1])["principal"] == "spiffe://knhk.dev/dev/client"
         assert (await get(running.addresses.http, "/api/v1/admin/status", client, with_certificate=False))[0] == 401
         assert (await get(running.addresses.http, "/health/ready", client, with_certificate=False))[0] == 200
+
+
+async def test_a_rest_connection_cannot_be_resumed(sidecar: Sidecar, tmp_path: Path) -> None:
+    """It would not be compared with the authorities of today."""
+    config = SidecarConfig(
+        workflow_enabled=False,
+        tls_enabled=True,
+        tls_cert=str(tmp_path / "data/dev/server.pem"),
+        tls_key=str(tmp_path / "data/dev/server.key"),
+        tls_ca=sidecar.addresses.ca,
+        address=ANY_PORT,
+        http_address=ANY_PORT,
+        metrics_address="",
+        drain_seconds=1,
+    )
+    async with Sidecar(config) as running:
+        context = ssl.create_default_context(cafile=sidecar.addresses.ca)
+        context.load_cert_chain(sidecar.addresses.cert, sidecar.addresses.key)
+        host, _, port = running.addresses.http.rpartition(":")
+
+        def ask(session: ssl.SSLSession | None) -> ssl.SSLSession | None:
+            with (
+                socket.create_connection((host, int(port))) as plain,
+                context.wrap_socket(plain, server_hostname="localhost", session=session) as secured,
+            ):
+                secured.sendall(f"GET /live HTTP/1.1\r\nhost: localhost:{port}\r\nconnection: close\r\n\r\n".encode())
+                assert b" 200 " in secured.recv(65536)
+                assert not secured.session_reused
+                return secured.session
+
+        await asyncio.to_thread(ask, await asyncio.to_thread(ask, None))
 
 
 async def get(address: str, path: str, directory: Path, *, with_certificate: bool) -> tuple[int, bytes]:

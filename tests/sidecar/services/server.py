@@ -20,8 +20,10 @@ from knhk_sidecar.api import pb
 from knhk_sidecar.api.rpc import Listeners, RpcServer
 from knhk_sidecar.api.services import Component, Daemon, Setting, services
 from knhk_sidecar.config import SidecarConfig
+from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import Principal
 from knhk_sidecar.pipeline.call import methods_of
+from knhk_sidecar.pipeline.explaining import Explaining
 from knhk_sidecar.pipeline.pipeline import Pipeline
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
@@ -67,6 +69,7 @@ def daemon() -> Daemon:
             Setting("workflow.db_path", "./workflow_db", "default", "", "./workflow_db", "Where.", False),
         ),
         set_log_level=Levels().change,
+        policy=Explaining(Policies.developer()),
     )
 
 
@@ -104,7 +107,7 @@ async def _served(engine: WorkflowEngine | None) -> AsyncIterator[Sidecar]:
         {path: method for service in pb.SERVICES for path, method in methods_of(service).items()},
         implementations,
         leaves=None,
-        plain=Principal("dev", CALLER, roles=("clerk",)),
+        plain=Principal("dev", CALLER),
         now=engine.now if engine else time.time_ns,
         log=Log("warning"),
         counters=Counters(),

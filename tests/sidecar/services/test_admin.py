@@ -16,12 +16,22 @@ async def test_status_says_what_works_and_what_does_not(running: Sidecar) -> Non
     assert "CaseService.MigrateCases" in status.unavailable_features
     assert not any("GetStatus" in feature for feature in status.unavailable_features)
     assert list(status.features) == ["mtls", "rest"]
-    assert (status.principal, list(status.roles)) == (CALLER, ["clerk"])
+    assert (status.principal, list(status.roles)) == (CALLER, [])
     assert status.uptime.ToMilliseconds() == 2500
     assert status.document_schema_json
     assert set(status.pattern_ids) >= {1, 2, 3, 4, 5, 8, 10, 11, 22, 33, 43}
     short = await running.admin.GetStatus(pb.GetStatusRequest(omit_document_schema=True))
     assert not short.document_schema_json
+
+
+async def test_status_counts_what_there_is(running: Sidecar) -> None:
+    await running.cases.RunCase(pb.RunCaseRequest(spec_id="approval"))
+    await running.cases.RunCase(pb.RunCaseRequest(spec_id="routing"))
+    await running.cases.CreateCase(pb.CreateCaseRequest(spec_id="approval"))
+    counts = (await running.admin.GetStatus(pb.GetStatusRequest(omit_document_schema=True))).counts
+    assert (counts.workflow_versions, counts.open_work_items) == (3, 1)
+    assert (counts.cases_created, counts.cases_running, counts.cases_completed) == (1, 1, 1)
+    assert (counts.open_incidents, counts.dead_letters, counts.counting) == (0, 0, False)
 
 
 async def test_status_works_without_an_engine(engineless: Sidecar) -> None:

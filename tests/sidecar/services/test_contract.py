@@ -29,10 +29,17 @@ LATER = {
 }
 NOW_OF_ADMIN = {
     "GetStatus",
+    "ExplainPolicy",
+    "GetPolicy",
     "AdvanceTime",
     "GetConfig",
     "SetLogLevel",
     "Backup",
+    "ListAudit",
+    "GetCheckpoint",
+    "GetAuditProof",
+    "GetReceipt",
+    "ExportAudit",
     "VerifyHistory",
     "PutConnector",
     "ListConnectors",

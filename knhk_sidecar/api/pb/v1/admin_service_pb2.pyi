@@ -117,7 +117,7 @@ Global___ComponentHealth: _TypeAlias = ComponentHealth  # noqa: Y015
 
 @_typing.final
 class Counts(_message.Message):
-    """How much there is. Counted as the store counts, not by scanning."""
+    """How much there is of the caller's tenant. Kept up to date by what is committed, not by scanning."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -133,8 +133,9 @@ class Counts(_message.Message):
     DEAD_LETTERS_FIELD_NUMBER: _builtins.int
     TIMERS_FIELD_NUMBER: _builtins.int
     CACHED_CASES_FIELD_NUMBER: _builtins.int
+    COUNTING_FIELD_NUMBER: _builtins.int
     workflow_versions: _builtins.int
-    """Registered workflow versions."""
+    """Registered workflow versions that are in use."""
     cases_created: _builtins.int
     """Cases created and not started."""
     cases_running: _builtins.int
@@ -154,9 +155,11 @@ class Counts(_message.Message):
     dead_letters: _builtins.int
     """Effects that were given up."""
     timers: _builtins.int
-    """Timers armed, as of at most five seconds ago."""
+    """Timers armed, of all tenants, as of at most five seconds ago."""
     cached_cases: _builtins.int
-    """Live cases held in memory."""
+    """Live cases of all tenants held in memory."""
+    counting: _builtins.bool
+    """True for a while after the start with very many cases: they are being counted; fields 2 to 9 are 0 until then."""
     def __init__(
         self,
         *,
@@ -172,10 +175,11 @@ class Counts(_message.Message):
         dead_letters: _builtins.int = ...,
         timers: _builtins.int = ...,
         cached_cases: _builtins.int = ...,
+        counting: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_cases", b"cached_cases", "cases_cancelled", b"cases_cancelled", "cases_completed", b"cases_completed", "cases_created", b"cases_created", "cases_failed", b"cases_failed", "cases_running", b"cases_running", "cases_suspended", b"cases_suspended", "dead_letters", b"dead_letters", "open_incidents", b"open_incidents", "open_work_items", b"open_work_items", "timers", b"timers", "workflow_versions", b"workflow_versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_cases", b"cached_cases", "cases_cancelled", b"cases_cancelled", "cases_completed", b"cases_completed", "cases_created", b"cases_created", "cases_failed", b"cases_failed", "cases_running", b"cases_running", "cases_suspended", b"cases_suspended", "counting", b"counting", "dead_letters", b"dead_letters", "open_incidents", b"open_incidents", "open_work_items", b"open_work_items", "timers", b"timers", "workflow_versions", b"workflow_versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -804,17 +808,17 @@ class AuditEntry(_message.Message):
     principal: _builtins.str
     """Who: SPIFFE id, JWT subject, `system:...` or `anonymous`."""
     method: _builtins.str
-    """Full name of the method, e.g. `knhk.sidecar.v1.CaseService/CreateCase`."""
+    """Full name of the method, e.g. `knhk.sidecar.v1.CaseService/CreateCase`; a bare one (`fire_timer`) for what the system does by itself."""
     resource: _builtins.str
-    """What it was done to, e.g. `cases/42`; empty when nothing in particular."""
+    """What it was done to, e.g. `cases/42`; empty when nothing in particular. Whatever changes a case is about the case."""
     outcome: _builtins.str
     """Name of the gRPC status code, e.g. `OK`, `PERMISSION_DENIED`."""
     reason: _builtins.str
-    """ErrorInfo.reason of a refusal, and for a denial the rule that decided."""
+    """ErrorInfo.reason of a refusal, and for a denial the rule that decided; PURGED when the case was purged since."""
     request_id: _builtins.str
     """The call's request id."""
     peer: _builtins.str
-    """Address of the caller."""
+    """Address of the caller; empty for effects, which their commits tell of."""
     count: _builtins.int
     """Like entries within the same second that this one stands for, at least 1."""
     trace_id: _builtins.str
@@ -927,6 +931,217 @@ class ListAuditResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAuditResponse: _TypeAlias = ListAuditResponse  # noqa: Y015
+
+@_typing.final
+class Checkpoint(_message.Message):
+    """The first `size` batch records of a log have one root; signed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    ROOT_HASH_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    store_id: _builtins.str
+    """The store, 32 hex digits. Copies and restored backups of it have the same."""
+    shard: _builtins.int
+    """The log: a shard of the store. 65520 is that of workflows and connectors."""
+    size: _builtins.int
+    """How many batch records."""
+    root_hash: _builtins.str
+    """Hex root of the Merkle tree over them (RFC 6962)."""
+    note: _builtins.str
+    """The signed text: a C2SP checkpoint with an Ed25519 signature."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was signed."""
+
+    def __init__(
+        self,
+        *,
+        store_id: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        size: _builtins.int = ...,
+        root_hash: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["note", b"note", "root_hash", b"root_hash", "shard", b"shard", "size", b"size", "store_id", b"store_id", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
+
+@_typing.final
+class GetCheckpointRequest(_message.Message):
+    """Request of GetCheckpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCheckpointRequest: _TypeAlias = GetCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class GetCheckpointResponse(_message.Message):
+    """Response of GetCheckpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_PEM_FIELD_NUMBER: _builtins.int
+    public_key_pem: _builtins.str
+    """Who signs: the Ed25519 public key, PEM."""
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Checkpoint]:
+        """One of each log that has something, ascending by shard."""
+
+    def __init__(
+        self,
+        *,
+        checkpoints: _abc.Iterable[Global___Checkpoint] | None = ...,
+        public_key_pem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "public_key_pem", b"public_key_pem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCheckpointResponse: _TypeAlias = GetCheckpointResponse  # noqa: Y015
+
+@_typing.final
+class GetAuditProofRequest(_message.Message):
+    """Request of GetAuditProof. Either `audit_id`, or the sizes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUDIT_ID_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    FIRST_SIZE_FIELD_NUMBER: _builtins.int
+    SECOND_SIZE_FIELD_NUMBER: _builtins.int
+    audit_id: _builtins.str
+    """The entry whose inclusion is to be proven."""
+    shard: _builtins.int
+    """The log whose consistency is to be proven."""
+    first_size: _builtins.int
+    """Its earlier size, at least 1."""
+    second_size: _builtins.int
+    """Its later size; 0 means the present one."""
+    def __init__(
+        self,
+        *,
+        audit_id: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        first_size: _builtins.int = ...,
+        second_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_id", b"audit_id", "first_size", b"first_size", "second_size", b"second_size", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuditProofRequest: _TypeAlias = GetAuditProofRequest  # noqa: Y015
+
+@_typing.final
+class GetAuditProofResponse(_message.Message):
+    """Response of GetAuditProof."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    LEAF_INDEX_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    PROOF_JSON_FIELD_NUMBER: _builtins.int
+    leaf_index: _builtins.int
+    """Number of the entry's batch record in the log, from 0 on."""
+    proof_json: _builtins.bytes
+    """Everything needed to check the inclusion offline, a JSON object."""
+    @_builtins.property
+    def entry(self) -> Global___AuditEntry:
+        """The entry, for a proof of inclusion."""
+
+    @_builtins.property
+    def hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The path, hex: from the leaf to the root, or between the two sizes."""
+
+    @_builtins.property
+    def checkpoint(self) -> Global___Checkpoint:
+        """The checkpoint that the path leads to; for a proof between two sizes only when the second one is its size."""
+
+    def __init__(
+        self,
+        *,
+        entry: Global___AuditEntry | None = ...,
+        leaf_index: _builtins.int = ...,
+        hashes: _abc.Iterable[_builtins.str] | None = ...,
+        checkpoint: Global___Checkpoint | None = ...,
+        proof_json: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "entry", b"entry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "entry", b"entry", "hashes", b"hashes", "leaf_index", b"leaf_index", "proof_json", b"proof_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuditProofResponse: _TypeAlias = GetAuditProofResponse  # noqa: Y015
+
+@_typing.final
+class ExportAuditRequest(_message.Message):
+    """Request of ExportAudit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FULL_FIELD_NUMBER: _builtins.int
+    full: _builtins.bool
+    """True: with the commit records of all cases, so that who wrote what follows from the log alone."""
+    def __init__(
+        self,
+        *,
+        full: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full", b"full"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportAuditRequest: _TypeAlias = ExportAuditRequest  # noqa: Y015
+
+@_typing.final
+class ExportAuditResponse(_message.Message):
+    """Response of ExportAudit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """The next bytes."""
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportAuditResponse: _TypeAlias = ExportAuditResponse  # noqa: Y015
 
 @_typing.final
 class VerifyHistoryRequest(_message.Message):
@@ -1887,26 +2102,66 @@ class ExplainPolicyRequest(_message.Message):
     PRINCIPAL_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     RESOURCE_FIELD_NUMBER: _builtins.int
+    CLAIMS_JSON_FIELD_NUMBER: _builtins.int
     principal: _builtins.str
-    """Who; empty means the caller."""
+    """Who: a SPIFFE id, or `jwt:ISSUER#SUBJECT` for a token; empty means the caller."""
     method: _builtins.str
     """Full or bare name of the method."""
     resource: _builtins.str
-    """What it would be done to, e.g. `cases/42`; may be empty."""
+    """What it would be done to: `cases/42`, `workflows/order` or `patterns/3`; empty: the request does not say."""
+    claims_json: _builtins.bytes
+    """The claims of the token, a JSON object; empty: those that the caller came with last, if it has come."""
     def __init__(
         self,
         *,
         principal: _builtins.str = ...,
         method: _builtins.str = ...,
         resource: _builtins.str = ...,
+        claims_json: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "principal", b"principal", "resource", b"resource"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims_json", b"claims_json", "method", b"method", "principal", b"principal", "resource", b"resource"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainPolicyRequest: _TypeAlias = ExplainPolicyRequest  # noqa: Y015
+
+@_typing.final
+class PolicyStep(_message.Message):
+    """What became of one rule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    rule: _builtins.str
+    """Its id."""
+    effect: _builtins.str
+    """`allow` or `deny`."""
+    outcome: _builtins.str
+    """`decides`, `allows`, `denies`, `silent` (about other calls), `elsewhere` (about other things), `not addressed`
+    (about other callers).
+    """
+    reason: _builtins.str
+    """Why, as a sentence."""
+    def __init__(
+        self,
+        *,
+        rule: _builtins.str = ...,
+        effect: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effect", b"effect", "outcome", b"outcome", "reason", b"reason", "rule", b"rule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyStep: _TypeAlias = PolicyStep  # noqa: Y015
 
 @_typing.final
 class ExplainPolicyResponse(_message.Message):
@@ -1919,19 +2174,40 @@ class ExplainPolicyResponse(_message.Message):
     ROLES_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    PERMISSION_FIELD_NUMBER: _builtins.int
+    NEEDED_FIELD_NUMBER: _builtins.int
+    WORK_ROLES_FIELD_NUMBER: _builtins.int
+    POLICY_DIGEST_FIELD_NUMBER: _builtins.int
     allowed: _builtins.bool
     """The verdict."""
     rule: _builtins.str
     """The rule that decided; empty when none matched, which denies."""
     tenant: _builtins.str
     """Tenant of the principal."""
+    permission: _builtins.str
+    """The permission that the method needs."""
+    policy_digest: _builtins.str
+    """Digest of the policy that was asked."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Roles of the principal."""
+        """The roles that the rules give which apply to the principal."""
 
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The rules looked at, in order, each with what became of it."""
+
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyStep]:
+        """The same as values."""
+
+    @_builtins.property
+    def needed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What would have to be otherwise; empty when it is allowed."""
+
+    @_builtins.property
+    def work_roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the principal is in workflows: the roles that tasks ask for."""
 
     def __init__(
         self,
@@ -1941,14 +2217,116 @@ class ExplainPolicyResponse(_message.Message):
         roles: _abc.Iterable[_builtins.str] | None = ...,
         tenant: _builtins.str = ...,
         steps: _abc.Iterable[_builtins.str] | None = ...,
+        rules: _abc.Iterable[Global___PolicyStep] | None = ...,
+        permission: _builtins.str = ...,
+        needed: _abc.Iterable[_builtins.str] | None = ...,
+        work_roles: _abc.Iterable[_builtins.str] | None = ...,
+        policy_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "roles", b"roles", "rule", b"rule", "steps", b"steps", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "needed", b"needed", "permission", b"permission", "policy_digest", b"policy_digest", "roles", b"roles", "rule", b"rule", "rules", b"rules", "steps", b"steps", "tenant", b"tenant", "work_roles", b"work_roles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainPolicyResponse: _TypeAlias = ExplainPolicyResponse  # noqa: Y015
+
+@_typing.final
+class GetPolicyRequest(_message.Message):
+    """Request of GetPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPolicyRequest: _TypeAlias = GetPolicyRequest  # noqa: Y015
+
+@_typing.final
+class PolicyRole(_message.Message):
+    """A named set of permissions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PERMISSIONS_FIELD_NUMBER: _builtins.int
+    BUILT_IN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    description: _builtins.str
+    """What it is for."""
+    built_in: _builtins.bool
+    """Whether every policy has it."""
+    @_builtins.property
+    def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its permissions, those of the roles that it includes among them."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        permissions: _abc.Iterable[_builtins.str] | None = ...,
+        built_in: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["built_in", b"built_in", "description", b"description", "name", b"name", "permissions", b"permissions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyRole: _TypeAlias = PolicyRole  # noqa: Y015
+
+@_typing.final
+class GetPolicyResponse(_message.Message):
+    """Response of GetPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_JSON_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    SCHEMA_JSON_FIELD_NUMBER: _builtins.int
+    policy_json: _builtins.bytes
+    """The document as JSON."""
+    origin: _builtins.str
+    """Where it is from: the file's path, or `built-in`."""
+    digest: _builtins.str
+    """SHA-256 over the document, in hex."""
+    problem: _builtins.str
+    """Why the file's present content is not in force; empty while it is."""
+    schema_json: _builtins.bytes
+    """JSON Schema of the document."""
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyRole]:
+        """Built-in roles and the document's own."""
+
+    def __init__(
+        self,
+        *,
+        policy_json: _builtins.bytes = ...,
+        origin: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        roles: _abc.Iterable[Global___PolicyRole] | None = ...,
+        schema_json: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "origin", b"origin", "policy_json", b"policy_json", "problem", b"problem", "roles", b"roles", "schema_json", b"schema_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPolicyResponse: _TypeAlias = GetPolicyResponse  # noqa: Y015
 
 @_typing.final
 class LegalHold(_message.Message):

@@ -60,6 +60,21 @@ class AdminServiceStub:
                 request_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ListAuditRequest.SerializeToString,
                 response_deserializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ListAuditResponse.FromString,
                 _registered_method=True)
+        self.GetCheckpoint = channel.unary_unary(
+                '/knhk.sidecar.v1.AdminService/GetCheckpoint',
+                request_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetCheckpointRequest.SerializeToString,
+                response_deserializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetCheckpointResponse.FromString,
+                _registered_method=True)
+        self.GetAuditProof = channel.unary_unary(
+                '/knhk.sidecar.v1.AdminService/GetAuditProof',
+                request_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetAuditProofRequest.SerializeToString,
+                response_deserializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetAuditProofResponse.FromString,
+                _registered_method=True)
+        self.ExportAudit = channel.unary_stream(
+                '/knhk.sidecar.v1.AdminService/ExportAudit',
+                request_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExportAuditRequest.SerializeToString,
+                response_deserializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExportAuditResponse.FromString,
+                _registered_method=True)
         self.VerifyHistory = channel.unary_unary(
                 '/knhk.sidecar.v1.AdminService/VerifyHistory',
                 request_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.VerifyHistoryRequest.SerializeToString,
@@ -120,6 +135,11 @@ class AdminServiceStub:
                 request_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExplainPolicyRequest.SerializeToString,
                 response_deserializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExplainPolicyResponse.FromString,
                 _registered_method=True)
+        self.GetPolicy = channel.unary_unary(
+                '/knhk.sidecar.v1.AdminService/GetPolicy',
+                request_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetPolicyRequest.SerializeToString,
+                response_deserializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetPolicyResponse.FromString,
+                _registered_method=True)
         self.AdvanceTime = channel.unary_unary(
                 '/knhk.sidecar.v1.AdminService/AdvanceTime',
                 request_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.AdvanceTimeRequest.SerializeToString,
@@ -176,6 +196,27 @@ class AdminServiceServicer:
 
     def ListAudit(self, request, context):
         """Lists the audit, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCheckpoint(self, request, context):
+        """Returns a signed checkpoint of every log: how much it has, under one root. UNIMPLEMENTED without a signing key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAuditProof(self, request, context):
+        """Proves that an audit entry is in its log, or that a log continues an earlier state of itself (RFC 6962).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportAudit(self, request, context):
+        """Streams the whole audit, of all tenants, as a file that proves itself offline; the chunks, joined, are the file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -265,6 +306,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPolicy(self, request, context):
+        """The policy in force, with every rule.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AdvanceTime(self, request, context):
         """Lets time pass, from one moment at which something is due to the next, in a daemon with virtual time
         (`knhk dev --virtual-time`); elsewhere UNIMPLEMENTED.
@@ -321,6 +369,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListAudit,
                     request_deserializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ListAuditRequest.FromString,
                     response_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ListAuditResponse.SerializeToString,
+            ),
+            'GetCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCheckpoint,
+                    request_deserializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetCheckpointRequest.FromString,
+                    response_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetCheckpointResponse.SerializeToString,
+            ),
+            'GetAuditProof': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuditProof,
+                    request_deserializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetAuditProofRequest.FromString,
+                    response_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetAuditProofResponse.SerializeToString,
+            ),
+            'ExportAudit': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportAudit,
+                    request_deserializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExportAuditRequest.FromString,
+                    response_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExportAuditResponse.SerializeToString,
             ),
             'VerifyHistory': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifyHistory,
@@ -381,6 +444,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ExplainPolicy,
                     request_deserializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExplainPolicyRequest.FromString,
                     response_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExplainPolicyResponse.SerializeToString,
+            ),
+            'GetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicy,
+                    request_deserializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetPolicyRequest.FromString,
+                    response_serializer=knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetPolicyResponse.SerializeToString,
             ),
             'AdvanceTime': grpc.unary_unary_rpc_method_handler(
                     servicer.AdvanceTime,
@@ -539,6 +607,87 @@ class AdminService:
             '/knhk.sidecar.v1.AdminService/ListAudit',
             knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ListAuditRequest.SerializeToString,
             knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ListAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/knhk.sidecar.v1.AdminService/GetCheckpoint',
+            knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetCheckpointRequest.SerializeToString,
+            knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAuditProof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/knhk.sidecar.v1.AdminService/GetAuditProof',
+            knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetAuditProofRequest.SerializeToString,
+            knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetAuditProofResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/knhk.sidecar.v1.AdminService/ExportAudit',
+            knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExportAuditRequest.SerializeToString,
+            knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExportAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -863,6 +1012,33 @@ class AdminService:
             '/knhk.sidecar.v1.AdminService/ExplainPolicy',
             knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExplainPolicyRequest.SerializeToString,
             knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.ExplainPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/knhk.sidecar.v1.AdminService/GetPolicy',
+            knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetPolicyRequest.SerializeToString,
+            knhk_dot_sidecar_dot_v1_dot_admin__service__pb2.GetPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

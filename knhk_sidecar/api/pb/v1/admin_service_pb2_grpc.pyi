@@ -43,6 +43,12 @@ class AdminServiceStub:
     """Changes the promotion gate; absent fields stay. FAILED_PRECONDITION when production is asked for without compliance."""
     ListAudit: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuditRequest, _admin_service_pb2.ListAuditResponse]
     """Lists the audit, newest first."""
+    GetCheckpoint: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetCheckpointRequest, _admin_service_pb2.GetCheckpointResponse]
+    """Returns a signed checkpoint of every log: how much it has, under one root. UNIMPLEMENTED without a signing key."""
+    GetAuditProof: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetAuditProofRequest, _admin_service_pb2.GetAuditProofResponse]
+    """Proves that an audit entry is in its log, or that a log continues an earlier state of itself (RFC 6962)."""
+    ExportAudit: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.ExportAuditRequest, _admin_service_pb2.ExportAuditResponse]
+    """Streams the whole audit, of all tenants, as a file that proves itself offline; the chunks, joined, are the file."""
     VerifyHistory: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.VerifyHistoryRequest, _admin_service_pb2.VerifyHistoryResponse]
     """Recomputes the hash chain and compares it with the head kept outside the store. Damage is an answer, not an error."""
     GetReceipt: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetReceiptRequest, _admin_service_pb2.GetReceiptResponse]
@@ -67,6 +73,8 @@ class AdminServiceStub:
     """Returns every setting with its value and origin; secrets are masked."""
     ExplainPolicy: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ExplainPolicyRequest, _admin_service_pb2.ExplainPolicyResponse]
     """Says whether a principal may do something and which rule decides; nothing is done."""
+    GetPolicy: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetPolicyRequest, _admin_service_pb2.GetPolicyResponse]
+    """The policy in force, with every rule."""
     AdvanceTime: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AdvanceTimeRequest, _admin_service_pb2.AdvanceTimeResponse]
     """Lets time pass, from one moment at which something is due to the next, in a daemon with virtual time
     (`knhk dev --virtual-time`); elsewhere UNIMPLEMENTED.
@@ -93,6 +101,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Changes the promotion gate; absent fields stay. FAILED_PRECONDITION when production is asked for without compliance."""
     ListAudit: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuditRequest, _admin_service_pb2.ListAuditResponse]  # type: ignore[assignment]
     """Lists the audit, newest first."""
+    GetCheckpoint: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetCheckpointRequest, _admin_service_pb2.GetCheckpointResponse]  # type: ignore[assignment]
+    """Returns a signed checkpoint of every log: how much it has, under one root. UNIMPLEMENTED without a signing key."""
+    GetAuditProof: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetAuditProofRequest, _admin_service_pb2.GetAuditProofResponse]  # type: ignore[assignment]
+    """Proves that an audit entry is in its log, or that a log continues an earlier state of itself (RFC 6962)."""
+    ExportAudit: _aio.UnaryStreamMultiCallable[_admin_service_pb2.ExportAuditRequest, _admin_service_pb2.ExportAuditResponse]  # type: ignore[assignment]
+    """Streams the whole audit, of all tenants, as a file that proves itself offline; the chunks, joined, are the file."""
     VerifyHistory: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.VerifyHistoryRequest, _admin_service_pb2.VerifyHistoryResponse]  # type: ignore[assignment]
     """Recomputes the hash chain and compares it with the head kept outside the store. Damage is an answer, not an error."""
     GetReceipt: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetReceiptRequest, _admin_service_pb2.GetReceiptResponse]  # type: ignore[assignment]
@@ -117,6 +131,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Returns every setting with its value and origin; secrets are masked."""
     ExplainPolicy: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ExplainPolicyRequest, _admin_service_pb2.ExplainPolicyResponse]  # type: ignore[assignment]
     """Says whether a principal may do something and which rule decides; nothing is done."""
+    GetPolicy: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetPolicyRequest, _admin_service_pb2.GetPolicyResponse]  # type: ignore[assignment]
+    """The policy in force, with every rule."""
     AdvanceTime: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AdvanceTimeRequest, _admin_service_pb2.AdvanceTimeResponse]  # type: ignore[assignment]
     """Lets time pass, from one moment at which something is due to the next, in a daemon with virtual time
     (`knhk dev --virtual-time`); elsewhere UNIMPLEMENTED.
@@ -170,6 +186,30 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListAuditResponse, _abc.Awaitable[_admin_service_pb2.ListAuditResponse]]:
         """Lists the audit, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetCheckpoint(
+        self,
+        request: _admin_service_pb2.GetCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetCheckpointResponse, _abc.Awaitable[_admin_service_pb2.GetCheckpointResponse]]:
+        """Returns a signed checkpoint of every log: how much it has, under one root. UNIMPLEMENTED without a signing key."""
+
+    @_abc_1.abstractmethod
+    def GetAuditProof(
+        self,
+        request: _admin_service_pb2.GetAuditProofRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetAuditProofResponse, _abc.Awaitable[_admin_service_pb2.GetAuditProofResponse]]:
+        """Proves that an audit entry is in its log, or that a log continues an earlier state of itself (RFC 6962)."""
+
+    @_abc_1.abstractmethod
+    def ExportAudit(
+        self,
+        request: _admin_service_pb2.ExportAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.ExportAuditResponse], _abc.AsyncIterator[_admin_service_pb2.ExportAuditResponse]]:
+        """Streams the whole audit, of all tenants, as a file that proves itself offline; the chunks, joined, are the file."""
 
     @_abc_1.abstractmethod
     def VerifyHistory(
@@ -266,6 +306,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ExplainPolicyResponse, _abc.Awaitable[_admin_service_pb2.ExplainPolicyResponse]]:
         """Says whether a principal may do something and which rule decides; nothing is done."""
+
+    @_abc_1.abstractmethod
+    def GetPolicy(
+        self,
+        request: _admin_service_pb2.GetPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetPolicyResponse, _abc.Awaitable[_admin_service_pb2.GetPolicyResponse]]:
+        """The policy in force, with every rule."""
 
     @_abc_1.abstractmethod
     def AdvanceTime(

@@ -1,0 +1,1 @@
+"""The audit: what is in it, and that nobody can change it unseen."""
