@@ -22,6 +22,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
 from knhk_sidecar.api import pb
+from knhk_sidecar.api.faults import PermissionDenied
 from knhk_workflow import (
     AuditEntry,
     CallMeta,
@@ -714,6 +715,14 @@ def instance_group(view: InstancesView) -> pb.InstanceGroup:
     )
 
 
+def acting(user: str, meta: CallMeta) -> str:
+    """For whom the caller acts. Who is something in workflows acts for itself; an application, which is nothing in
+    them, for whomever it names. Raises PermissionDenied."""
+    if user and meta.roles and user != meta.principal:
+        raise PermissionDenied("work_roles: for itself only")
+    return user or meta.principal
+
+
 def completion(request: pb.CompleteWorkItemRequest, user: str) -> CompleteRequest:
     """What to complete."""
     name = item_id(request.item_id)
@@ -746,15 +755,17 @@ def subscription(request: pb.WorkSubscription) -> WorkSubscription:
     return WorkSubscription(tuple(request.tasks), request.credit, lease, request.worker_id, tuple(request.roles))
 
 
-def streamed_completion(request: pb.CompleteWorkItemRequest, request_id: str, index: int, user: str) -> CompleteRequest:
+def streamed_completion(
+    request: pb.CompleteWorkItemRequest, request_id: str, index: int, meta: CallMeta
+) -> CompleteRequest:
     """A completion in a worker's message."""
-    asked = completion(request, request.user or user)
+    asked = completion(request, acting(request.user, meta))
     return msgspec.structs.replace(asked, request_id=request.request_id or element_id(request_id, index))
 
 
-def streamed_failure(request: pb.FailWorkItemRequest, request_id: str, index: int, user: str) -> FailRequest:
+def streamed_failure(request: pb.FailWorkItemRequest, request_id: str, index: int, meta: CallMeta) -> FailRequest:
     """A failure in a worker's message."""
-    asked = failure(request, request.user or user)
+    asked = failure(request, acting(request.user, meta))
     own = request.request_id or (f"{element_id(request_id, index)}f" if request_id else "")
     return msgspec.structs.replace(asked, request_id=own)
 

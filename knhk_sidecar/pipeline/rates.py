@@ -43,6 +43,7 @@ class Rates:
     def __init__(self, default: Rate, now: Callable[[], int], most: int = BUCKETS_MAX) -> None:
         """`default` is for principals without a rate of their own; `now` yields nanoseconds."""
         self._default = default
+        self._each, self._burst = _nanoseconds(default)
         self._now = now
         self._most = most
         self._full_at: dict[tuple[str, str], int] = {}
@@ -53,23 +54,22 @@ class Rates:
 
     def take(self, principal: Principal, weight: float = 1.0) -> int:
         """Take the tokens of one request; 0 when they were there, else in how many nanoseconds they will be."""
-        rate = principal.rate or self._default
-        name = (principal.tenant, principal.name)
+        rate = principal.rate
+        each, burst = (self._each, self._burst) if rate is None else _nanoseconds(rate)
+        cost = each if weight == 1.0 else int(weight * each)
         now = self._now()
-        each = _NS / rate.per_second
-        full_at = self._full_at.get(name)
-        if full_at is None:
-            full_at = now
-            if len(self._full_at) >= self._most and not self._sweep(now):
+        name = (principal.tenant, principal.name)
+        full_at = self._full_at.get(name, 0)
+        if full_at < now:
+            if not full_at and len(self._full_at) >= self._most and not self._sweep(now):
                 name = _OVERFLOW  # whoever comes when all buckets are in use shares one with the others who do
                 full_at = max(self._full_at.get(name, now), now)
-        elif full_at < now:
-            full_at = now
-        needed = min(rate.burst, weight)
-        late = full_at - now - int((rate.burst - needed) * each)
+            else:
+                full_at = now
+        late = full_at - now + (min(burst, cost)) - burst
         if late > 0:
             return late
-        self._full_at[name] = full_at + int(weight * each)
+        self._full_at[name] = full_at + cost
         return 0
 
     def rate_of(self, principal: Principal) -> Rate:
@@ -82,6 +82,12 @@ class Rates:
             self._swept_at = now
             self._full_at = {name: full_at for name, full_at in self._full_at.items() if full_at > now}
         return len(self._full_at) < self._most
+
+
+def _nanoseconds(rate: Rate) -> tuple[int, int]:
+    """From one request to the next, and until a spent burst is there again."""
+    each = _NS / rate.per_second
+    return int(each), int(rate.burst * each)
 
 
 class Throttle:

@@ -31,7 +31,7 @@ from knhk_workflow.runtime import audit_stream
 from tests.audit.conftest import SIGN
 from tests.sidecar.services.server import daemon
 
-CALLER = Principal("dev", "spiffe://example.org/caller", roles=("clerk",))
+CALLER = Principal("dev", "spiffe://example.org/caller")
 METHODS = {path: method for service in pb.SERVICES for path, method in methods_of(service).items()}
 EVERYTHING = AuditFilter()
 WATCHED_S = 0.1  # then a stream that waits for something is ended

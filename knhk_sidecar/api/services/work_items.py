@@ -50,13 +50,13 @@ class WorkItemService:
 
     async def claim_work_item(self, request: pb.ClaimWorkItemRequest, meta: CallMeta) -> pb.ClaimWorkItemResponse:
         """offered -> allocated."""
-        user = request.user or meta.principal
+        user = wire.acting(request.user, meta)
         item = await self._engine.claim_work_item(wire.item_id(request.item_id), user, meta=meta)
         return pb.ClaimWorkItemResponse(item=wire.work_item(item))
 
     async def start_work_item(self, request: pb.StartWorkItemRequest, meta: CallMeta) -> pb.StartWorkItemResponse:
         """offered or allocated -> started."""
-        user = request.user or meta.principal
+        user = wire.acting(request.user, meta)
         item = await self._engine.start_work_item(wire.item_id(request.item_id), user, meta=meta)
         return pb.StartWorkItemResponse(item=wire.work_item(item))
 
@@ -64,7 +64,7 @@ class WorkItemService:
         self, request: pb.CompleteWorkItemRequest, meta: CallMeta
     ) -> pb.CompleteWorkItemResponse:
         """End an item with its output."""
-        asked = wire.completion(request, request.user or meta.principal)
+        asked = wire.completion(request, wire.acting(request.user, meta))
         item = await self._engine.complete_work_item(asked.item_id, asked.output, asked.user, meta=meta)
         return wire.completed(item)
 
@@ -83,7 +83,7 @@ class WorkItemService:
                     response = await self.complete_work_item(element, own)
                     results[index] = pb.CompleteWorkItemResult(response=response)
                 else:
-                    together.append((index, wire.completion(element, element.user or meta.principal)))
+                    together.append((index, wire.completion(element, wire.acting(element.user, meta))))
             except WorkflowError as error:
                 results[index] = pb.CompleteWorkItemResult(error=to_status(error))
         if together:
@@ -97,7 +97,7 @@ class WorkItemService:
 
     async def fail_work_item(self, request: pb.FailWorkItemRequest, meta: CallMeta) -> pb.FailWorkItemResponse:
         """Report a failure. Without a retry rule on the task it becomes an incident."""
-        asked = wire.failure(request, request.user or meta.principal)
+        asked = wire.failure(request, wire.acting(request.user, meta))
         item = await self._engine.fail_work_item(
             asked.item_id,
             asked.code,
@@ -119,7 +119,7 @@ class WorkItemService:
     async def skip_work_item(self, request: pb.SkipWorkItemRequest, meta: CallMeta) -> pb.SkipWorkItemResponse:
         """Pass over an item."""
         name = wire.item_id(request.item_id)
-        await self._owned(name, request.user, meta)
+        await self._owned(name, wire.acting(request.user, meta) if meta.roles else request.user, meta)
         item = await self._engine.skip_work_item(name, request.reason, meta=meta)
         return pb.SkipWorkItemResponse(
             item=wire.work_item(item), case_state=wire.CASE_STATES[item.case_state], sequence=item.case_sequence
@@ -128,7 +128,7 @@ class WorkItemService:
     async def release_work_item(self, request: pb.ReleaseWorkItemRequest, meta: CallMeta) -> pb.ReleaseWorkItemResponse:
         """allocated -> offered."""
         name = wire.item_id(request.item_id)
-        await self._owned(name, request.user, meta)
+        await self._owned(name, wire.acting(request.user, meta) if meta.roles else request.user, meta)
         item = await self._engine.release_work_item(name, meta=meta)
         return pb.ReleaseWorkItemResponse(item=wire.work_item(item))
 

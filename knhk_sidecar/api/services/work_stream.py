@@ -172,17 +172,17 @@ class _Channel:
     async def _results(self, request: pb.StreamWorkItemsRequest) -> None:
         completions, failures = request.completions, request.failures
         receipts: list[pb.WorkItemReceipt | None] = [None] * (len(completions) + len(failures))
-        user = self._session.meta.principal
+        meta = self._session.meta
         done: list[tuple[int, CompleteRequest]] = []
         failed: list[tuple[int, FailRequest]] = []
         for index, completion in enumerate(completions):
             try:
-                done.append((index, wire.streamed_completion(completion, request.request_id, index, user)))
+                done.append((index, wire.streamed_completion(completion, request.request_id, index, meta)))
             except WorkflowError as error:
                 receipts[index] = _receipt(completion.item_id, completion.attempt, error=error)
         for index, failure in enumerate(failures):
             try:
-                failed.append((index, wire.streamed_failure(failure, request.request_id, index, user)))
+                failed.append((index, wire.streamed_failure(failure, request.request_id, index, meta)))
             except WorkflowError as error:
                 receipts[len(completions) + index] = _receipt(failure.item_id, failure.attempt, error=error)
         answers = await self._session.complete([asked for _, asked in done])

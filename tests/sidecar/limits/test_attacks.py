@@ -20,9 +20,10 @@ import pytest
 from knhk_sidecar.api import pb
 from knhk_sidecar.app import Sidecar
 from knhk_sidecar.config import SidecarConfig
+from knhk_sidecar.identity.dev_ca import open_authority
 from tests.conftest import Budget
-from tests.sidecar.limits.conftest import until
-from tests.sidecar.server.client import ANY_PORT, developer
+from tests.sidecar.limits.conftest import BURST, RATE, until
+from tests.sidecar.server.client import ANY_PORT, developer, secure
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
@@ -78,7 +79,7 @@ async def target(tmp_path: Path) -> AsyncIterator[Sidecar]:
 
 
 @asynccontextmanager
-async def innocent(sidecar: Sidecar) -> AsyncIterator[list[float]]:
+async def innocent(sidecar: Sidecar, pause: float = 0.002) -> AsyncIterator[list[float]]:
     """A client that calls one by one as long as the block lasts; none of its calls may fail."""
     clock = asyncio.get_running_loop().time
     took: list[float] = []
@@ -91,7 +92,7 @@ async def innocent(sidecar: Sidecar) -> AsyncIterator[list[float]]:
                 answer = await stub.GetPattern(pb.GetPatternRequest(pattern_id=1), timeout=CALL_SECONDS)
                 assert answer.pattern.pattern_id == 1
                 took.append(clock() - began)
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(pause)
 
         calling = asyncio.ensure_future(call())
         await until(lambda: bool(took) or calling.done())
@@ -102,6 +103,35 @@ async def innocent(sidecar: Sidecar) -> AsyncIterator[list[float]]:
             with suppress(asyncio.CancelledError):
                 await calling  # raises what a call has failed with
         assert took
+
+
+def another(sidecar: Sidecar) -> grpc.aio.Channel:
+    """A channel of another caller than the developer."""
+    made = open_authority(sidecar.config.dev_directory).issue("rude", "/rude")
+    read = (Path(path).read_bytes() for path in (sidecar.addresses.ca, made.cert, made.key))
+    return secure(sidecar.addresses.grpc, *read)
+
+
+async def test_who_ignores_every_push_back_takes_nothing_from_others(narrow: Sidecar, budget: Budget) -> None:
+    loop = asyncio.get_running_loop()
+    done = {"OK": 0, "RESOURCE_EXHAUSTED": 0}
+    async with another(narrow) as channel, innocent(narrow, pause=2 / RATE) as calls:
+        stub = pb.PatternServiceStub(channel)
+        began, before = loop.time(), len(calls)
+        asked = iter(range(share(budget, 20_000)))
+
+        async def hammer() -> None:
+            for _ in asked:
+                try:
+                    await stub.GetPattern(pb.GetPatternRequest(pattern_id=1), timeout=CALL_SECONDS)
+                    done["OK"] += 1
+                except grpc.aio.AioRpcError as error:
+                    done[error.code().name] += 1
+
+        await asyncio.gather(*(hammer() for _ in range(20)))
+        assert done["RESOURCE_EXHAUSTED"] > done["OK"]
+        assert done["OK"] <= BURST + RATE * (loop.time() - began) + 1
+        await until(lambda: len(calls) > before + 5)  # `innocent` sees to it that none of its calls is refused
 
 
 async def connected(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -226,13 +226,18 @@ def ask(drive: Drive) -> None:
     ):
         drive.call(name, request)
     token = drive.canaries.word("token of a REST request")
-    headers = {"authorization": f"Bearer {token}", "x-api-key": token, "cookie": f"session={token}"}
-    with httpx2.Client(base_url=drive.daemon.http, timeout=SECONDS, headers=headers) as http:
+    payload = base64.urlsafe_b64encode(json.dumps({"sub": token}).encode()).decode().rstrip("=")
+    shown = {"x-api-key": token, "cookie": f"session={token}"}
+    with httpx2.Client(base_url=drive.daemon.http, timeout=SECONDS) as http:
         paths = ["/api/v1/cases/stuck/history", "/api/v1/cases/stuck/explain", "/api/v1/cases", "/api/v1/nothing"]
         paths += ["/health", "/api/v1/cases/none", "/openapi.json", f"/api/v1/cases?access_token={token}"]
-        for path in paths:
-            answer = http.get(path)
-            drive.canaries.hear(f"REST {path.partition('?')[0]}", answer.text + repr(answer.headers))
+        codes = set()
+        for credentials in ({}, {"authorization": f"Bearer {token}"}, {"authorization": f"Bearer e30.{payload}.e30"}):
+            for path in paths:
+                answer = http.get(path, headers={**shown, **credentials})
+                codes.add(answer.status_code)
+                drive.canaries.hear(f"REST {path.partition('?')[0]}", answer.text + repr(answer.headers))
+        assert {200, 401, 404} <= codes
         answer = http.post("/api/v1/cases", content=b"{", headers={"content-type": "application/json"})
         drive.canaries.hear("REST error", answer.text)
         metrics = httpx2.get(f"http://{drive.daemon.ready['metrics']}/metrics")
@@ -248,6 +253,10 @@ def ask(drive: Drive) -> None:
     drive.knhk("connector", "list")
     drive.knhk("connector", "list", "-o", "json")
     drive.knhk("dead-letter", "list", "-o", "json")
+    drive.knhk("audit", "list", "-o", "json")
+    trail = drive.daemon.data_dir / "trail.json"
+    drive.knhk("audit", "export", "--out", str(trail))
+    drive.canaries.hear("the exported audit", trail.read_bytes())
     drive.knhk("doctor")
     drive.knhk("case", "show", "nothing")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 
 import grpc
@@ -16,7 +17,11 @@ from knhk_sidecar.api import pb
 from knhk_sidecar.api.rest.problems import fault_response
 from knhk_sidecar.config import SidecarConfig
 from knhk_sidecar.identity.grants import Grants, Rate
-from knhk_sidecar.identity.principal import Principal
+from knhk_sidecar.identity.policy import Policy
+from knhk_sidecar.identity.policy_document import of_value
+from knhk_sidecar.identity.policy_source import Policies
+from knhk_sidecar.identity.principal import Principal, of_certificate
+from knhk_sidecar.identity.spiffe_id import SpiffeId
 from knhk_sidecar.pipeline import Limits, Refusal
 from knhk_sidecar.pipeline.permissions import Permission
 from knhk_sidecar.pipeline.rates import Rates, weight_of
@@ -185,3 +190,22 @@ def test_the_settings(settings: dict[str, bool | float], expected: tuple[float, 
     config = SidecarConfig(**settings)  # type: ignore[arg-type]  # of the right types
     assert (config.rate_per_second, config.rate_burst) == expected
     assert (Limits.of(config).rate is None) == (expected[0] == 0)
+
+
+async def test_the_policys_rule_decides_how_many() -> None:
+    def rule(name: str, path: str, **members: object) -> dict[str, object]:
+        who = {"spiffe_id": f"spiffe://a.org/{path}"}
+        return {"id": name, "who": who, "effect": "allow", "permissions": ["case.read"], **members}
+
+    rules = [rule("batch", "batch", limits={"requests_per_second": 1, "burst": 6}), rule("web", "web")]
+    policies = Policies(Policy(of_value({"version": 1, "rules": rules}), origin="test"))
+    passed = {}
+    for name in ("batch", "web"):
+        caller = of_certificate(SpiffeId.parse(f"spiffe://a.org/{name}"))
+        road = Road(plain=caller, policies=policies, limits=Limits(rate=Rate(1, 3)))
+        passed[name] = 0
+        for _ in range(10):
+            with suppress(Refusal):
+                await road.get()
+                passed[name] += 1
+    assert passed == {"batch": 6, "web": 3}

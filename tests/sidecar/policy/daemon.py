@@ -34,7 +34,8 @@ ROLES = (*BUILT_IN_ROLES, NO_ROLE)
 
 
 def rules() -> list[dict[str, object]]:
-    """A rule per role, the tenant being the last segment of the path; and `/narrow`, who sees some cases only."""
+    """A rule per role, the tenant being the last segment of the path; and `/narrow`, who sees some cases only, and
+    `/people`, who are clerks of `red`."""
     found: list[dict[str, object]] = [
         {
             "id": f"role-{role}",
@@ -52,7 +53,15 @@ def rules() -> list[dict[str, object]]:
         "permissions": ["case.read", "workflow.read"],
         "resources": {"cases": ["n-*"]},
     }
-    return [*found, narrowed]
+    people: dict[str, object] = {
+        "id": "people",
+        "who": {"spiffe_prefix": f"spiffe://{DOMAIN}/people"},
+        "effect": "allow",
+        "roles": ["worker"],
+        "tenant": "red",
+        "work_roles": ["clerk"],
+    }
+    return [*found, narrowed, people]
 
 
 def document(*more: dict[str, object]) -> str:

@@ -118,7 +118,7 @@ async def test_the_daemon_explains_itself(admin: pb.AdminServiceAsyncStub) -> No
     answer = await admin.ExplainPolicy(question, timeout=CALL_SECONDS)
     assert (answer.allowed, answer.rule, answer.tenant) == (False, "", "red")
     assert (list(answer.roles), answer.permission) == (["viewer"], "case.write")
-    assert {each.rule for each in answer.rules} == {"narrowed", *(f"role-{name}" for name in BUILT_IN_ROLES)}
+    assert {each.rule for each in answer.rules} == {"narrowed", "people", *(f"role-{name}" for name in BUILT_IN_ROLES)}
     assert [each.outcome for each in answer.rules if each.rule == "role-viewer"] == ["silent"]
     assert "application, operator" in answer.needed[0].replace("admin, ", "")
     own = await admin.ExplainPolicy(pb.ExplainPolicyRequest(method="Backup"), timeout=CALL_SECONDS)
@@ -187,8 +187,8 @@ def test_the_command_line_finds_everything_that_is_wrong(tmp_path: Path) -> None
     bad.write_text(document({"id": "X", "who": {"anyone": True}, "effect": "maybe"}))
     done = run("policy", "validate", str(bad))
     assert done.returncode == 1
-    assert "rules[7].id" in done.stderr
-    assert "rules[7].effect" in done.stderr
+    assert "rules[8].id" in done.stderr
+    assert "rules[8].effect" in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------- narrowing
