@@ -16,8 +16,11 @@ from knhk_workflow.patterns.catalogue import PATTERNS
 from knhk_workflow.patterns.pattern import Pattern
 
 AVAILABLE = [pattern for pattern in PATTERNS if pattern.available]
+NO_WORKFLOW = "policy.yaml"
 SAMPLES = [
-    file for file in (importlib.resources.files("knhk_sidecar") / "samples").iterdir() if file.name.endswith(".yaml")
+    file
+    for file in (importlib.resources.files("knhk_sidecar") / "samples").iterdir()
+    if file.name.endswith(".yaml") and file.name != NO_WORKFLOW
 ]
 
 
