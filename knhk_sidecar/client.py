@@ -10,6 +10,7 @@ import ipaddress
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 MESSAGE_BYTES_MAX: Final = (
     64 * 1024 * 1024
 )  # answers may be larger than the 4 MB that the daemon accepts: a page of full cases
+QUIET_SECONDS: Final = 1.0  # for a thread that looks every 0.2 s
 CONNECT_SECONDS: Final = 5.0  # for a connection to a server that was just checked
 CONNECT_ATTEMPTS: Final = 3  # a server may get another certificate between its check and the connection, but not thrice
 DEV_SERVER_NAME: Final = "localhost"  # the DNS name in the certificates of the dev CA
@@ -330,7 +332,17 @@ class _Services:
     def close(self) -> None:
         """Ends what is under way."""
         self.retire()
+        if self._checked:
+            self._quiet()
         self._channel.close()
+
+    def _quiet(self) -> None:
+        """Waits until gRPC's own thread looks at the connection no more, which it notices five times a second: in a
+        channel that is closed under it, it dies with a traceback. There is no public way to know."""
+        state = getattr(self._channel, "_connectivity_state", None)
+        until = time.monotonic() + QUIET_SECONDS
+        while getattr(state, "polling", False) and time.monotonic() < until:
+            time.sleep(0.005)
 
     def connected(self) -> bool:
         """Whether a connection to a checked server stands; True of others, which are made by the first call."""
