@@ -24,6 +24,7 @@ from knhk_sidecar.identity.principal import (
     of_token,
 )
 from knhk_sidecar.identity.spiffe_id import SpiffeId, TrustDomain
+from knhk_sidecar.pipeline.explaining import Explaining
 
 P = Permission
 UNKNOWN = Resource()
@@ -355,3 +356,12 @@ def sensible(rule: dict[str, object]) -> bool:
     except InvalidPolicy:
         return False
     return True
+
+
+def test_who_is_only_asked_about_is_not_taken_for_somebody_who_came() -> None:
+    rule = {"id": "ops", "who": {"issuer": "https://i.org", "claims": {"groups": "ops"}}, "effect": "allow"}
+    policies = Policies(made({**rule, "permissions": ["case.read"]}))
+    explaining = Explaining(policies)
+    assert explaining.explain("jwt:https://i.org#alice", "GetCase", "", {"groups": ["ops"]}).allowed
+    assert not explaining.explain("jwt:https://i.org#alice", "GetCase").allowed
+    assert not policies.current.known
