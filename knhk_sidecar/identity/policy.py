@@ -100,9 +100,7 @@ class Policy:
 
     def explain(self, caller: Principal, permission: Permission | None, resources: Sequence[Resource]) -> Explanation:
         """Why the caller may make a call that needs `permission` and is about `resources`, or may not."""
-        decided = self.known.get(caller) or self._decided(
-            caller
-        )  # who is only asked about has not come: not remembered
+        decided = self.known.get(caller) or self._decided(caller)  # who is asked about has not come: not remembered
         verdict = decided.grants.verdict(permission).about(tuple(resources))
         named = permission.value if permission is not None else ""
         steps = tuple(self._steps(caller, permission, resources, verdict))

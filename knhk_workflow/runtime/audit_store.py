@@ -41,8 +41,8 @@ async def check_store(path: str, known: Sequence[Checkpoint], progress: Progress
 async def _against(reads: Reads, keys: Keyspace, shard: int, name: str, known: Sequence[Checkpoint]) -> list[str]:
     problems = [f"the checkpoint is of another store, {each.store}" for each in known if each.store != name]
     by_size: dict[int, list[Checkpoint]] = {}
-    for each in known:
-        by_size.setdefault(each.size, []).append(each)
+    for checkpoint in known:
+        by_size.setdefault(checkpoint.size, []).append(checkpoint)
     edge = Edge()
     async for each in walk(reads, keys, shard, 0, GENESIS):
         if not isinstance(each, Link):
