@@ -11,7 +11,7 @@ import pytest
 
 from knhk_sidecar.identity.grants import Beginning, Rate, Resource
 from knhk_sidecar.identity.permission import Permission
-from knhk_sidecar.identity.policy import CALLERS_MAX, Policy, applies
+from knhk_sidecar.identity.policy import CALLERS_MAX, NO_WORK_ROLE, Policy, applies
 from knhk_sidecar.identity.policy_document import GRANTABLE, Document, of_value
 from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import (
@@ -234,6 +234,16 @@ def test_work_roles_add_up_and_give_no_permission() -> None:
     decided = policy.decide(token({"groups": ["ops", "admin"]}))
     assert decided.roles == ("clerk", "ops", "admin", "manager")
     assert not any(decided.grants.verdict(each).allowed for each in GRANTABLE)
+
+
+def test_who_lacks_the_claim_that_roles_come_from_is_no_application() -> None:
+    policy = made(allow({"issuer": "https://idp"}, work_roles=[{"claim": "groups"}]), allow({"anyone": True}, "b"))
+    assert policy.decide(token({"groups": ["clerk"]})).roles == ("clerk",)
+    for claims in ({}, {"groups": []}, {"groups": ""}, {"groups": {"clerk": 1}}):
+        caller = token(claims)
+        assert policy.decide(caller).roles == (NO_WORK_ROLE,)
+        assert policy.explain(caller, P.CASE_READ, ()).work_roles == ()
+    assert policy.decide(cert("spiffe://a.org/app")).roles == ()  # no rule gives it any: an application
 
 
 def test_limits_and_unsound_workflows() -> None:
