@@ -279,8 +279,6 @@ def _proven(proof: ReceiptProof, key: bytes | None) -> ReceiptVerdict:
         return wrong(f"it is signed with another key, {fingerprint(public)}, not with {fingerprint(key)}")
     if not signed(checkpoint, public):
         return wrong("the checkpoint was not signed by this key")
-    if not signed_by(public, RECEIPT, unsigned, bytes.fromhex(proof.signature)):
-        return wrong("the receipt was not signed like this: it was changed, or made by somebody else")
     if checkpoint.shard != proof.shard:
         return wrong("the checkpoint is of another log")
     leaf = leaf_hash(bytes.fromhex(proof.hash))
@@ -314,6 +312,8 @@ def _proven(proof: ReceiptProof, key: bytes | None) -> ReceiptVerdict:
             time=step.time,
             withheld=withheld,
         )
+    if not signed_by(public, RECEIPT, unsigned, bytes.fromhex(proof.signature)):
+        return wrong("the receipt was not signed like this: it was changed, or made by somebody else")
     told = proof.entry
     if told is not None:
         verdict = msgspec.structs.replace(
