@@ -239,7 +239,8 @@ def test_work_roles_add_up_and_give_no_permission() -> None:
 def test_who_lacks_the_claim_that_roles_come_from_is_no_application() -> None:
     policy = made(allow({"issuer": "https://idp"}, work_roles=[{"claim": "groups"}]), allow({"anyone": True}, "b"))
     assert policy.decide(token({"groups": ["clerk"]})).roles == ("clerk",)
-    for claims in ({}, {"groups": []}, {"groups": ""}, {"groups": {"clerk": 1}}):
+    lacking: list[dict[str, object]] = [{}, {"groups": []}, {"groups": ""}, {"groups": {"clerk": 1}}]
+    for claims in lacking:
         caller = token(claims)
         assert policy.decide(caller).roles == (NO_WORK_ROLE,)
         assert policy.explain(caller, P.CASE_READ, ()).work_roles == ()
