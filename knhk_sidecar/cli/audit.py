@@ -212,6 +212,12 @@ def _verify_file(output: str, file: Path, key: bytes | None, known: Sequence[Che
     with _opened(file) as lines:
         first = lines.peek()
         if first.startswith(RECEIPT):
+            if known:
+                raise Failure(
+                    Exit.USAGE,
+                    f"{file}: a receipt alone cannot show that the log continues another checkpoint",
+                    "leave out --checkpoint; hold the log against it with `knhk audit check` or an export",
+                )
             _verify_receipt(output, file, b"".join(lines), key)
             return
         try:
@@ -248,6 +254,8 @@ def _verify_receipt(output: str, file: Path, document: bytes, key: bytes | None)
             f"event {verdict.sequence} of case {safe(verdict.case_id)}, {safe(verdict.method)} by "
             f"{safe(verdict.principal)}, "
             if verdict.case_id
+            else f"entry {safe(verdict.audit_id)}, {safe(verdict.method)} by {safe(verdict.principal)}, "
+            if verdict.audit_id
             else ""
         )
         sys.stdout.write(

@@ -7,7 +7,8 @@ What its rules mean together:
 - A rule narrowed to resources has a say about calls on such things only. It allows a call when the request itself
   shows that all it is about is among them; it denies a call unless the request shows that none of it is.
 - Tenant and limits are those of the first rule that applies and has them. A tenant that has to be derived and cannot
-  be leaves the caller without any right. `work_roles` of all rules add up. `may_allow_unsound: false` of one suffices.
+  be leaves the caller without any right. `work_roles` of all rules add up; where they come to nothing the caller does
+  the work that asks for no role, and is no application. `may_allow_unsound: false` of one suffices.
 
 Rules are found by index (exact id, path segments, trust domain, issuer), and what they come to is kept per caller, so
 that a decision is a look-up. Whoever calls the plain port of developer mode is judged by no policy.
@@ -43,6 +44,10 @@ from knhk_sidecar.identity.spiffe_id import SpiffeId
 
 CALLERS_MAX: Final = 4_096  # as many as certificates are remembered; beyond that all are decided anew
 WORK_ROLES_MAX: Final = 64  # of one caller: a token of a large organisation may list hundreds of groups
+
+NO_WORK_ROLE: Final = ""
+"""The role of a caller who should have roles in workflows, and whose identity gives none: no task asks for it. Without
+any, the caller would pass for an application, which acts for everybody: the one whose token lacks a claim."""
 
 Outcome = Literal["decides", "allows", "denies", "silent", "elsewhere", "not addressed"]
 
@@ -100,7 +105,7 @@ class Policy:
 
     def explain(self, caller: Principal, permission: Permission | None, resources: Sequence[Resource]) -> Explanation:
         """Why the caller may make a call that needs `permission` and is about `resources`, or may not."""
-        decided = self.decide(caller)
+        decided = self.known.get(caller) or self._decided(caller)  # who is asked about has not come: not remembered
         verdict = decided.grants.verdict(permission).about(tuple(resources))
         named = permission.value if permission is not None else ""
         steps = tuple(self._steps(caller, permission, resources, verdict))
@@ -108,7 +113,14 @@ class Policy:
         roles = dict.fromkeys(role for rule in applying.values() if rule.effect == "allow" for role in rule.roles)
         needed = () if verdict.allowed else tuple(self._needed(caller, decided, permission, verdict, steps))
         return Explanation(
-            verdict.allowed, verdict.rule, named, tuple(roles), decided.tenant, decided.roles, steps, needed
+            verdict.allowed,
+            verdict.rule,
+            named,
+            tuple(roles),
+            decided.tenant,
+            tuple(filter(None, decided.roles)),
+            steps,
+            needed,
         )
 
     # ------------------------------------------------------------------------------------------------------- decision
@@ -273,11 +285,13 @@ def _tenant(rules: Iterable[Rule], caller: Principal) -> str | None:
     return found[0] if len(found) == 1 and is_tenant(found[0]) else None
 
 
-def _work_roles(rules: Iterable[Rule], caller: Principal) -> tuple[str, ...]:
+def _work_roles(rules: Sequence[Rule], caller: Principal) -> tuple[str, ...]:
     found: dict[str, None] = dict.fromkeys(caller.roles)
     for rule in rules:
         for each in rule.work_roles:
             found.update(dict.fromkeys([each] if isinstance(each, str) else _derived(each, caller)))
+    if not found and any(rule.work_roles for rule in rules):
+        return (NO_WORK_ROLE,)
     return tuple(found)[:WORK_ROLES_MAX]
 
 

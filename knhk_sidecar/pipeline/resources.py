@@ -175,6 +175,18 @@ _Read = Callable[[Message], Iterable[Resource]]
 _READERS: Final = {name: cast(_Read, read) for read, names in _TABLE.values() for name in names.split()}
 
 
+def durable_runs(request: Message) -> tuple[Resource, ...]:
+    """The cases that a request of ExecutePattern, ExecutePatterns or one of StreamExecutePattern's makes."""
+    runs: Iterable[pb.ExecutePatternRequest] = ()
+    if isinstance(request, pb.ExecutePatternRequest):
+        runs = (request,)
+    elif isinstance(request, pb.ExecutePatternsRequest):
+        runs = request.executions
+    elif isinstance(request, pb.StreamExecutePatternRequest):
+        runs = (request.execution,)
+    return tuple(Resource(f"wcp-{each.pattern_id:02}", each.case_id) for each in runs if each.durable)
+
+
 def resources_of(name: str, request: Message) -> tuple[Resource, ...]:
     """What a call of this name is about; never empty."""
     read = _READERS.get(name)

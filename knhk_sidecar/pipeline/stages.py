@@ -26,7 +26,7 @@ from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import Principal
 from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.permissions import Permission
-from knhk_sidecar.pipeline.resources import resources_of
+from knhk_sidecar.pipeline.resources import durable_runs, resources_of
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
 from knhk_workflow import Busy, CallMeta, DeadlineExceeded, StoreUnavailable, Unsupported, WorkflowError
@@ -311,6 +311,8 @@ class Authorize:
         verdict = grants.verdict(permission)
         if not verdict.plain:
             request = _within(method, request, verdict)
+        if permission is Permission.PATTERN_EXECUTE and not (births := grants.verdict(Permission.CASE_WRITE)).plain:
+            request = _kept(method, request, births)
         if not grants.may_allow_unsound and getattr(request, "allow_unsound", False):
             raise faults.PermissionDenied(grants.unsound_rule)
         if method.server_streaming or method.client_streaming or (method.waits and not method.has_request_id):
@@ -360,6 +362,9 @@ class _Judged:
             if not new.allowed and not new.allowances:
                 return faults.PermissionDenied(new.rule)
             same = (old.narrowed, new.narrowed) == (False, False) or old == new
+            if method.permission is Permission.PATTERN_EXECUTE:
+                births = Permission.CASE_WRITE
+                same = same and before.grants.verdict(births) == now.grants.verdict(births)
         else:
             new = new.about(resources_of(method.name, cast(Message, self.request))) if new.narrowed else new
             if not new.allowed:
@@ -377,6 +382,27 @@ def _within(method: Method, request: Request, verdict: Verdict) -> Request:
     if not judged.allowed:
         raise faults.PermissionDenied(judged.rule)
     return request
+
+
+def _kept(method: Method, request: Request, verdict: Verdict) -> Request:
+    """The request, when the caller may make the cases that its durable runs are: a pattern's run that is kept is a case
+    like any other. Raises PermissionDenied."""
+    if method.client_streaming:
+        return _keeping(cast("AsyncIterator[Message]", request), verdict)
+    _refuse_births(cast(Message, request), verdict)
+    return request
+
+
+async def _keeping(requests: AsyncIterator[Message], verdict: Verdict) -> AsyncIterator[Message]:
+    async for request in requests:
+        _refuse_births(request, verdict)
+        yield request
+
+
+def _refuse_births(request: Message, verdict: Verdict) -> None:
+    births = durable_runs(request)
+    if births and not (judged := verdict.about(births)).allowed:
+        raise faults.PermissionDenied(judged.rule)
 
 
 async def _checked(name: str, requests: AsyncIterator[Message], verdict: Verdict) -> AsyncIterator[Message]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ class CheckpointPush:
         self._engine = engine
         self._directory = Path(directory) if directory else None
         self._url = url
+        self._receiver = _origin(url)
         self._every_s = every_s
         self._pushed: dict[int, int] = {}
         self._client: httpx2.AsyncClient | None = None
@@ -118,9 +120,9 @@ class CheckpointPush:
                 content="\n".join(each.note for each in checkpoints).encode(),
                 headers={"content-type": "text/plain; charset=utf-8"},
             )
-        except httpx2.HTTPError as error:
-            return f"{self._url} cannot be reached: {type(error).__name__}"
-        return "" if answer.is_success else f"{self._url} answered {answer.status_code}"
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            return f"{self._receiver} cannot be reached: {type(error).__name__}"
+        return "" if answer.is_success else f"{self._receiver} answered {answer.status_code}"
 
 
 def audit_numbers(engine: WorkflowEngine, pushing: Callable[[], CheckpointPush | None]) -> Iterable[Family]:
@@ -145,6 +147,12 @@ def audit_numbers(engine: WorkflowEngine, pushing: Callable[[], CheckpointPush |
         yield Family(
             "audit_pushed_timestamp_seconds", "When checkpoints were last pushed.", "gauge", [((), push.pushed_at)]
         )
+
+
+def _origin(url: str) -> str:
+    """As much of an address as everybody may know, which health tells: no password, no path, no key in a query."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{re.split('[/?#]', rest)[0].rpartition('@')[2]}"
 
 
 def _read(path: Path) -> str:

@@ -40,14 +40,15 @@ async def check_store(path: str, known: Sequence[Checkpoint], progress: Progress
 
 async def _against(reads: Reads, keys: Keyspace, shard: int, name: str, known: Sequence[Checkpoint]) -> list[str]:
     problems = [f"the checkpoint is of another store, {each.store}" for each in known if each.store != name]
-    by_size = {each.size: each for each in known}
+    by_size: dict[int, list[Checkpoint]] = {}
+    for checkpoint in known:
+        by_size.setdefault(checkpoint.size, []).append(checkpoint)
     edge = Edge()
     async for each in walk(reads, keys, shard, 0, GENESIS):
         if not isinstance(each, Link):
             continue  # the examination has told of it; the roots are others from here on
         edge.append(leaf_hash(each.hashed))
-        wanted = by_size.pop(edge.size, None)
-        if wanted is not None and wanted.root != edge.root():
+        if any(wanted.root != edge.root() for wanted in by_size.pop(edge.size, ())):
             problems.append(f"log {shard}: its first {edge.size} records are not those of the checkpoint")
     problems += [
         f"log {shard} has {edge.size} records, a checkpoint of {size} was pushed: the end is missing, or an older "

@@ -3,7 +3,8 @@
 They are gathered and written together a moment later, so a read costs no sync and waits for none. Like ones within that
 moment become one entry with a count: reads of the same thing by the same caller, denials of the same caller for the
 same reason. What is gathered is bounded. When it is full, reads are to be refused rather than go unrecorded (`full`);
-denials, which nobody can refuse any more, are then only counted, as one entry per tenant.
+denials, which nobody can refuse any more, are then only counted, as one entry per tenant. Refusals of callers without
+identity have a smaller bound of their own: no stranger can fill the audit, and with it lock out those who read.
 
 A loss of power or kill -9 loses the moment that was not written yet; effects have their entries in their own commit.
 """
@@ -16,6 +17,7 @@ from typing import Final
 import msgspec
 
 from knhk_workflow.errors import Busy, StoreError
+from knhk_workflow.model.recurrence import NS_PER_S
 from knhk_workflow.runtime.audited import recorded
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.records import AuditRecord, Operation
@@ -24,11 +26,15 @@ from knhk_workflow.store import Journal, Keyspace, Unit
 GATHER_S: Final = 1.0  # like denials are told once a second; one sync a second is nothing
 ENTRIES_MAX: Final = 20_000  # about 10 MB; twenty seconds of an idle disk at 1,000 different reads a second
 ENTRIES_SOON: Final = 2_000  # written without waiting for the second to end
+STRANGERS_A_SECOND: Final = 500  # entries of callers whom nobody knows: what they send makes each refusal another
 TOGETHER: Final = 500  # entries in one record: 100 KB, and 0.3 ms of encoding
 PAUSE_S: Final = 0.5  # between attempts while the store cannot write
 CLOSE_S: Final = 2.0  # for the last entries; a store that cannot write by then has failed calls for longer
 TEXT_MAX: Final = 300  # characters of what callers send: an id has at most 256 bytes
 DROPPED: Final = "AUDIT_OVERFLOW"
+
+UNKNOWN: Final = "UNAUTHENTICATED"
+"""The outcome of calls of callers whom nobody knows."""
 
 SHARD: Final = 0  # of the records; not the one of definitions, whose commits make everybody look again
 
@@ -65,6 +71,8 @@ class AuditStream:
         self._counts: dict[Like, int] = {}
         self._writing = 0
         self._dropped: dict[str, int] = {}
+        self._strangers = (0, 0)
+        """The second that is counted, and the entries of strangers that it has."""
         self._some = asyncio.Event()
         self._soon = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -98,7 +106,7 @@ class AuditStream:
         if self.again(like):
             return
         self.recorded += 1
-        if self.full:
+        if self.full or (operation.outcome == UNKNOWN and self._too_many(operation.time // NS_PER_S)):
             self.overflowed += 1
             self._dropped[tenant] = self._dropped.get(tenant, 0) + 1
             return
@@ -108,6 +116,11 @@ class AuditStream:
             self._some.set()
         elif len(self._waiting) >= ENTRIES_SOON:
             self._soon.set()
+
+    def _too_many(self, second: int) -> bool:
+        counted, so_far = self._strangers
+        self._strangers = (second, so_far + 1 if second == counted else 1)
+        return self._strangers[1] > STRANGERS_A_SECOND
 
     async def run(self) -> None:
         """Write what was gathered, again and again, for ever."""

@@ -25,9 +25,10 @@ from knhk_workflow.store import Keyspace, LogEntry, LogRecord, Reads, unseal, un
 from knhk_workflow.store.codec import audit_place, audit_reference
 from knhk_workflow.store.keys import parse_log
 
-PORTION: Final = 64  # batch records per read
+PORTION: Final = 64  # most batch records per read
 TOGETHER: Final = 32  # commit records of one batch that are read at once
 LOOKED_MAX: Final = 1_000  # batch records and values read for one page, about 0.1 s; then the page ends with a token
+LOOK_BYTES: Final = 64 * 1024  # of a value count as one more: a page over records of 2 MB reads 64 MB at most
 POSITION_MAX: Final = 1 << 62  # a log that gets a record every nanosecond is shorter after a hundred years
 LATE_NS: Final = 120 * 1_000_000_000  # how long after an operation its batch record may be written, outages aside
 PURGED: Final = "PURGED"
@@ -103,7 +104,7 @@ class Trail:
                 if position:
                     walks[shard] = _Walk(shard, position, -1)
         found: list[AuditEntry] = []
-        budget = _Budget(LOOKED_MAX)
+        budget = _Budget(LOOKED_MAX, len(walks))
         heads: list[tuple[int, int]] = []
         for shard, walk in walks.items():
             if await self._fill(walk, tenant, wanted, budget):
@@ -242,9 +243,9 @@ class Trail:
             if budget.spent:
                 return True
             if not walk.rows:
-                low = self._keys.log(walk.shard, max(walk.position - PORTION + 1, 1))
+                low = self._keys.log(walk.shard, max(walk.position - budget.portion + 1, 1))
                 high = self._keys.log(walk.shard, walk.position + 1)
-                walk.rows = await self._reads.scan(low, high, limit=PORTION)
+                walk.rows = await self._reads.scan(low, high, limit=budget.portion)
                 budget.spend(len(walk.rows))
                 if not walk.rows:
                     walk.position = 0
@@ -263,7 +264,8 @@ class Trail:
             budget.spend(len(record.entries) + len(record.audits))
             async for told in self.told(walk.shard, record, tenant):
                 if walk.number < 0 or told.number < walk.number:
-                    walk.ready.append(told)
+                    walk.ready.append(told._replace(payload=b""))
+                budget.spend(len(told.payload) // LOOK_BYTES)
         return True
 
     async def _newest(self, shard: int, before: int) -> int:
@@ -303,12 +305,14 @@ class _Walk:
 
 
 class _Budget:
-    """How much may still be looked at."""
+    """How much may still be looked at, and how many batch records at once: the first of every log together cost half of
+    it at most, or a page over many logs would get no further."""
 
-    __slots__ = ("left",)
+    __slots__ = ("left", "portion")
 
-    def __init__(self, left: int) -> None:
+    def __init__(self, left: int, logs: int) -> None:
         self.left = left
+        self.portion = max(1, min(PORTION, left // (2 * max(logs, 1))))
 
     def spend(self, count: int) -> None:
         self.left -= count

@@ -50,6 +50,11 @@ class DeadLetters:
         if found is None and not meta.request_id:  # with a request id it may be gone because this call was made before
             raise NotFound("dead letter", letter_id, "it may be retried or discarded already")
         number, case_id = parse_incident_id(letter_id)
+        if found is None:
+            async with self._steps.held(meta, case_id) as live:
+                other = live.loaded()[0].incidents.get(number)
+            if other is not None:  # of another kind: who may mend connectors' calls may not decide it
+                raise NotFound("dead letter", letter_id)
         await self._steps.on_case(case_id, c.ResolveIncident(number, action, b"", reason), meta, rest=True)
         if found is None:
             found = DeadLetterView(letter_id, "", case_id, "", 0, "", "", b"", 0, 0)

@@ -5,7 +5,8 @@ checkpoint with that root, and for a step the record's digest with its salt and 
 all of it without the store (`prove_receipt`), and whoever has a later checkpoint checks that the log still continues
 this one. Of a case with sensitive data (model/veil.py) the record and the salt are withheld: the log then shows that
 the step was made, and who made it is the daemon's word. A batch record that names other tenants' cases is left out:
-then the tree shows that its hash is in the log, and what it names is the daemon's word.
+then the tree shows that its hash is in the log, and what it names is the daemon's word. What an entry of the audit says
+is its word too. So the whole document is signed: nobody else can put words into its mouth.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from knhk_workflow.runtime.checkpoint import read_checkpoints, signed
 from knhk_workflow.runtime.meta import CallMeta
 from knhk_workflow.runtime.query import Veils
 from knhk_workflow.runtime.records import COMMIT_HEADERS, COMMITS
-from knhk_workflow.runtime.signature import fingerprint
+from knhk_workflow.runtime.signature import RECEIPT, fingerprint, signed_by
 from knhk_workflow.store import CODEC_LOG, Keyspace, LogEntry, LogRecord, Reads, digest, seal, unseal, unseal_log
 from knhk_workflow.store.codec import UNREADABLE
 from knhk_workflow.store.keys import parse_case_record, parse_log
@@ -52,8 +53,21 @@ class ReceiptStep(msgspec.Struct, frozen=True):
     time: int
 
 
+class ReceiptEntry(msgspec.Struct, frozen=True):
+    """The entry of the audit that was asked for, as the daemon tells it."""
+
+    audit_id: str
+    principal: str
+    method: str
+    resource: str
+    outcome: str
+    reason: str
+    time: int
+
+
 class ReceiptProof(msgspec.Struct, frozen=True):
-    """The document. `hash` is that of the batch record at `position`; `path` leads from it to the checkpoint's root."""
+    """The document. `hash` is that of the batch record at `position`; `path` leads from it to the checkpoint's root.
+    `signature` (hex) is over the document with an empty one."""
 
     format: str
     version: int
@@ -65,6 +79,8 @@ class ReceiptProof(msgspec.Struct, frozen=True):
     checkpoint: str
     key: str
     step: ReceiptStep | None = None
+    entry: ReceiptEntry | None = None
+    signature: str = ""
 
 
 class EntryProof(msgspec.Struct, frozen=True):
@@ -105,6 +121,8 @@ class ReceiptVerdict(msgspec.Struct, frozen=True):
     signed_by: str = ""
     withheld: bool = False
     """The case has sensitive data: who made the step is what the daemon says."""
+    audit_id: str = ""
+    """The entry of the audit that the proof is of; who and what is what the daemon says."""
 
 
 async def entry_proof(trail: Trail, trees: Trees, audit_id: str, meta: CallMeta) -> EntryProof:
@@ -113,7 +131,9 @@ async def entry_proof(trail: Trail, trees: Trees, audit_id: str, meta: CallMeta)
     entry, record, body = await trail.entry(meta.tenant, audit_id)
     inclusion = await trees.inclusion(shard, position)
     document = _document(trees, shard, position, record, body, inclusion, meta.tenant)
-    return EntryProof(entry, inclusion, msgspec.json.encode(document))
+    by = entry.operation
+    told = ReceiptEntry(audit_id, by.principal, by.method, by.resource, by.outcome, by.reason, by.time)
+    return EntryProof(entry, inclusion, _signed(msgspec.structs.replace(document, entry=told), trees))
 
 
 async def step_receipt(
@@ -172,8 +192,14 @@ async def step_receipt(
         batch.previous,
         body[:32],
         batch.time_ns,
-        msgspec.json.encode(document),
+        _signed(document, trees),
     )
+
+
+def _signed(document: ReceiptProof, trees: Trees) -> bytes:
+    assert trees.key is not None, "checkpoints are signed"
+    signature = trees.key.sign(RECEIPT, msgspec.json.encode(document))
+    return msgspec.json.encode(msgspec.structs.replace(document, signature=signature.hex()))
 
 
 def _document(
@@ -242,6 +268,7 @@ def prove_receipt(document: bytes, key: bytes | None = None) -> ReceiptVerdict:
 
 def _proven(proof: ReceiptProof, key: bytes | None) -> ReceiptVerdict:
     checkpoint = read_checkpoints(proof.checkpoint)[0]
+    unsigned = msgspec.json.encode(msgspec.structs.replace(proof, signature=""))
     verdict = ReceiptVerdict(proof.shard, proof.position, checkpoint.size)
     public = bytes.fromhex(proof.key)
 
@@ -284,5 +311,12 @@ def _proven(proof: ReceiptProof, key: bytes | None) -> ReceiptVerdict:
             method=step.method,
             time=step.time,
             withheld=withheld,
+        )
+    if not signed_by(public, RECEIPT, unsigned, bytes.fromhex(proof.signature)):
+        return wrong("the receipt was not signed like this: it was changed, or made by somebody else")
+    told = proof.entry
+    if told is not None:
+        verdict = msgspec.structs.replace(
+            verdict, audit_id=told.audit_id, principal=told.principal, method=told.method, time=told.time
         )
     return msgspec.structs.replace(verdict, signed_by=fingerprint(public))

@@ -25,6 +25,7 @@ from knhk_workflow.errors import InvalidInput
 CASE_RECORD: Final = "case record"
 CASE_EXPORT: Final = "case export"
 AUDIT_EXPORT: Final = "audit export"
+RECEIPT: Final = "receipt"
 
 PUBLIC_BYTES: Final = 32
 _DOMAIN: Final = b"KNHK signed 1\0"

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from knhk_sidecar.telemetry.checkpoints import SUFFIX, CheckpointPush, audit_numbers
 from knhk_workflow import SigningKey, StateStore, WorkflowEngine, checkpoint_signed, read_checkpoints
 from tests.audit.conftest import ALICE, SIGN, by
@@ -139,4 +141,15 @@ async def test_an_address_gets_them_by_post(tmp_path: Path) -> None:
         push = CheckpointPush(engine, "", unreachable, 10.0)
         await push.push()
         assert "cannot be reached" in push.problem
+        await push.close()
+
+
+@pytest.mark.parametrize("address", ["http://ann:hunter2@127.0.0.1:1/hunter2?key=hunter2", "https://\u2024/?hunter2"])
+async def test_what_is_wrong_with_an_address_is_told_without_its_secrets(tmp_path: Path, address: str) -> None:
+    async with opened(tmp_path / "store", SigningKey.generate()) as engine:
+        await worked(engine, "a")
+        push = CheckpointPush(engine, "", address, 10.0)
+        await push.push()
+        assert "cannot be reached" in push.problem
+        assert "hunter2" not in push.problem
         await push.close()

@@ -25,6 +25,7 @@ from knhk_workflow import (
     StateStore,
     Unsupported,
     WorkflowEngine,
+    check_store_audit,
     checkpoint_signed,
     checkpoints_consistent,
     prove_audit,
@@ -33,7 +34,7 @@ from knhk_workflow import (
 )
 from knhk_workflow.runtime import audit_stream, audit_trail
 from knhk_workflow.runtime.pages import encode_token
-from knhk_workflow.store import seal
+from knhk_workflow.store import MemoryStore, seal
 from tests.audit.conftest import ALICE, BOB, SIGN, by, lived, read_of
 
 BAREST = AuditFilter()
@@ -421,3 +422,85 @@ async def test_sensitive_data_are_in_no_receipt_and_no_export(engine: WorkflowEn
     assert not any(line.get("salt") for line in lines if line.get("case") == "hidden")
     proof = prove_audit(document.splitlines(keepends=True), engine._key.public if engine._key else None)
     assert (proof.problem, proof.withheld) == ("", 1)
+
+
+async def test_nobody_but_the_daemon_can_say_what_a_receipt_says(engine: WorkflowEngine) -> None:
+    for tenant in ("default", "other"):
+        await engine.register_workflow(SIGN, meta=by(ALICE, "RegisterWorkflow", tenant))
+    await engine.run_case("sign", case_id="one", meta=by(ALICE, "RunCase"))
+    engine.record_operation(read_of(BOB, "cases/one", engine.now()), "default")
+    await engine._stream.flush()
+    receipt = msgspec.json.decode((await engine.receipt("one")).document)
+    other = {**receipt["step"], "principal": BOB, "case_id": "two"}
+    forged = [
+        {**receipt, "batch": "", "step": {**other, "record": "", "salt": ""}},  # as if other tenants' cases were in it
+        {**receipt, "batch": "", "step": {**receipt["step"], "record": "", "salt": "", "principal": BOB}},
+        {**receipt, "step": {**receipt["step"], "record": "", "salt": "", "principal": BOB}},  # as if data were secret
+        {**receipt, "signature": ""},
+        {**receipt, "signature": "nonsense"},
+    ]
+    for entry in await everything(engine):
+        proof = msgspec.json.decode((await engine.audit_proof(entry.audit_id)).document)
+        by_whom = prove_receipt(msgspec.json.encode(proof))
+        assert (by_whom.problem, by_whom.audit_id, by_whom.principal) == ("", entry.audit_id, entry.operation.principal)
+        forged += [{**proof, "entry": {**proof["entry"], name: "x"}} for name in ("principal", "outcome", "resource")]
+    for each in forged:
+        assert prove_receipt(msgspec.json.encode(each)).problem, each
+
+
+async def test_strangers_cannot_fill_the_audit_nor_lock_out_who_reads(
+    engine: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_stream, "ENTRIES_MAX", 50)
+    monkeypatch.setattr(audit_stream, "STRANGERS_A_SECOND", 5)
+    now = engine.now()
+    for number in range(100):
+        why = f"UNAUTHENTICATED: is of the issuer '{number}', which does not count here"
+        engine.record_operation(read_of("anonymous", "", now, "UNAUTHENTICATED", why), "default")
+    assert not engine.audit_full()
+    assert (engine.audit_counts().waiting, engine.audit_counts().overflowed) == (5, 95)
+    engine.record_operation(read_of("anonymous", "", now + 1_000_000_000, "UNAUTHENTICATED", "later"), "default")
+    engine.record_operation(read_of(BOB, "", now, "PERMISSION_DENIED", "PERMISSION_DENIED"), "default")
+    assert engine.audit_counts().waiting == 7
+    await engine._stream.flush()
+    (overflow,) = await everything(engine, AuditFilter(principal="system:audit"))
+    assert overflow.operation.count == 95
+
+
+async def test_a_filter_over_large_records_gives_short_pages_too(
+    engine: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_trail, "LOOKED_MAX", 200)
+    monkeypatch.setattr(audit_trail, "LOOK_BYTES", 1_024)
+    await engine.register_workflow(SIGN)
+    for number in range(12):
+        await engine.run_case("sign", {"x": "x" * 50_000}, case_id=f"c{number}", meta=by(ALICE, "RunCase"))
+    page = await engine.list_audit(AuditFilter(principal="nobody"))
+    assert (page.items, bool(page.next_token)) == ((), True)
+    assert len(await everything(engine, AuditFilter(method="RunCase"))) == 12
+
+
+async def test_two_checkpoints_of_one_size_that_differ_cannot_both_fit(tmp_path: Path) -> None:
+    path = str(tmp_path / "store")
+    async with WorkflowEngine(StateStore(path)) as engine:
+        engine.sign_with(SigningKey.generate())
+        await engine.register_workflow(SIGN)
+        good = await engine.audit_checkpoints()
+    wrong = [msgspec.structs.replace(each, root=bytes(32)) for each in good]
+    assert await check_store_audit(path, good) == ()
+    assert await check_store_audit(path, [*wrong, *good])
+    assert await check_store_audit(path, [*good, *wrong])
+
+
+async def test_pages_of_many_logs_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with WorkflowEngine(StateStore.over(MemoryStore(shards=8))) as engine:
+        await engine.register_workflow(SIGN)
+        for number in range(200):
+            await engine.run_case("sign", case_id=f"c{number}", meta=by(ALICE, "RunCase"))
+        monkeypatch.setattr(audit_trail, "LOOKED_MAX", 100)
+        pages, token = 0, ""
+        while token or not pages:
+            page = await engine.list_audit(AuditFilter(principal="nobody"), page_token=token)
+            token, pages = page.next_token, pages + 1
+        assert pages <= 20
+        assert len(await everything(engine, AuditFilter(method="RunCase"))) == 200

@@ -133,6 +133,10 @@ def test_receipts_are_proven_offline(worked: Daemon, knhk: Knhk, key: str, tmp_p
     assert "audited-1" in said
     file.write_bytes(file.read_bytes().replace(b'"position":', b'"position":1'))
     assert knhk("audit", "verify", str(file), "--key", key)[0] == 1
+    kept = tmp_path / "kept.checkpoint"
+    assert knhk("audit", "checkpoint", "--out", str(kept))[0] == 0
+    code, _, told = knhk("audit", "verify", str(file), "--checkpoint", str(kept))
+    assert (code, "knhk audit check" in told) == (2, True), "a receipt shows nothing about another checkpoint"
     assert knhk("audit", "receipt", "nobody", "--out", str(file))[0] == 3
 
 

@@ -251,3 +251,26 @@ async def test_a_poisoned_case_disturbs_no_other(place: Place, damage: str) -> N
         await engine.complete_work_item(item_of(await engine.get_case("a"), "first").item_id)
         assert [each.case_id for each in (await engine.list_cases()).items] == ["a", "k", "z"]
         assert (await engine.run_case("one")).state == "running"
+
+
+async def test_an_incident_of_another_kind_is_no_dead_letter() -> None:
+    spec = {
+        "id": "choice",
+        "tasks": {"ask": {"split": "xor"}, "yes": {}, "no": {}},
+        "flows": [
+            {"from": "start", "to": "ask"},
+            {"from": "ask", "to": "yes", "when": "data.missing > 1"},
+            {"from": "ask", "to": "no", "default": True},
+            {"from": "yes", "to": "end"},
+            {"from": "no", "to": "end"},
+        ],
+    }
+    async with WorkflowEngine(StateStore.over(KeptStore())) as engine:
+        await engine.register_workflow(spec)
+        await engine.run_case("choice", case_id="one")
+        (incident,) = (await engine.get_case("one")).incidents
+        await engine.update_case_data("one", {"missing": 2})
+        for request_id in ("", "r1"):
+            with pytest.raises(NotFound):
+                await engine.retry_dead_letter(incident.incident_id, meta=CallMeta(request_id=request_id))
+        assert (await engine.get_case("one")).incidents == (incident,)

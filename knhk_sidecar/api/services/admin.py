@@ -111,7 +111,7 @@ class AdminService(AuditCalls, ConnectorCalls, PolicyCalls):
             ],
             start_time=wire.time(daemon.started_at),
             principal=meta.principal,
-            roles=meta.roles,
+            roles=filter(None, meta.roles),
             region=daemon.region,
             limits=wire.LIMITS,
             pattern_ids=[view.pattern_id for view in patterns if view.available],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from google.protobuf.message import Message
@@ -90,7 +90,9 @@ class Road:
         tokens: TokenCheck | None = None,
         level: str = "debug",
         policies: Policies | None = None,
+        services: Mapping[str, object] | None = None,
     ) -> None:
+        """`services`: beside the case service."""
         self.clock = Clock()
         self.cases = Cases(act)
         self.counters = Counters()
@@ -99,7 +101,7 @@ class Road:
         self.sent: list[Message] = []
         self.pipeline = Pipeline(
             METHODS,
-            {CASES: self.cases},
+            {CASES: self.cases, **(services or {})},
             leaves=leaves,
             plain=plain,
             now=self.clock,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import cast
 
 import pytest
@@ -269,3 +269,56 @@ async def test_thousands_of_callers_are_decided_by_look_up() -> None:
     for _ in range(50):
         await there.get()
     assert list(policies.current.known) == [CALLER]
+
+
+@pytest.mark.parametrize(
+    ("name", "request_of"),
+    [
+        ("ExecutePattern", lambda run: run),
+        ("ExecutePatterns", lambda run: pb.ExecutePatternsRequest(executions=[run])),
+        ("StreamExecutePattern", lambda run: pb.StreamExecutePatternRequest(execution=run)),
+    ],
+)
+async def test_a_patterns_run_that_is_kept_is_a_case_to_the_rules_too(
+    name: str, request_of: Callable[[pb.ExecutePatternRequest], Message]
+) -> None:
+    rules = (
+        allow("pattern.execute", name="runs"),
+        allow("case.write", name="own", resources={"cases": ["mine-*"]}),
+    )
+    seen: list[str] = []
+
+    class Patterns:
+        async def execute_pattern(self, request: pb.ExecutePatternRequest, meta: CallMeta) -> Message:
+            seen.append(request.case_id)
+            return pb.ExecutePatternResponse()
+
+        async def execute_patterns(self, request: pb.ExecutePatternsRequest, meta: CallMeta) -> Message:
+            seen.extend(each.case_id for each in request.executions)
+            return pb.ExecutePatternsResponse()
+
+        async def stream_execute_pattern(
+            self, requests: AsyncIterator[pb.StreamExecutePatternRequest], meta: CallMeta
+        ) -> AsyncIterator[pb.StreamExecutePatternResponse]:
+            async for each in requests:
+                seen.append(each.execution.case_id)
+                yield pb.StreamExecutePatternResponse()
+
+    service = "knhk.sidecar.v1.PatternService"
+    there = Road(plain=CALLER, policies=Policies(made(*rules)), services={service: Patterns()})
+
+    async def run(case_id: str, *, durable: bool) -> None:
+        request = request_of(pb.ExecutePatternRequest(pattern_id=1, case_id=case_id, durable=durable))
+        given = messages(request) if name.startswith("Stream") else request
+        await there.pipeline.run(there.call(name, service=service), given)
+
+    await run("mine-1", durable=True)
+    await run("theirs-1", durable=False)  # leaves nothing behind
+    denied = await refusal(asyncio.ensure_future(run("theirs-2", durable=True)))
+    assert denied.code.name == "PERMISSION_DENIED"
+    assert seen == ["mine-1", "theirs-1"]
+
+
+async def messages(*several: Message) -> AsyncIterator[Message]:
+    for each in several:
+        yield each

@@ -11,7 +11,7 @@ import pytest
 
 from knhk_sidecar.identity.grants import Beginning, Rate, Resource
 from knhk_sidecar.identity.permission import Permission
-from knhk_sidecar.identity.policy import CALLERS_MAX, Policy, applies
+from knhk_sidecar.identity.policy import CALLERS_MAX, NO_WORK_ROLE, Policy, applies
 from knhk_sidecar.identity.policy_document import GRANTABLE, Document, of_value
 from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import (
@@ -24,6 +24,7 @@ from knhk_sidecar.identity.principal import (
     of_token,
 )
 from knhk_sidecar.identity.spiffe_id import SpiffeId, TrustDomain
+from knhk_sidecar.pipeline.explaining import Explaining
 
 P = Permission
 UNKNOWN = Resource()
@@ -235,6 +236,17 @@ def test_work_roles_add_up_and_give_no_permission() -> None:
     assert not any(decided.grants.verdict(each).allowed for each in GRANTABLE)
 
 
+def test_who_lacks_the_claim_that_roles_come_from_is_no_application() -> None:
+    policy = made(allow({"issuer": "https://idp"}, work_roles=[{"claim": "groups"}]), allow({"anyone": True}, "b"))
+    assert policy.decide(token({"groups": ["clerk"]})).roles == ("clerk",)
+    lacking: list[dict[str, object]] = [{}, {"groups": []}, {"groups": ""}, {"groups": {"clerk": 1}}]
+    for claims in lacking:
+        caller = token(claims)
+        assert policy.decide(caller).roles == (NO_WORK_ROLE,)
+        assert policy.explain(caller, P.CASE_READ, ()).work_roles == ()
+    assert policy.decide(cert("spiffe://a.org/app")).roles == ()  # no rule gives it any: an application
+
+
 def test_limits_and_unsound_workflows() -> None:
     policy = made(
         allow({"spiffe_id": "spiffe://a.org/x"}, "a", limits={"requests_per_second": 5}),
@@ -355,3 +367,12 @@ def sensible(rule: dict[str, object]) -> bool:
     except InvalidPolicy:
         return False
     return True
+
+
+def test_who_is_only_asked_about_is_not_taken_for_somebody_who_came() -> None:
+    rule = {"id": "ops", "who": {"issuer": "https://i.org", "claims": {"groups": "ops"}}, "effect": "allow"}
+    policies = Policies(made({**rule, "permissions": ["case.read"]}))
+    explaining = Explaining(policies)
+    assert explaining.explain("jwt:https://i.org#alice", "GetCase", "", {"groups": ["ops"]}).allowed
+    assert not explaining.explain("jwt:https://i.org#alice", "GetCase").allowed
+    assert not policies.current.known
