@@ -202,7 +202,7 @@ def mapping(
     except EvaluationFailed as failure:
         message = f"`{which}` of task {activation.task!r} could not be evaluated: {failure.message}"
         kind = "input_error" if which == "in" else "output_error"
-        raise_incident(step, kind, activation.net, message, activation, instance)
+        raise_incident(step, kind, activation.net, step.told(message, data), activation, instance)
         return None
 
 
