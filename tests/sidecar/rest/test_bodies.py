@@ -153,6 +153,11 @@ def test_web_pages_are_kept_out(http: httpx2.Client, headers: dict[str, str]) ->
     assert http.get("/health", headers=headers).status_code == 200
 
 
+def test_a_second_host_is_refused(http: httpx2.Client) -> None:
+    headers = [("host", "localhost"), ("host", "evil.example")]
+    problem(http.get("/cases", headers=headers), 400, "SEVERAL_HOSTS")
+
+
 def test_columns_are_base64(http: httpx2.Client) -> None:
     column = {"pattern_id": 2, "branch_count": 2, "markings": base64.b64encode((1).to_bytes(8, "little")).decode()}
     answer = http.post("/patterns:decideRoutes", json={"columns": [column]})
