@@ -39,6 +39,7 @@ class AgentSource:
                 [
                     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
                     ("grpc.use_local_subchannel_pool", 1),
+                    ("grpc.enable_http_proxy", 0),
                     ("grpc.initial_reconnect_backoff_ms", int(PAUSE_FIRST * 1000)),
                     ("grpc.min_reconnect_backoff_ms", int(PAUSE_FIRST * 1000)),
                     ("grpc.max_reconnect_backoff_ms", int(PAUSE_MAX * 1000)),

@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 TokenSource = Callable[[], str]
 TOKEN_BYTES_MAX: Final = 8 * 1024  # what the daemon reads
 FETCH_SECONDS: Final = 5.0
+AGAIN_SECONDS: Final = 5.0  # after an agent that gave no token, while the one before still counts
 HEADER: Final = "authorization"
 
 
@@ -58,7 +59,8 @@ class TokenFile:
 
 
 class AgentToken:
-    """JWT-SVIDs from the SPIFFE Workload API for one audience, each used for half of its life."""
+    """JWT-SVIDs from the SPIFFE Workload API for one audience, each used for half of its life; to its end while the
+    agent is away."""
 
     def __init__(self, endpoint: str, audience: str, spiffe_id: str = "") -> None:
         """`endpoint` like unix:///run/spire/agent.sock; `spiffe_id` empty: the agent's choice."""
@@ -67,12 +69,20 @@ class AgentToken:
         self._id = spiffe_id
         self._token = ""
         self._renew_at = 0.0
+        self._ends = 0.0
 
     def __call__(self) -> str:
         """The newest token. Raises NoToken."""
         if time.time() >= self._renew_at:
-            self._token = self._fetch()
-            self._renew_at = (time.time() + _end_of(self._token)) / 2
+            try:
+                self._token = self._fetch()
+            except NoToken:
+                if time.time() >= self._ends:
+                    raise
+                self._renew_at = time.time() + AGAIN_SECONDS
+                return self._token
+            self._ends = _end_of(self._token)
+            self._renew_at = (time.time() + self._ends) / 2
         return self._token
 
     def _fetch(self) -> str:
@@ -86,7 +96,9 @@ class AgentToken:
             target = target_of(self._endpoint)
         except ValueError as error:
             raise NoToken(str(error), "write unix:///path/of/agent.sock") from error
-        with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        with grpc.insecure_channel(
+            target, [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+        ) as channel:
             fetch = channel.unary_unary(
                 f"/{SERVICE}/FetchJWTSVID",
                 request_serializer=workload_pb2.JWTSVIDRequest.SerializeToString,

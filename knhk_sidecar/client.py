@@ -38,6 +38,7 @@ MESSAGE_BYTES_MAX: Final = (
 QUIET_SECONDS: Final = 1.0  # for a thread that looks every 0.2 s
 CONNECT_SECONDS: Final = 5.0  # for a connection to a server that was just checked
 CONNECT_ATTEMPTS: Final = 3  # a server may get another certificate between its check and the connection, but not thrice
+DIRECT: Final = ("grpc.enable_http_proxy", 0)  # gRPC would send even what is for this host to the proxy of `http_proxy`
 DEV_SERVER_NAME: Final = "localhost"  # the DNS name in the certificates of the dev CA
 
 
@@ -364,6 +365,8 @@ def channel_options(endpoint: Endpoint) -> list[tuple[str, str | int]]:
         ("grpc.enable_retries", 1),
         ("grpc.use_local_subchannel_pool", 1),
     ]
+    if is_loopback(endpoint.address):
+        options.append(DIRECT)
     if endpoint.secure and endpoint.server_name:
         options.append(("grpc.ssl_target_name_override", endpoint.server_name))
     return options

@@ -663,8 +663,9 @@ class SidecarConfig:
 
     @property
     def dev_directory(self) -> str:
-        """Where developer mode keeps its certificates and `daemon.json`."""
-        return str(Path(self.data_dir) / "dev") if self.data_dir else f"{self.workflow_db_path}-dev"
+        """Where developer mode keeps its certificates and `daemon.json`, from the root: whoever reads the latter may be
+        in another directory, and the address of a socket (SPIFFE_ENDPOINT_SOCKET) has to be."""
+        return os.path.abspath(Path(self.data_dir) / "dev" if self.data_dir else f"{self.workflow_db_path}-dev")
 
 
 @dataclass(frozen=True, slots=True)

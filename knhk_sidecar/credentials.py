@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import grpc
 
-from knhk_sidecar.client import Endpoint, NotReachable, WrongServer, channel_options
+from knhk_sidecar.client import DIRECT, Endpoint, NotReachable, WrongServer, channel_options
 from knhk_sidecar.identity.spiffe_id import TrustDomain
 
 LOOK_SECONDS: Final = 1.0  # between two looks at files
@@ -140,7 +140,8 @@ def _way(endpoint: Endpoint, shown: Shown) -> Way:
 
     server = checked(endpoint, expected, shown)
     credentials = grpc.ssl_channel_credentials(server.certificate, shown.key, shown.cert)
-    options = [each for each in options if each[0] != "grpc.ssl_target_name_override"]
+    # The address that was checked, over no proxy: the check has not gone over one either.
+    options = [DIRECT, *(each for each in options if each[0] not in ("grpc.ssl_target_name_override", DIRECT[0]))]
     options.append(("grpc.ssl_target_name_override", server.name))
     return Way(server.target, credentials, options, shown, time.monotonic() + RENEW_SECONDS)
 

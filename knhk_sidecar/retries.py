@@ -154,7 +154,8 @@ class Retries(grpc.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]  # ge
 
 
 class _Attempts:
-    """A call that may be made several times; what it is asked for, its newest attempt answers."""
+    """A call that may be made several times; what it is asked for, its newest attempt answers. Whoever cancels it ends
+    the present attempt, and there is no other one."""
 
     def __init__(
         self,
@@ -171,10 +172,17 @@ class _Attempts:
         self._sleep = sleep
         self._lock = threading.Lock()
         self._settled = False
+        self._cancelled = threading.Event()
+        self._made = 1
         self._call = attempt(timeout)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._call, name)
+
+    def cancel(self) -> bool:
+        """Give the call up, also while the next attempt is waited for."""
+        self._cancelled.set()
+        return bool(self._call.cancel())  # type: ignore[no-untyped-call]  # gRPC's stubs
 
     def result(self, timeout: float | None = None) -> Message:
         """The answer of the last attempt. `timeout` is how long to wait for the present one."""
@@ -194,7 +202,6 @@ class _Attempts:
     def _settle(self, timeout: float | None) -> None:
         """Make the call again as long as the policy says so."""
         with self._lock:
-            made = 1
             while not self._settled:
                 error = self._call.exception(timeout)  # type: ignore[call-arg]  # every call of gRPC takes one
                 if error is None:
@@ -203,10 +210,13 @@ class _Attempts:
                     return
                 call, ends = self._call, self._ends
                 left = None if ends is None else ends - time.monotonic()
-                wait = self._policy.pause(self._request, made, call.code(), call.trailing_metadata() or (), left)
-                if wait is None:
+                wait = self._policy.pause(self._request, self._made, call.code(), call.trailing_metadata() or (), left)
+                if wait is not None:
+                    self._sleep(wait)
+                if wait is None or self._cancelled.is_set():
                     self._settled = True
                     return
-                self._sleep(wait)
-                made += 1
+                self._made += 1
                 self._call = self._attempt(None if ends is None else max(ends - time.monotonic(), 0.0))
+                if self._cancelled.is_set():  # in this very moment
+                    self._call.cancel()  # type: ignore[no-untyped-call]  # gRPC's stubs

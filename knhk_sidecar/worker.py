@@ -198,6 +198,7 @@ class Worker:
 
     async def _live(self) -> None:
         pause = PAUSE_FIRST_S
+        told = ""
         beat = asyncio.create_task(self._beat())
         try:
             while True:
@@ -219,7 +220,9 @@ class Worker:
                     asked = push_back(cast(Metadata, error.trailing_metadata() or ())) or 0.0
                 except (NotReachable, NoToken, OSError) as error:
                     problem = str(error)
-                _log.info("worker %s is disconnected, again in %.1f s: %s", self.worker_id, pause, problem)
+                level = logging.INFO if self._heard or problem == told else logging.WARNING  # once, not every 10 s
+                _log.log(level, "worker %s is disconnected, again in %.1f s: %s", self.worker_id, pause, problem)
+                told = problem
                 await asyncio.sleep(asked * random.uniform(1, 1 + SPREAD) + random.uniform(pause / 2, pause))
                 pause = min(2 * pause, PAUSE_MAX_S)
         finally:

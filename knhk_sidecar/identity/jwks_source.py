@@ -195,9 +195,14 @@ async def _discover(client: object, issuer: Issuer) -> str:
         raise InvalidKeys(f"{url} is no discovery document: {error}") from None
     if found.issuer != issuer.issuer:
         raise InvalidKeys(f"{url} is of another issuer, {found.issuer[:255]!r}")
-    if not fetchable(found.jwks_uri):
+    # http is for issuers on this host: one elsewhere must not make us ask what only this host can.
+    if not fetchable(found.jwks_uri) or (_scheme(url), _scheme(found.jwks_uri)) == ("https", "http"):
         raise InvalidKeys(f"{url} has keys at {found.jwks_uri[:255]!r}, which is no https:// address")
     return found.jwks_uri
+
+
+def _scheme(url: str) -> str:
+    return url.partition(":")[0].lower()
 
 
 async def _get(client: object, url: str) -> bytes:

@@ -118,25 +118,39 @@ class TokenCheck:
         """Who calls with this value of the header, whether it is known or not. Raises RefusedToken."""
         known = self.known(credentials)
         if known is None:
-            known = await self._checked(credentials)
-            if len(self._passed) >= CACHE_SIZE:  # the oldest goes
-                del self._passed[next(iter(self._passed))]
-            self._passed[_digest(credentials)] = known
+            token, trust = self._read(credentials)
+            if trust.keys.keys.find(token.key_id) is None:
+                await trust.keys.renew()
+            known = self._keep(credentials, self._verified(token, trust))  # nothing is awaited: these keys count now
         return known
+
+    def confirm(self, credentials: str) -> None:
+        """Raises RefusedToken when a token that has passed counts no more: it has ended, or its key is gone."""
+        if self.known(credentials) is None:
+            self._keep(credentials, self._verified(*self._read(credentials)))
 
     def left(self, bearer: Bearer) -> float:
         """Seconds until the token ends."""
         return bearer.expires - self._clock()
 
-    async def _checked(self, credentials: str) -> Bearer:
+    def _keep(self, credentials: str, bearer: Bearer) -> Bearer:
+        if len(self._passed) >= CACHE_SIZE:  # the oldest goes
+            del self._passed[next(iter(self._passed))]
+        self._passed[_digest(credentials)] = bearer
+        return bearer
+
+    def _read(self, credentials: str) -> tuple[Token, Trust]:
+        """The token, and whose it is by what it says; of its rules, those that need no key are kept."""
         if credentials[: len(_SCHEME)].lower() != _SCHEME:
             raise RefusedToken("is not of the scheme Bearer")
         token = read_token(credentials[len(_SCHEME) :])
         trust = self._trust(token.claims)
         judged(token, trust, self._clock())
-        if trust.keys.keys.find(token.key_id) is None:
-            await trust.keys.renew()
-        key = trust.keys.keys.find(token.key_id)  # nothing is awaited from here on: these keys count now
+        return token, trust
+
+    def _verified(self, token: Token, trust: Trust) -> Bearer:
+        """Who it says is calling, by the keys of this moment."""
+        key = trust.keys.keys.find(token.key_id)
         if key is None:
             raise RefusedToken(f"names the key {token.key_id[:80]!r}, which {trust.keys.name} does not have")
         if token.algorithm not in key.algorithms:

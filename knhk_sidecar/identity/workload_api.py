@@ -57,6 +57,7 @@ async def workload_api(endpoint: str) -> AsyncIterator[WorkloadApi]:
         ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MS),
         ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_http_proxy", 0),  # agents are on this host
     ]
     async with aio.insecure_channel(target_of(endpoint), options=options) as channel:
         yield WorkloadApi(channel)

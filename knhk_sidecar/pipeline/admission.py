@@ -38,6 +38,7 @@ MARGIN_NS: Final = 50_000_000  # within this an answer is made and arrives, when
 LATE_STEP: Final = 4  # a call that is too late counts as much as so many that are not, the other way
 LATE_OFTEN: Final = 16
 LATE_MOST: Final = 64
+LATE_NS: Final = 1_000_000_000  # after which no call was too late, the overload counts as over
 FAIR_EVERY: Final = 8
 SHARE: Final = 8
 
@@ -86,6 +87,7 @@ class Admit:
         self._ended: set[asyncio.Task[object]] = set()
         self._leaving = False
         self._late = 0
+        self._late_until = 0
         self.in_flight = 0
         self.queued = 0
         """Calls that wait for their turn."""
@@ -127,14 +129,16 @@ class Admit:
         """Whether a call's deadline has passed, or will have before its answer is there.
 
         In an overload every call reaches its turn just before its deadline: all processor time goes into answers that
-        come too late. So once calls have come too late again and again, those with little time left are dropped too.
+        come too late. So once calls have come too late again and again, those with little time left are dropped too,
+        until none has been too late for a while: callers that never have more time would else not be let in again.
         """
         if now >= deadline:
             self._late = min(self._late + LATE_STEP, LATE_MOST)
+            self._late_until = now + LATE_NS
             self.expired += 1
             return True
         if self._late:
-            if self._late >= LATE_OFTEN and now + MARGIN_NS >= deadline:
+            if self._late >= LATE_OFTEN and now < self._late_until and now + MARGIN_NS >= deadline:
                 self.expired += 1
                 return True
             self._late -= 1

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import grpc
@@ -39,7 +40,7 @@ UnaryHandler = Callable[[Request, CallMeta], Awaitable[Message]]
 StreamHandler = Callable[[Request, CallMeta], AsyncGenerator[Message, None]]
 Handler = UnaryHandler | StreamHandler
 
-STREAM_LOOK_SECONDS: Final = 1.0  # between two looks at the certificate of an open stream: a look-up
+STREAM_LOOK_SECONDS: Final = 1.0  # between two looks at the certificate or token of an open stream: a look-up
 REFUSALS_TOLD_SECONDS: Final = 1.0  # from one line about a call that a limit refused to the next
 PRINCIPALS_MAX: Final = 4_096  # as many as leaves are remembered
 
@@ -204,14 +205,17 @@ class Identify:
         if call.leaf is not None:
             call.principal = self._of_leaf(call.leaf, call.chain, call.peer)
             if call.method.streams:
-                return await self._as_long_as_good(call, request, call.leaf)
+                return await self._as_long_as_good(
+                    call, request, partial(self._of_leaf, call.leaf, call.chain, call.peer)
+                )
         elif self._tokens is None or not (credentials := call.authorization):
             call.principal = self._plain
         else:
             bearer = await self._of_token(self._tokens, call, credentials)
             call.principal = bearer.principal
             if call.method.streams:
-                return await self._until_end(self._tokens.left(bearer), call, request)
+                shown = partial(self._of_shown, self._tokens, call, cast(str, credentials[0]))
+                return await self._as_long_as_good(call, request, shown, self._tokens.left(bearer))
         return await self._proceed(call, request)
 
     async def _of_token(self, tokens: TokenCheck, call: Call, credentials: Sequence[str | bytes]) -> Bearer:
@@ -225,29 +229,30 @@ class Identify:
             _log.warning("token_refused", peer=call.peer, problem=f"the token {refused}")
             raise faults.TokenRefused(str(refused)) from refused
 
-    async def _until_end(self, seconds: float, call: Call, request: Request) -> Message | None:
-        """A stream, for as long as the token that opened it."""
-        ending = asyncio.timeout(seconds)
+    def _of_shown(self, tokens: TokenCheck, call: Call, credentials: str) -> None:
+        """Of a token that has passed: whether it still does."""
         try:
-            async with ending:
-                return await self._proceed(call, request)
-        except TimeoutError as error:
-            if not ending.expired():
-                raise
-            _log.info("token_ended", peer=call.peer, principal=call.principal.name)
-            raise faults.TokenRefused("has expired") from error
+            tokens.confirm(credentials)
+        except RefusedToken as refused:
+            _log.info("token_ended", peer=call.peer, principal=call.principal.name, problem=f"the token {refused}")
+            raise faults.TokenRefused(str(refused)) from refused
 
-    async def _as_long_as_good(self, call: Call, request: Request, leaf: bytes) -> Message | None:
-        """A stream ends with the certificate that it was opened with, or with the authority behind that."""
+    async def _as_long_as_good(
+        self, call: Call, request: Request, still: Callable[[], object], seconds: float | None = None
+    ) -> Message | None:
+        """A stream ends with the certificate or token that it was opened with, or with the authority behind that.
+
+        `still` raises Unauthenticated when that counts no more; `seconds` is how long a token does at the longest.
+        """
         loop = asyncio.get_running_loop()
-        limit = asyncio.timeout(None)
+        limit = asyncio.timeout(seconds)
         problem: list[faults.Unauthenticated] = []
         next_look: asyncio.TimerHandle
 
         def look() -> None:
             nonlocal next_look
             try:
-                self._of_leaf(leaf, call.chain, call.peer)
+                still()
             except faults.Unauthenticated as error:
                 problem.append(error)
                 limit.reschedule(loop.time())
@@ -261,7 +266,7 @@ class Identify:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise problem[0] from None
+            raise problem[0] if problem else faults.TokenRefused("has expired") from None
         finally:
             next_look.cancel()
 

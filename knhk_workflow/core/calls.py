@@ -55,6 +55,7 @@ def complete_call(step: Step, command: c.CompleteCall) -> None:
         output = _output(node, activation, run, command.answer)
     except EvaluationFailed as failure:
         message = f"its answer ({command.status}) cannot be used: `result` could not be evaluated: {failure.message}"
+        message = step.told(message, msgspec.json.decode(command.answer) if command.answer else None)
         _failed(step, node, activation, run, RESULT, message, command.answer, permanent=True)
         return
     if len(output) > DATA_BYTES_MAX:

@@ -94,7 +94,7 @@ def _request(step: Step, calls: Calls, activation: Activation, instance: int, in
         return calls.request.evaluated(mapped, item)
     except EvaluationFailed as failure:
         message = f"`request` of task {activation.task!r} could not be evaluated: {failure.message}"
-        raise_incident(step, "input_error", activation.net, message, activation, instance)
+        raise_incident(step, "input_error", activation.net, step.told(message, mapped), activation, instance)
         return None
 
 
@@ -202,7 +202,7 @@ def mapping(
     except EvaluationFailed as failure:
         message = f"`{which}` of task {activation.task!r} could not be evaluated: {failure.message}"
         kind = "input_error" if which == "in" else "output_error"
-        raise_incident(step, kind, activation.net, message, activation, instance)
+        raise_incident(step, kind, activation.net, step.told(message, data), activation, instance)
         return None
 
 

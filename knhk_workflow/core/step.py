@@ -105,10 +105,13 @@ class Step(msgspec.Struct, eq=False, gc=False):
             found = self._scopes[net] = data, _decode(data)
         return found[1]
 
-    def told(self, message: str) -> str:
-        """A message for people without the values that the workflow calls sensitive."""
+    def told(self, message: str, about: object = None) -> str:
+        """A message for people without the values that the workflow calls sensitive: those of the case's data, and of
+        the JSON value `about`, which is not part of them yet."""
         veil = self.model.veil
-        return veil.message(message, [net.data for net in self.case.nets.values()]) if veil and message else message
+        if not veil or not message:
+            return message
+        return veil.message(message, [msgspec.json.encode(about), *(net.data for net in self.case.nets.values())])
 
     def reported(self, data: bytes) -> bytes:
         """What is said about failed work, JSON, without such values."""

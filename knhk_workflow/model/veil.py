@@ -2,7 +2,7 @@
 
 A name covers every member of that name, at any depth, in the data of the case, of its work and of its signals. A field
 that a mapping (`in`, `out`, `result`) makes of a sensitive one is sensitive too, as is whatever `for_each` takes from
-one and all that a connector is sent when its request mentions one.
+one (`item`, wherever it stands then) and all that a connector is sent when its request mentions one.
 
 Whoever works with a case is given its data as they are: GetCase, a work item's input, a connector's request. Everything
 that tells about a case shows MASK instead: history, watches, explanations, exports, incidents and other messages, dead
@@ -24,6 +24,7 @@ MASK: Final = "***"
 VALUE_CHARACTERS_MIN: Final = 2  # shorter values are everywhere in a message, and say nothing there
 VALUES_MAX: Final = 1_000  # looked for in one message; each look is linear in it
 
+ELEMENT: Final = "item"  # what expressions and an instance's data call the element that it is for
 _MASKED: Final = msgspec.json.encode(MASK)
 
 
@@ -143,10 +144,12 @@ def veil_of(spec: Spec) -> Veil:
     while True:
         mentions = _mentioning(names)
         made = {each.key for task in tasks for each in _assignments(task) if mentions.search(each.expression)}
+        lists = [task for task in tasks if task.for_each is not None and mentions.search(task.for_each)]
+        if lists:
+            made.add(ELEMENT)
         if made <= names:
             break
         names |= made
-    lists = [task for task in tasks if task.for_each is not None and mentions.search(task.for_each)]
     sent = [task.id for task in tasks if mentions.search(task.request.decode())]
     return Veil(frozenset(names), frozenset(task.id for task in lists), frozenset(sent))
 

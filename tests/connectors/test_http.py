@@ -216,6 +216,19 @@ async def test_an_answer_that_cannot_be_used_is_shown_to_a_person_and_not_asked_
         assert (case.state, data(case)) == ("completed", {"x": 1})
 
 
+async def test_an_answer_that_cannot_be_used_is_not_quoted_where_it_is_sensitive(outside: str) -> None:
+    task = {
+        "request": {"url": "/echo", "method": "POST", "body": "{'token': data.first + data.second}"},
+        "result": {"x": "data.body.headers[data.body.body.token]"},
+    }
+    async with engine(setup(outside)) as opened:
+        await opened.register_workflow(calls(task, sensitive=["token"]))
+        begun = await opened.run_case("calls", {"first": "4111-2222", "second": "-3333"})
+        case = await until_open(opened, begun.case_id)
+        assert "result_error" in case.incidents[0].message
+        assert "-2222-3333" not in f"{case.incidents} {await history(opened, case.case_id)}"
+
+
 async def test_a_request_that_cannot_be_evaluated_is_an_incident_that_a_retry_mends(outside: str) -> None:
     task = {"request": {"url": "/echo", "body": "data.missing"}, "result": {"x": "data.body.body"}}
     async with engine(setup(outside)) as opened:

@@ -51,6 +51,14 @@ def test_lists_and_requests_made_of_it_are_hidden_whole() -> None:
     assert found.input("a", b'{"body":{"pan":"4111"}}') == b'"***"'
 
 
+def test_an_element_of_a_hidden_list_is_hidden_under_every_name() -> None:
+    each = {"required_roles": ["clerk"], "for_each": "data.cards", "out": {"last": "item", "count": "data.count"}}
+    found = veil({"tasks": {"a": each}}, "cards")
+    assert found.input("a", b'{"item":"4111"}') == b'{"item":"***"}'
+    assert found.names == {"cards", "item", "last"}
+    assert veil({"tasks": {"a": each}}, "count").names == {"count"}
+
+
 @pytest.mark.parametrize("value", ["4111-2222", 'quo"te', "ümlaut", 4111222, 12.75, {"deep": ["4111-2222"]}])
 def test_messages_are_searched_for_the_values(value: object) -> None:
     found = veil({"tasks": {"a": {}}}, "card")

@@ -149,3 +149,20 @@ async def test_lists_of_schedules_do_not_say_it(engine: WorkflowEngine) -> None:
     assert json.loads(made.spec.data) == json.loads(data), "who made it is told what it made"
     (listed,) = (await engine.list_schedules()).items
     assert json.loads(listed.spec.data) == {"card": MASK, "amount": 5}
+
+
+async def test_an_output_that_cannot_be_mapped_is_not_quoted(engine: WorkflowEngine) -> None:
+    """It is no data of the case yet, and never will be."""
+    task = {"required_roles": ["clerk"], "out": {"limit": "data.limits[data.card]"}}
+    document = {
+        "id": "ask",
+        "sensitive": ["card"],
+        "tasks": {"ask": task},
+        "flows": [{"from": "start", "to": "ask"}, {"from": "ask", "to": "end"}],
+    }
+    await engine.register_workflow(document)
+    case = await engine.run_case("ask", {"limits": {}}, case_id="a")
+    await engine.complete_work_item(case.work[0].item_id, {"card": SECRET})
+    text = await told(engine, "a")
+    assert "output_error" in text
+    assert SECRET not in text

@@ -332,7 +332,10 @@ def _allow(request: Request, routes: Mapping[str, Route] | tuple[str, ...]) -> N
 
 
 def _refuse_foreign_pages(request: Request) -> None:
-    host = request.headers.get("host", "")
+    hosts = request.headers.getlist("host")
+    if len(hosts) > 1:  # RFC 9112, 3.2: what is between us may have believed the other one
+        raise Refused(400, "SEVERAL_HOSTS", "Several hosts", "a request names one host", {"connection": "close"})
+    host = hosts[0] if hosts else ""
     if (request.scope.get("extensions") or {}).get(LOOPBACK) and not _LOCAL_HOST.fullmatch(host):
         raise Refused(
             403,

@@ -235,6 +235,7 @@ def test_data_dir_holds_everything_unless_the_store_has_its_own_place() -> None:
     assert SidecarConfig(data_dir="/d").store_path == "/d/workflow_db"
     assert SidecarConfig(data_dir="/d", workflow_db_path="/s").store_path == "/s"
     assert SidecarConfig(data_dir="/d", dev=True).dev_directory == "/d/dev"
+    assert SidecarConfig(data_dir="d", dev=True).dev_directory == str(Path.cwd() / "d" / "dev")
     assert SidecarConfig(dev=True).plain_listener == "127.0.0.1:50052"
 
 

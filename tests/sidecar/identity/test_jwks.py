@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -238,6 +239,21 @@ async def test_what_an_issuer_must_not_answer(
     assert problem in keys.problem
     assert set(keys.keys.keys) == {"one"}
     assert not any("elsewhere" in asked for asked in issuer.asked)
+
+
+async def test_an_issuer_elsewhere_cannot_make_us_ask_this_host(issuer: HttpIssuer, tmp_path: Path) -> None:
+    """Over TLS like any issuer in another place; `http://` is only for those that are here themselves."""
+    authority = dev_ca.open_authority(tmp_path / "ca")
+    server = authority.issue_server()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(server.cert, server.key)
+    issuer.secure(context)
+    url = issuer.url.replace("127.0.0.1", "localhost")
+    document = {"issuer": url, "jwks_uri": "http://127.0.0.1:1/private"}
+    issuer.answers[DISCOVERY] = (200, json.dumps(document).encode(), {})
+    keys = IssuerKeys("test", Issuer(url, ("knhk",), ca=str(authority.ca)))
+    await keys.renew()
+    assert "no https:// address" in keys.problem
 
 
 async def test_an_issuer_is_followed(issuer: HttpIssuer) -> None:

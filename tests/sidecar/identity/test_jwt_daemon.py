@@ -276,7 +276,7 @@ async def test_a_worker_takes_work_with_a_token(house: House) -> None:
     assert f"jwt:{house.issuer.url}#worker" in events
 
 
-async def test_the_agent_says_whose_svids_count(tmp_path: Path) -> None:
+async def test_the_agent_says_whose_svids_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Production: mTLS and JWT keys from the Workload API, which goes away meanwhile."""
     own = open_authority(tmp_path / "ca", TrustDomain("a.org"))
     agent = DevAgent(own, tmp_path / "agent.sock", path="/sidecar", dns=("localhost",))
@@ -307,6 +307,13 @@ async def test_the_agent_says_whose_svids_count(tmp_path: Path) -> None:
         assert await asyncio.to_thread(asked, good) == "spiffe://a.org/sidecar"
         with pytest.raises(NoToken, match="gave no token"):
             AgentToken(agent.endpoint, "spiffe://a.org/sidecar")()
+        now = time.time()
+        with monkeypatch.context() as later:
+            later.setattr(time, "time", lambda: now + 200)  # of five minutes
+            assert good() == good(), "what the agent gave counts to its end"
+            later.setattr(time, "time", lambda: now + 301)
+            with pytest.raises(NoToken, match="gave no token"):
+                good()
 
 
 def test_a_stream_ends_with_its_token(house: House) -> None:
@@ -326,6 +333,18 @@ def test_keys_change_and_their_issuer_goes_and_comes(house: House) -> None:
     new = shown(replace(house.forge, key_id="new", key=key("two")).token())
     assert house.principal(old).startswith("jwt:")
 
+    with Client(house.endpoint(old)) as client:
+        watch = client.cases.WatchCases(pb.WatchCasesRequest(), timeout=60)
+        _the_keys_change(house, old, new)
+        with pytest.raises(grpc.RpcError) as ended:
+            for _ in watch:
+                pass
+    assert cast("grpc.Call", ended.value).code() is grpc.StatusCode.UNAUTHENTICATED, "its key was taken back"
+    house.issuer.keys = [jwk(key("one"), "one")]
+    assert eventually(lambda: house.principal(shown(house.forge.token())).startswith("jwt:"))
+
+
+def _the_keys_change(house: House, old: str, new: str) -> None:
     house.issuer.stop()
     try:
         assert house.principal(shown(house.forge.token(house.forge.claims(sub="bob")))).endswith("#bob")
@@ -340,8 +359,6 @@ def test_keys_change_and_their_issuer_goes_and_comes(house: House) -> None:
     assert eventually(lambda: house.principal(new).startswith("jwt:"))
     assert house.health() == {"status": "Healthy", "detail": ""}
     assert house.principal(old) == "UNAUTHENTICATED"
-    house.issuer.keys = [jwk(key("one"), "one")]
-    assert eventually(lambda: house.principal(shown(house.forge.token())).startswith("jwt:"))
 
 
 def eventually(true: Callable[[], bool]) -> bool:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -138,6 +139,7 @@ class HttpIssuer:
         self.asked: list[str] = []
         self.answers: dict[str, tuple[int, bytes, dict[str, str]]] = {}
         """By path, instead of the usual one: status, body, headers."""
+        self.scheme = "http"
         self.port = 0
         self.delay = threading.Event()
         self.delay.set()
@@ -145,7 +147,7 @@ class HttpIssuer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         """Listens; on the same port as before when it did already."""
@@ -169,6 +171,12 @@ class HttpIssuer:
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Answers)
         self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def secure(self, context: ssl.SSLContext) -> None:
+        """From now on by TLS."""
+        assert self._server is not None, "it listens"
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.scheme = "https"
 
     def answer(self, path: str) -> tuple[int, bytes, dict[str, str]]:
         if path == "/.well-known/openid-configuration":

@@ -10,7 +10,7 @@ import pytest
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.pipeline import Limits, Refusal
-from knhk_sidecar.pipeline.admission import FAIR_EVERY, LATE_OFTEN, LATE_STEP, MARGIN_NS, Admit
+from knhk_sidecar.pipeline.admission import FAIR_EVERY, LATE_NS, LATE_OFTEN, LATE_STEP, MARGIN_NS, Admit
 from knhk_sidecar.pipeline.call import Call, Request
 from knhk_sidecar.pipeline.memory import MIB, Memory, limit_bytes, resident_bytes
 from knhk_sidecar.pipeline.permissions import PERMISSIONS, Permission
@@ -165,6 +165,17 @@ async def test_under_overload_no_answer_is_made_that_comes_too_late() -> None:
     for name in tuple(desk.order):
         await desk.end(name)
     assert desk.admit.in_flight == 0
+
+
+async def test_an_overload_that_is_over_is_forgotten_without_a_call_that_has_time() -> None:
+    """Callers that all have little time would else be refused for ever, after a moment or by one who asks for it."""
+    desk = Desk(in_flight=1_000)
+    for number in range(10 * LATE_OFTEN):
+        assert await outcome(desk.come(f"expired {number}", READING, desk.clock.time)) == "DeadlineExceeded"
+    assert await outcome(desk.come("short", READING, desk.clock.time + MARGIN_NS // 2)) == "DeadlineExceeded"
+    desk.clock.time += LATE_NS
+    assert await outcome(desk.come("later", READING, desk.clock.time + MARGIN_NS // 2)) == "waits"
+    await desk.end("later")
 
 
 async def test_callers_that_leave_at_any_moment_lose_no_place() -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +20,7 @@ from knhk_sidecar.api import faults, pb
 from knhk_sidecar.app import Sidecar
 from knhk_sidecar.client import Client, Endpoint
 from knhk_sidecar.config import SidecarConfig
-from knhk_sidecar.retries import ATTEMPTS, BROKEN_ATTEMPTS, Budget, Metadata, Policy, push_back
+from knhk_sidecar.retries import ATTEMPTS, BROKEN_ATTEMPTS, Budget, Metadata, Policy, Retries, push_back
 from knhk_sidecar.worker import Worker
 from knhk_workflow import Busy, LimitExceeded, StoreUnavailable
 from tests.sidecar.limits.conftest import BURST, endpoint_of, until
@@ -166,3 +171,67 @@ def test_nobody_there_is_told_within_the_deadline() -> None:
     with Client(Endpoint("127.0.0.1:1")) as client, pytest.raises(grpc.RpcError) as caught:
         client.cases.GetCase(READ, timeout=5)
     assert caught.value.code() in (UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+@contextmanager
+def refusing(seconds: float = 0.0) -> Iterator[tuple[str, list[str]]]:
+    """A server that has no room for anybody, and takes some time to say so; its address, and every call that came."""
+    came: list[str] = []
+
+    def refuse(request: bytes, context: grpc.ServicerContext) -> bytes:
+        time.sleep(seconds)
+        context.set_trailing_metadata((("grpc-retry-pushback-ms", "1"),))
+        context.abort(EXHAUSTED, "full")
+
+    class Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
+        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+            came.append(details.method)
+            return grpc.unary_unary_rpc_method_handler(refuse)
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Methods()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}", came
+    finally:
+        server.stop(None).wait()
+
+
+def test_whoever_asks_again_and_again_makes_no_more_attempts() -> None:
+    with refusing(0.02) as (address, came), Client(Endpoint(address)) as client:
+        call = client.admin.GetStatus.future(pb.GetStatusRequest())
+        while True:
+            try:
+                call.result(timeout=0.005)
+            except grpc.FutureTimeoutError:
+                continue
+            except grpc.RpcError:
+                break
+    assert len(came) == ATTEMPTS
+
+
+def test_a_call_that_was_given_up_is_not_made_again() -> None:
+    calls: list[grpc.CallFuture[pb.GetStatusResponse]] = []
+
+    def give_up() -> None:
+        calls[0].cancel()  # type: ignore[no-untyped-call]  # gRPC's stubs
+
+    with refusing() as (address, came), grpc.insecure_channel(address) as plain:
+        channel = grpc.intercept_channel(plain, Retries(sleep=lambda _: give_up()))
+        calls.append(pb.AdminServiceStub(channel).GetStatus.future(pb.GetStatusRequest()))
+        with pytest.raises(grpc.RpcError):
+            calls[0].result()
+    assert len(came) == 1
+
+
+def test_what_is_for_this_host_goes_over_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "no_grpc_proxy", "grpc_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        proxy.setblocking(False)
+        endpoint = Endpoint("127.0.0.1:1", token=lambda: "secret")
+        with Client(endpoint, Policy(attempts=1)) as client, pytest.raises(grpc.RpcError):
+            client.admin.GetStatus(pb.GetStatusRequest(), timeout=5)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 
 import httpx2
 import pytest
@@ -151,6 +152,13 @@ def test_head_is_get_without_its_body(http: httpx2.Client) -> None:
 def test_web_pages_are_kept_out(http: httpx2.Client, headers: dict[str, str]) -> None:
     assert http.get("/cases", headers=headers).status_code == 403
     assert http.get("/health", headers=headers).status_code == 200
+
+
+def test_a_second_host_is_refused(http: httpx2.Client) -> None:
+    place = (http.base_url.host, http.base_url.port or 80)
+    with socket.create_connection(place, timeout=10) as connection:
+        connection.sendall(b"GET /api/v1/cases HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 400 ")
 
 
 def test_columns_are_base64(http: httpx2.Client) -> None:
