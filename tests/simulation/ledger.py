@@ -12,6 +12,7 @@ everything is read again from the first byte. What a damaged disk shows to the e
     differs   live state, snapshot, head, row or effect that is not what the records say
     early     a timer that fired before it was due
     late      a timer that is due for a long time while nothing is in its way
+    unmade    a result of a connector's call that nobody outside has made, or a call that nothing written asks for
     chain     a batch record that does not follow the one before, or does not cover its records
 """
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import blake2b
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +32,7 @@ from knhk_workflow.core import events as e
 from knhk_workflow.core.apply import replay
 from knhk_workflow.core.case import Case, decode_state, encode_state
 from knhk_workflow.core.commands import ENDED
-from knhk_workflow.runtime.records import COMMITS, HEADS, INCIDENTS, ITEMS, SNAPSHOTS, CommitRecord
+from knhk_workflow.runtime.records import CALLS, COMMITS, HEADS, INCIDENTS, ITEMS, SNAPSHOTS, CommitRecord
 from knhk_workflow.store import GENESIS, META_SHARD, CaseKeys, Keyspace, Write, digest, unseal, unseal_log
 from knhk_workflow.store.keys import (
     EFFECT,
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 
 ROWS_EVERY: Final = 8  # commits; the rows beside the records of a case are compared then, and what is wrong stays wrong
 VIOLATIONS_MAX: Final = 20  # more of the same says nothing new
+CALL: Final = "call "  # what the ids of effects begin with that are calls
 _SYSTEM: Final = b"\x00\x02"
 _END: Final = b"\x00\x01"
 
@@ -89,6 +92,15 @@ class Seen:
         if self.encoded is None:
             self.encoded = encode_state(self.case)
         return self.encoded
+
+
+def _name(seen: Seen) -> Name:
+    return seen.keys.tenant, seen.keys.case_id
+
+
+def _call_key(seen: Seen, event: e.ConnectorBegun | e.ConnectorCompleted) -> str:
+    name = f"{event.activation}.{event.instance}".encode()
+    return blake2b(name, digest_size=16, key=seen.case.salt).hexdigest()
 
 
 def _kind(key: bytes) -> bytes:
@@ -126,6 +138,13 @@ class Ledger:
         self._followed = 0
         self._resolving = False
         self._unchecked: dict[Name, Seen] = {}
+        self._wanted: set[str] = set()
+        """Keys of the connectors' calls that were ever written."""
+        self._acted: Counter[str] = Counter()
+        """How often the outside has acted, by the key of the call."""
+        self._begun: Counter[str] = Counter()
+        self._doubtful: set[tuple[Name, int, int]] = set()
+        """Calls that must not be made again, since nobody knows whether they were made."""
 
     def report(self, what: str) -> None:
         """Note a violation, and let the episode end."""
@@ -148,6 +167,23 @@ class Ledger:
         names = {type(event).__name__ for event in events}
         self.met.update((fault, name) for fault in faults for name in names)
 
+    # -- the outside --------------------------------------------------------------------------------------------------
+
+    def called(self, key: str) -> None:
+        """A call comes to the outside."""
+        if key not in self._wanted:
+            self.report(f"unmade: call {key} is made, and nothing written asks for it")
+
+    def acted(self, key: str, *, once: bool) -> None:
+        """The outside acts on a call. `once`: it must not be asked to twice."""
+        self._acted[key] += 1
+        if once and self._acted[key] > self._begun[key]:
+            self.report(f"twice: call {key} is made {self._acted[key]} times, begun {self._begun[key]} times")
+
+    def has_acted(self, key: str) -> bool:
+        """Whether the outside has acted on a call."""
+        return self._acted[key] > 0
+
     # -- what is written ----------------------------------------------------------------------------------------------
 
     def written(self, writes: Sequence[Write]) -> None:
@@ -164,6 +200,8 @@ class Ledger:
         self._requests.clear()
         self._links.clear()
         self._unchecked.clear()
+        self._begun.clear()
+        self._doubtful.clear()
         try:
             self._follow_log()
         except Exception as error:  # noqa: BLE001  # as in `written`
@@ -200,6 +238,8 @@ class Ledger:
             elif kind == LOG and value is not None:
                 self._link(key, value, digests)
                 digests = []
+            elif kind == EFFECT and value and parse_effect(key)[2].startswith(CALL):
+                self._wanted.add(CALLS.read(key, value).key)
         for name, seen in touched.items():
             self._compare_marking(seen.case, "/".join(name))
         self._followed += 1
@@ -243,6 +283,8 @@ class Ledger:
                 self.report(f"twice: request {request} was carried out again, in {where}")
             self._requests[request] = record.trace_id
         self._resolving = record.method == "resolve_incident"
+        if self._resolving:
+            self._doubtful = {each for each in self._doubtful if each[0] != name}
         for event in record.events:
             judge = _JUDGES.get(type(event))
             if judge is not None:
@@ -257,6 +299,19 @@ class Ledger:
 
     def _offered(self, seen: Seen, event: e.ItemOffered, now: int, where: str) -> None:
         self._once(seen.offered, event, "offered", where)
+
+    def _call_begun(self, seen: Seen, event: e.ConnectorBegun, now: int, where: str) -> None:
+        self._begun[_call_key(seen, event)] += 1
+        if (_name(seen), event.activation, event.instance) in self._doubtful:
+            self.report(f"twice: a call of {event.task} of {where} is begun again, and nobody knows of the one before")
+
+    def _call_completed(self, seen: Seen, event: e.ConnectorCompleted, now: int, where: str) -> None:
+        if not self._acted[_call_key(seen, event)]:
+            self.report(f"unmade: the call of {event.task} of {where} has a result, and was not made")
+
+    def _call_failed(self, seen: Seen, event: e.ConnectorFailed, now: int, where: str) -> None:
+        if event.code == "outcome_unknown":
+            self._doubtful.add((_name(seen), event.activation, event.instance))
 
     def _fired(self, seen: Seen, event: e.TimerFired, now: int, where: str) -> None:
         self.fired += 1
@@ -344,11 +399,15 @@ class Ledger:
         open_incidents = {keys.incident(number): incident.kind for number, incident in case.incidents.items()}
         if incidents != open_incidents:
             self.report(f"differs: incident rows of {where} are {incidents}, should be {open_incidents}")
-        effects = held.scan(*keys.effects())
-        if bool(effects) != bool(case.ready):
-            self.report(
-                f"differs: {where} has {len(effects)} effects, and its cascade is {'paused' if case.ready else 'done'}"
-            )
+        effects = {parse_effect(key)[2] for key, _ in held.scan(*keys.effects())}
+        calling = {
+            f"{CALL}{activation.number}.{run.number}"
+            for activation, run in case.open_work()
+            if run.connector and run.state == "started"
+        }
+        expected = calling | ({"continue"} if case.ready else set())
+        if effects != expected:
+            self.report(f"differs: {where} has the effects {effects}, should have {expected}")
         for number, timer in case.timers.items():
             if held.get(keys.timer(timer.due, str(number))) is None:
                 self.report(f"lost: timer {number} of {where} has no row")
@@ -580,6 +639,9 @@ _JUDGES: Final[Mapping[type[e.Event], _Judge]] = {
     e.ItemCompleted: Ledger._completed,
     e.ItemOffered: Ledger._offered,
     e.TimerFired: Ledger._fired,
+    e.ConnectorBegun: Ledger._call_begun,
+    e.ConnectorCompleted: Ledger._call_completed,
+    e.ConnectorFailed: Ledger._call_failed,
     e.CompletionRemembered: Ledger._remembered,
     e.CompensationBegun: Ledger._undoing,
     e.CompletionsForgotten: Ledger._final,

@@ -97,6 +97,11 @@ class SimulationLoop(asyncio.BaseEventLoop):
         found = [task for task in asyncio.all_tasks(self) if task is not current]
         return sorted(found, key=asyncio.Task.get_name)
 
+    def forget_timers(self) -> None:
+        """No timer that is set goes off: whoever set them is gone."""
+        for timer in self._scheduled:
+            timer.cancel()
+
     def _run_once(self) -> None:
         """One turn: due timers join what is ready; all of that runs."""
         scheduled, ready = self._scheduled, self._ready

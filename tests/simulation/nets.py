@@ -101,6 +101,18 @@ FIXED: Final[tuple[Document, ...]] = (
     {"id": "many", **_net("list! grow! most! b!", "start>list list>grow grow>most most>b b>end")},
 )
 
+CALLING: Final[tuple[Document, ...]] = (
+    {"id": "effects", **_net("a! pay b!", "start>a a>pay pay>b b>end")},
+    {
+        "id": "errands",
+        **_net("s x! safe once checked j&", "start>s s>x s>safe s>once s>checked x>j safe>j once>j checked>j j>end"),
+    },
+    {"id": "sorry", **_net("pay b! c", "start>pay pay>b b>c c>end")},
+)
+"""Workflows whose tasks are done by the simulated services (outside.py), in the episodes that have them."""
+
+CALLING_IDS: Final = frozenset(str(document["id"]) for document in CALLING)
+
 _BY_ID: Final = {str(document["id"]): document for document in FIXED}
 for _name, _task, _net_name, _mapping in (
     ("nested", "inner", "part", {"n0": "data.n0", "n1": "1"}),
@@ -153,6 +165,24 @@ _nets = _BY_ID["trip"]["nets"]
 assert isinstance(_nets, dict)
 _nets["journey"]["tasks"]["h"]["compensate"] = "no_h"
 _nets["journey"]["tasks"]["c"]["compensate"] = "no_c"
+
+_RETRY: Final[Mapping[str, object]] = {"max_attempts": 4, "backoff": "500ms"}
+_CALLS: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
+    "effects": {"pay": {"connector": "safe", "request": {"n": "${string(data.n1)}"}, "retry": _RETRY}},
+    "errands": {
+        name: {"connector": name, "request": {"what": name}, "retry": _RETRY, "result": {name: "data.status"}}
+        for name in ("safe", "once", "checked")
+    },
+    "sorry": {
+        "pay": {"connector": "once", "request": {"what": "pay"}, "timeout": 2, "retry": _RETRY, "on_error": "b"},
+        "c": {"connector": "checked", "request": {"what": "c"}},
+    },
+}
+for _document in CALLING:
+    for _task, _body in _CALLS[str(_document["id"])].items():
+        _tasks = _document["tasks"]
+        assert isinstance(_tasks, dict)
+        _tasks[_task] |= _body
 
 PATTERN_DOCUMENTS: Final[tuple[Document, ...]] = tuple(pattern.document for pattern in PATTERNS if pattern.available)
 """The nets of the pattern catalogue: every construct at least once."""

@@ -32,6 +32,7 @@ from knhk_workflow.runtime import timers as runtime_timers
 from knhk_workflow.runtime.definitions import Definitions
 from knhk_workflow.runtime.live import LiveCase, LiveCases
 from knhk_workflow.runtime.messages import Messages
+from knhk_workflow.runtime.outbox import Outbox
 from knhk_workflow.runtime.requests import Requests
 from knhk_workflow.runtime.timers import NEVER
 from knhk_workflow.store import Unit, journal
@@ -105,6 +106,37 @@ def _chain_forgets(right: Any) -> Any:
         right(shard, group, make)
 
     return fail
+
+
+def _call_before_commit(right: Any) -> Any:
+    """A connector's call leaves before what asks for it is written."""
+
+    def commit(cases: LiveCases, live: LiveCase, unit: Unit) -> asyncio.Future[int]:
+        if live.calls:
+            cases._called(live.keys, live.calls)
+        told: asyncio.Future[int] = right(cases, live, unit)
+        return told
+
+    return commit
+
+
+def _call_without_a_word(right: Any) -> Any:
+    """A call that must not be made twice is made without writing that it is."""
+
+    async def tell(outbox: Outbox, job: Any, command: c.Command) -> bool:
+        told: bool = isinstance(command, c.BeginCall) or await right(outbox, job, command)
+        return told
+
+    return tell
+
+
+def _call_forgotten(right: Any) -> Any:
+    """What was to be called when the engine ended is not looked for."""
+
+    async def recover(outbox: Outbox) -> None:
+        outbox._behind = False
+
+    return recover
 
 
 def _no_request_record(right: Any) -> Any:
@@ -396,43 +428,46 @@ def _applier(kind: type[e.Event], wrong: Callable[[Any], Any]) -> Callable[[Any]
 
 
 BUGS: Final[tuple[Bug, ...]] = (
-    Bug(3, "ack before commit", "runtime/live.py", LiveCases, "commit", _ack_before_commit),
-    Bug(56, "failed though written", "store/journal.py", _Shard, "_resolve", _failed_though_written),
-    Bug(53, "written on without recovery", "store/journal.py", _Shard, "_resolve", _written_without_recovery),
-    Bug(450, "ack before sync", "store/journal.py", _Shard, "_commit", _ack_before_sync),
-    Bug(4, "link left out", "store/codec.py", journal, "seal_log", _link_left_out),
-    Bug(1_003, "lost timer", "runtime/timers.py", runtime_timers, "rows", _timer_row_lost),
-    Bug(2_000, "timer given up", "runtime/timers.py", runtime_timers.Timers, "_fire_row", _timer_given_up),
+    Bug(1, "ack before commit", "runtime/live.py", LiveCases, "commit", _ack_before_commit),
+    Bug(297, "failed though written", "store/journal.py", _Shard, "_resolve", _failed_though_written),
+    Bug(42, "written on without recovery", "store/journal.py", _Shard, "_resolve", _written_without_recovery),
+    Bug(4_792, "ack before sync", "store/journal.py", _Shard, "_commit", _ack_before_sync),
+    Bug(5, "link left out", "store/codec.py", journal, "seal_log", _link_left_out),
+    Bug(1_000, "lost timer", "runtime/timers.py", runtime_timers, "rows", _timer_row_lost),
+    Bug(1_000, "timer given up", "runtime/timers.py", runtime_timers.Timers, "_fire_row", _timer_given_up),
     Bug(
-        1_003,
+        1_000,
         "early timer",
         "core/due.py",
         core_decide,
         "DECIDE",
         lambda table: _fires_early(table[c.FireTimer])(table),
     ),
-    Bug(1_003, "timer armed twice", "core/timers.py", core_timers, "_arm", _armed_twice),
-    Bug(1_001, "message forgotten at restart", "runtime/messages.py", Messages, "recover", _message_forgotten),
-    Bug(1_348, "message said to be delivered", "runtime/messages.py", Messages, "_one", _said_before_delivered),
-    Bug(10_100, "watch token of a whole batch", "runtime/query.py", query, "resume_token", _token_of_whole_batch),
-    Bug(447, "workflow registered again", "runtime/definitions.py", Definitions, "_same", _version_again),
-    Bug(73, "not undone", "core/compensation.py", compensation, "roll_back", _not_undone),
-    Bug(6_871, "lock kept", "core/locks.py", locks, "release", _lock_kept),
-    Bug(763, "instance left behind", "core/cancel.py", cancel, "_stopped", _instance_left),
-    Bug(1_003, "snapshot without timers", "core/case.py", live, "decode_state", _timers_not_in_snapshots),
-    Bug(54, "chain follows what was never written", "store/journal.py", _Shard, "_fail", _chain_forgets),
-    Bug(45, "dropped idempotency record", "runtime/requests.py", Requests, "record", _no_request_record),
-    Bug(13_025, "cascade forgotten at restart", "runtime/engine.py", WorkflowEngine, "_recover", _cascade_forgotten),
-    Bug(101, "lost head expectation", "runtime/live.py", LiveCases, "unit", _no_head_expectation),
-    Bug(58, "memory ahead of disk", "runtime/live.py", LiveCases, "abandon", _memory_ahead),
-    Bug(877, "case stays locked", "runtime/live.py", LiveCases, "abandon", _lock_lost),
-    Bug(2_003, "cancelled caller keeps the case", "runtime/live.py", LiveCase, "acquire", _turn_lost),
-    Bug(131, "stale snapshot", "runtime/live.py", LiveCases, "_snapshot", _stale_snapshot),
-    Bug(111, "snapshot of another moment", "runtime/live.py", live, "encode_state", _early_snapshot),
-    Bug(21, "finished work stays listed", "runtime/live.py", LiveCases, "unit", _row_kept),
-    Bug(18, "change beside the events", "core/step.py", Step, "emit", _unrecorded_change),
-    Bug(112, "item completed twice", "core/decide.py", core_decide, "ended", _completed_twice),
-    Bug(80, "token counted twice", "core/apply.py", core_apply, "APPLY", _applier(e.TaskCompleted, _token_twice)),
+    Bug(1_000, "timer armed twice", "core/timers.py", core_timers, "_arm", _armed_twice),
+    Bug(6_007, "message forgotten at restart", "runtime/messages.py", Messages, "recover", _message_forgotten),
+    Bug(1_731, "message said to be delivered", "runtime/messages.py", Messages, "_one", _said_before_delivered),
+    Bug(11_019, "watch token of a whole batch", "runtime/query.py", query, "resume_token", _token_of_whole_batch),
+    Bug(0, "workflow registered again", "runtime/definitions.py", Definitions, "_same", _version_again),
+    Bug(9_668, "not undone", "core/compensation.py", compensation, "roll_back", _not_undone),
+    Bug(3_503, "lock kept", "core/locks.py", locks, "release", _lock_kept),
+    Bug(2_677, "instance left behind", "core/cancel.py", cancel, "_stopped", _instance_left),
+    Bug(429, "snapshot without timers", "core/case.py", live, "decode_state", _timers_not_in_snapshots),
+    Bug(9, "call before its commit", "runtime/live.py", LiveCases, "commit", _call_before_commit),
+    Bug(169, "call without a word", "runtime/outbox.py", Outbox, "_tell", _call_without_a_word),
+    Bug(17_030, "call forgotten at restart", "runtime/outbox.py", Outbox, "recover", _call_forgotten),
+    Bug(17, "chain follows what was never written", "store/journal.py", _Shard, "_fail", _chain_forgets),
+    Bug(41, "dropped idempotency record", "runtime/requests.py", Requests, "record", _no_request_record),
+    Bug(13_021, "cascade forgotten at restart", "runtime/engine.py", WorkflowEngine, "_recover", _cascade_forgotten),
+    Bug(41, "lost head expectation", "runtime/live.py", LiveCases, "unit", _no_head_expectation),
+    Bug(41, "memory ahead of disk", "runtime/live.py", LiveCases, "abandon", _memory_ahead),
+    Bug(1_000, "case stays locked", "runtime/live.py", LiveCases, "abandon", _lock_lost),
+    Bug(2_000, "cancelled caller keeps the case", "runtime/live.py", LiveCase, "acquire", _turn_lost),
+    Bug(218, "stale snapshot", "runtime/live.py", LiveCases, "_snapshot", _stale_snapshot),
+    Bug(207, "snapshot of another moment", "runtime/live.py", live, "encode_state", _early_snapshot),
+    Bug(25, "finished work stays listed", "runtime/live.py", LiveCases, "unit", _row_kept),
+    Bug(115, "change beside the events", "core/step.py", Step, "emit", _unrecorded_change),
+    Bug(71, "item completed twice", "core/decide.py", core_decide, "ended", _completed_twice),
+    Bug(16, "token counted twice", "core/apply.py", core_apply, "APPLY", _applier(e.TaskCompleted, _token_twice)),
 )
 
 

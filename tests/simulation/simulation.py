@@ -45,7 +45,8 @@ from tests.simulation.disk import Disk, SimulatedStore
 from tests.simulation.fates import FAULTS, PER_CLIENT, Fates, Strike
 from tests.simulation.ledger import Ledger, Request, Seen
 from tests.simulation.loop import SimulatedClock, SimulationLoop, Stalled
-from tests.simulation.nets import FIXED, PATTERN_DOCUMENTS, Document, random_document
+from tests.simulation.nets import CALLING, CALLING_IDS, FIXED, PATTERN_DOCUMENTS, Document, random_document
+from tests.simulation.outside import Outside
 from tests.simulation.workers import Tokens, Worker, task_ids
 
 EPISODE_STEPS: Final = 1_000  # small enough that reading everything from the start stays cheap
@@ -189,7 +190,12 @@ class Episode:
         self._documents: list[Document] = list(random.sample(FIXED, random.randint(3, len(FIXED) // 2)))
         self._documents += random.sample(PATTERN_DOCUMENTS, random.randint(0, len(PATTERN_DOCUMENTS) // 3))
         self._documents += [random_document(random, index) for index in range(random.randint(0, 2))]
+        calls = Random(f"{plan.seed}/{plan.number}/outside")
+        self._outside = Outside(calls, self.ledger) if calls.random() < 0.4 else None
+        if self._outside is not None:
+            self._documents += calls.sample(CALLING, calls.randint(1, len(CALLING)))
         self._specs = [str(document["id"]) for document in self._documents]
+        self._specs += [spec_id for spec_id in self._specs if spec_id in CALLING_IDS] * 3  # else they are a few of many
         self._registered: set[tuple[str, str]] = set()
         self._asked: dict[str, Asked] = {}
         self._answers: dict[tuple[str, Request], Answer] = {}
@@ -392,7 +398,13 @@ class Episode:
                 self.ledger.report,
                 self._note if self._tell is not None else None,
             )
-            engine = WorkflowEngine(StateStore.over(self._store), clock=self.clock, ids=self._ids, limits=self._limits)
+            engine = WorkflowEngine(
+                StateStore.over(self._store),
+                clock=self.clock,
+                ids=self._ids,
+                limits=self._limits,
+                connectors=self._outside.setup() if self._outside is not None else None,
+            )
             try:
                 await engine.open()
                 await self._register(engine)
@@ -456,6 +468,7 @@ class Episode:
         if self._store is not None:
             self._store.die()
         await self._cancel_all()
+        self._loop.forget_timers()
         self.dying = False
         if self.disk.lose_power(self._torn):
             self.ledger.reread()
@@ -465,10 +478,9 @@ class Episode:
         self._note(f"crashed, {len(self.disk.bytes)} keys survive")
 
     async def _cancel_all(self) -> None:
-        own = self._loop.unfinished()
-        for task in own:
-            task.cancel()
-        if own:
+        while own := self._loop.unfinished():  # one that ends may begin another, which a dead process does not
+            for task in own:
+                task.cancel()
             await asyncio.wait(own)
 
     def _end_all(self) -> None:
@@ -484,6 +496,8 @@ class Episode:
     async def _come_to_rest(self) -> None:
         """No more faults: cascades end, every case answers, work lists are complete, and the bytes are whole."""
         self.fates.calm = True
+        if self._outside is not None:
+            self._outside.calm = True
         if self.ledger.damaged:
             self.ledger.restore()
             await self._restart()
@@ -492,7 +506,12 @@ class Episode:
         ripe = self.clock.now() + int(CALM_S * NS_PER_S)
         # Virtual seconds cost nothing, and no event tells when the ledger is content.
         while (  # noqa: ASYNC110
-            self._going() or self._unwatched() or self._due(ripe) or self._sending() or self._leased()
+            self._going()
+            or self._unwatched()
+            or self._due(ripe)
+            or self._sending()
+            or self._leased()
+            or self._calling()
         ) and self.clock.seconds() < until:
             await asyncio.sleep(1.0)
         for tenant, case_id in self._leased()[:3]:
@@ -501,6 +520,8 @@ class Episode:
             self.ledger.report(f"late: a timer of {tenant}/{case_id} does not fire")
         for message in self._sending()[:3]:
             self.ledger.report(f"lost: message {message.message_id!r} does not reach {message.targets[:3]}")
+        for tenant, case_id in self._calling()[:3]:
+            self.ledger.report(f"lost: a connector's call of {tenant}/{case_id} does not end")
         for tenant, case_id in self._going()[:3]:
             self.ledger.report(f"wedged: the cascade of {tenant}/{case_id} does not go on")
         for tenant in TENANTS:
@@ -533,7 +554,11 @@ class Episode:
                 self.ledger.report(f"differs: {tenant} has {len(wanted)} open items, counted are {counts.open_items}")
         for name, seen in list(self.ledger.cases.items()):
             try:
-                view = await engine.get_case(name[1], meta=CallMeta(tenant=name[0]))
+                async with asyncio.timeout(WAIT_MAX_S):
+                    view = await engine.get_case(name[1], meta=CallMeta(tenant=name[0]))
+            except TimeoutError:
+                self.ledger.report(f"wedged: {name} does not answer for {WAIT_MAX_S} s")
+                continue
             except WorkflowError as error:
                 self.ledger.report(f"lost: {name} cannot be read: {error}")
                 continue
@@ -562,6 +587,15 @@ class Episode:
             if seen.case.timers
             and seen.case.state == "running"
             and any(timer.due <= when for timer in seen.case.timers.values())
+        ]
+
+    def _calling(self) -> list[tuple[str, str]]:
+        """Running cases that wait for a connector."""
+        return [
+            name
+            for name, seen in self.ledger.cases.items()
+            if seen.case.state == "running"
+            and any(run.connector and run.state == "started" for _, run in seen.case.open_work())
         ]
 
     def _sending(self) -> list[MessageRecord]:
