@@ -31,7 +31,7 @@ import msgspec
 
 from knhk_workflow.core.events import CaseCreated
 from knhk_workflow.errors import InvalidInput, StoreCorrupt, StoreError
-from knhk_workflow.runtime.audit_trail import PURGED, Trail, method_name
+from knhk_workflow.runtime.audit_trail import PURGED, Trail, method_name, written
 from knhk_workflow.runtime.audit_trees import Trees
 from knhk_workflow.runtime.checkpoint import Checkpoint, read_checkpoints, signed
 from knhk_workflow.runtime.query import Veils
@@ -491,7 +491,7 @@ class _Prover:
             salt = _unhex(line.salt)
             if not 1 <= len(salt) <= _SALT_BYTES_MAX or digest(payload, salt) != entry.digest:
                 raise _Bad("the commit record does not match its digest")
-            if line.by != _shown(_by(payload, line.by.resource)):
+            if line.by != _shown(written(COMMIT_HEADERS.read_payload(b"", payload), line.by.resource)):
                 raise _Bad("who wrote the commit record is not what it says")
 
     def _note(self, line: CaseLine, entry: LogEntry, payload: bytes) -> None:
@@ -520,18 +520,8 @@ class _Prover:
         for author in kept.authors:
             name = (kept.tenant, kept.case_id, author.first_sequence)
             wanted = self._authors_wanted.pop(name, None)
-            if wanted is not None:
-                told = Operation(
-                    author.time,
-                    author.principal,
-                    method_name(author.method),
-                    f"cases/{kept.case_id}",
-                    reason=PURGED,
-                    request_id=author.request_id,
-                    trace_id=author.trace_id,
-                )
-                if _shown(told) != wanted[2]:
-                    self._authors_wanted[name] = wanted
+            if wanted is not None and _shown(written(author, f"cases/{kept.case_id}", PURGED)) != wanted[2]:
+                self._authors_wanted[name] = wanted
 
     def _whole(self) -> None:
         """Before the next batch record: that the one at hand had all its lines."""
@@ -574,18 +564,6 @@ class _Prover:
                 raise _Bad("the checkpoint that is known was signed with another key")
         self._signed_by = fingerprint(public)
         self._ended = True
-
-
-def _by(payload: bytes, resource: str) -> Operation:
-    header = COMMIT_HEADERS.read_payload(b"", payload)
-    return Operation(
-        header.time,
-        header.principal,
-        method_name(header.method),
-        resource,
-        request_id=header.request_id,
-        trace_id=header.trace_id,
-    )
 
 
 def _checkpoints(note: str) -> Sequence[Checkpoint]:

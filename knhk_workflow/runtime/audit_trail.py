@@ -19,7 +19,7 @@ import msgspec
 
 from knhk_workflow.errors import InvalidInput, NotFound, StoreCorrupt
 from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
-from knhk_workflow.runtime.records import AUDITS, COMMIT_HEADERS, PURGES, AuditRecord, Operation
+from knhk_workflow.runtime.records import AUDITS, COMMIT_HEADERS, PURGES, AuditRecord, Author, CommitHeader, Operation
 from knhk_workflow.runtime.views import Page
 from knhk_workflow.store import Keyspace, LogEntry, LogRecord, Reads, unseal, unseal_log
 from knhk_workflow.store.codec import audit_place, audit_reference
@@ -82,6 +82,19 @@ def parse_audit_id(audit_id: str) -> tuple[int, int, int]:
 def method_name(method: str) -> str:
     """Without the slash that a path begins with."""
     return method.removeprefix("/")
+
+
+def written(by: CommitHeader | Author, resource: str, reason: str = "") -> Operation:
+    """A commit record of a case as an operation on `resource`, from what is known of who wrote it."""
+    return Operation(
+        by.time,
+        by.principal,
+        method_name(by.method),
+        resource,
+        reason=reason,
+        request_id=by.request_id,
+        trace_id=by.trace_id,
+    )
 
 
 class Trail:
@@ -185,16 +198,7 @@ class Trail:
         held = await self._reads.get(key)
         if held is not None:
             payload = unseal(key, held)
-            header = COMMIT_HEADERS.read_payload(key, payload)
-            by = Operation(
-                header.time,
-                header.principal,
-                method_name(header.method),
-                resource,
-                request_id=header.request_id,
-                trace_id=header.trace_id,
-            )
-            return by, payload
+            return written(COMMIT_HEADERS.read_payload(key, payload), resource), payload
         return await self._author(shard, entry, resource), b""
 
     async def audit(self, shard: int, reference: bytes) -> bytes | None:
@@ -220,15 +224,7 @@ class Trail:
         kept = await self._audit(shard, rows[0][1]) if rows else None
         for author in kept.authors if kept is not None else ():
             if author.first_sequence == entry.first_sequence:
-                return Operation(
-                    author.time,
-                    author.principal,
-                    method_name(author.method),
-                    resource,
-                    reason=PURGED,
-                    request_id=author.request_id,
-                    trace_id=author.trace_id,
-                )
+                return written(author, resource, PURGED)
         purged = await self._reads.get(keys.purged()) is not None
         return Operation(0, "", "", resource, reason=PURGED if purged else MISSING)
 

@@ -130,6 +130,22 @@ class Trees:
             raise InvalidInput.field("first_size", f"{first} to {second} are no sizes of a log of {tree.edge.size}")
         return await self._hashes(tree, consistency_ranges(first, second))
 
+    async def misfit(self, known: Checkpoint) -> str:
+        """Why a checkpoint that was kept elsewhere does not fit this store; empty when it does."""
+        if known.store != await self.identity():
+            return f"it is of another store, {known.store}"
+        if known.shard not in self._keys.all_shards():
+            return f"it is of a log that this store has not, {known.shard}"
+        position = self._journal.position(known.shard)
+        if known.size > position:
+            return (
+                f"it has {known.size} records of log {known.shard}, this store has {position}: the end is missing, or "
+                "an older state was brought back"
+            )
+        if await self.root(known.shard, known.size) != known.root:
+            return f"the first {known.size} records of log {known.shard} are not those that were there"
+        return ""
+
     # -- following ----------------------------------------------------------------------------------------------------
 
     async def _followed(self, shard: int) -> _Tree:
@@ -139,22 +155,22 @@ class Trees:
         until = self._journal.position(shard)
         tree = self._trees.get(shard)
         if tree is None:
-            tree = self._trees[shard] = _Tree()
+            tree = self._trees[shard] = _Tree(shard)
         async with tree.turn:
             if not tree.opened:
-                await self._open(shard, tree)
+                await self._open(tree)
             while tree.edge.size < until:
-                for hashed in await self._next(shard, tree):
+                for hashed in await self._next(tree):
                     for name, tile in tree.edge.append(leaf_hash(hashed)):
                         tree.pending[name] = tile
                 if len(tree.pending) >= TILES_TOGETHER:
-                    await self._store_tiles(shard, tree)
+                    await self._store_tiles(tree)
                 await asyncio.sleep(0)
             if tree.pending:
-                await self._store_tiles(shard, tree)
+                await self._store_tiles(tree)
         return tree
 
-    async def _next(self, shard: int, tree: _Tree) -> Iterable[bytes]:
+    async def _next(self, tree: _Tree) -> Iterable[bytes]:
         """The hashes of the batch records that come next, PORTION at most."""
         coming, size = tree.coming, tree.edge.size
         while coming and coming[0][0] <= size:
@@ -162,22 +178,22 @@ class Trees:
         if coming and coming[0][0] == size + 1:
             return [coming.popleft()[1] for _ in range(min(PORTION, len(coming)))]
         found: list[bytes] = []
-        start, end = self._keys.log_range(shard, size + 1)
+        start, end = self._keys.log_range(tree.shard, size + 1)
         for key, value in await self._reads.scan(start, end, limit=PORTION):
             position = parse_log(key)[1]
             if position != size + 1 + len(found):
-                raise StoreCorrupt(f"shard {shard}: log position {size + 1 + len(found)} is missing", shard=str(shard))
+                raise tree.without(f"log position {size + 1 + len(found)}")
             found.append(log_link(key, value)[1])
         if not found:
-            raise StoreCorrupt(f"shard {shard}: log position {size + 1} is missing", shard=str(shard))
+            raise tree.without(f"log position {size + 1}")
         return found
 
-    async def _open(self, shard: int, tree: _Tree) -> None:
+    async def _open(self, tree: _Tree) -> None:
         """Begin where the stored tiles end."""
         edge: list[list[bytes]] = []
         size = level = 0
         while True:
-            last = await self._reads.scan(*self._keys.tiles(shard, level), limit=1, reverse=True)
+            last = await self._reads.scan(*self._keys.tiles(tree.shard, level), limit=1, reverse=True)
             if not last:
                 break
             key, value = last[0]
@@ -192,21 +208,20 @@ class Trees:
         tree.edge = Edge(edge, size)
         tree.opened = True
 
-    async def _store_tiles(self, shard: int, tree: _Tree) -> None:
+    async def _store_tiles(self, tree: _Tree) -> None:
         """Keep the tiles that are complete by now, and the unfinished ones above, so that opening need not make them
         again. A failure leaves them in memory; the next time does it."""
         pending = dict(tree.pending)
         writes: list[Write] = [
-            (self._keys.tile(shard, name.level, name.number), seal(tile))
+            (self._keys.tile(tree.shard, name.level, name.number), seal(tile))
             for name, tile in (*pending.items(), *tree.edge.unfinished())
         ]
-        await self._journal.append(Unit(shard, "", "", 0, 0, b"", writes))
+        await self._journal.append(Unit(tree.shard, "", "", 0, 0, b"", writes))
         for name in pending:
             tree.pending.pop(name, None)
 
     async def _hashes(self, tree: _Tree, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """The hash over each range of leaves of a followed tree."""
-        shard = next(number for number, each in self._trees.items() if each is tree)
         tiles: dict[TileName, bytes] = {}
         found: list[bytes] = []
         for low, high in ranges:
@@ -216,29 +231,30 @@ class Trees:
                 if held is None:
                     name, offset, count = tile_of(node)
                     if name not in tiles:
-                        tiles[name] = await self._tile(shard, tree, name)
+                        tiles[name] = await self._tile(tree, name)
                     held = in_tile(tiles[name], offset, count)
                 known[node] = held
             found.append(range_hash(low, high, known))
         return found
 
-    async def _tile(self, shard: int, tree: _Tree, name: TileName) -> bytes:
+    async def _tile(self, tree: _Tree, name: TileName) -> bytes:
         pending = tree.pending.get(name)
         if pending is not None:
             return pending
-        key = self._keys.tile(shard, name.level, name.number)
+        key = self._keys.tile(tree.shard, name.level, name.number)
         held = await self._reads.get(key)
         if held is None or len(tile := unseal(key, held)) != TILE * HASH_BYTES:
-            raise StoreCorrupt(f"shard {shard}: tile {name.number} of level {name.level} is missing", shard=str(shard))
+            raise tree.without(f"tile {name.number} of level {name.level}")
         return tile
 
 
 class _Tree:
     """The tree of one log."""
 
-    __slots__ = ("coming", "edge", "opened", "pending", "turn")
+    __slots__ = ("coming", "edge", "opened", "pending", "shard", "turn")
 
-    def __init__(self) -> None:
+    def __init__(self, shard: int) -> None:
+        self.shard = shard
         self.edge = Edge()
         self.opened = False
         self.turn = asyncio.Lock()
@@ -246,3 +262,7 @@ class _Tree:
         """(position, hash) of the newest batch records."""
         self.pending: dict[TileName, bytes] = {}
         """Complete tiles that are not stored yet."""
+
+    def without(self, what: str) -> StoreCorrupt:
+        """The error when a part is missing."""
+        return StoreCorrupt(f"shard {self.shard}: {what} is missing", shard=str(self.shard))

@@ -888,20 +888,7 @@ class WorkflowEngine:
         """Why a checkpoint that was kept elsewhere does not fit this store; empty when it does."""
         if self._store is None:
             await self.open()
-        store, position = await self._trees.identity(), 0
-        if known.store != store:
-            return f"it is of another store, {known.store}"
-        if known.shard not in self._keyspace.all_shards():
-            return f"it is of a log that this store has not, {known.shard}"
-        position = self._journal.position(known.shard)
-        if known.size > position:
-            return (
-                f"it has {known.size} records of log {known.shard}, this store has {position}: the end is missing, or "
-                "an older state was brought back"
-            )
-        if await self._trees.root(known.shard, known.size) != known.root:
-            return f"the first {known.size} records of log {known.shard} are not those that were there"
-        return ""
+        return await self._trees.misfit(known)
 
     async def export_audit(self, *, full: bool = False) -> AsyncIterator[bytes]:
         """The whole audit, of all tenants, as a file that `prove_audit` proves offline; with `full` all commit records

@@ -70,27 +70,25 @@ class Requests:
         """What `record_in` kept of this request id before. Raises RequestMismatch when that was something else."""
         if request is None:
             return None
-        key = self._keys.request(shard, tenant, request.scope)
-        stored = await self._reads.get(key)
-        if stored is None:
-            return None
-        record = REQUESTS.read(key, stored)
-        if record.fingerprint != request.fingerprint:
-            raise RequestMismatch(request.request_id)
-        return record.receipt
+        record = await self._before(self._keys.request(shard, tenant, request.scope), request)
+        return record.receipt if record is not None else None
 
     async def find(self, request: Request, tenant: str, case_id: str) -> RequestRecord | None:
         """What this request id did to the case before, if anything. Raises RequestMismatch when that was something
         else, NotFound when the case was purged since."""
-        key = self._keys.case(tenant, case_id).request(request.scope)
+        record = await self._before(self._keys.case(tenant, case_id).request(request.scope), request)
+        if record is not None and record.purged:
+            raise NotFound("case", record.case_id, "it was purged since")
+        return record
+
+    async def _before(self, key: bytes, request: Request) -> RequestRecord | None:
+        """What is kept of a request at its key, which must have been about the same."""
         stored = await self._reads.get(key)
         if stored is None:
             return None
         record = REQUESTS.read(key, stored)
         if record.fingerprint != request.fingerprint:
             raise RequestMismatch(request.request_id)
-        if record.purged:
-            raise NotFound("case", record.case_id, "it was purged since")
         return record
 
     async def known(self, meta: CallMeta, case_id: str) -> bool:

@@ -67,6 +67,7 @@ from knhk_workflow.store.keys import (
     parse_timer,
     shard_in,
 )
+from knhk_workflow.store.syncing import sync_names
 
 BATCH_BYTES: Final = 1024 * 1024
 
@@ -144,7 +145,7 @@ async def restore_store(
                 path=into,
             )
         os.rename(making, target)
-        _sync(target.parent)
+        sync_names(target.parent)
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return msgspec.structs.replace(restored, path=into)
@@ -465,11 +466,3 @@ def _beside(target: Path) -> Path:
     making = target.parent / f".{target.name}.restoring-{os.getpid()}"
     shutil.rmtree(making, ignore_errors=True)
     return making
-
-
-def _sync(directory: Path) -> None:
-    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -33,6 +33,7 @@ from knhk_workflow.errors import NotFound, StoreCorrupt, StoreFormat, StoreLocke
 from knhk_workflow.store.codec import GENESIS
 from knhk_workflow.store.mending import settled
 from knhk_workflow.store.shadow import shadow
+from knhk_workflow.store.syncing import sync_names
 
 FORMAT_VERSION: Final = 1
 PRODUCT: Final = "knhk-workflow-store"
@@ -125,7 +126,7 @@ class Directory:
             if not create:
                 raise NotFound("store", path, "no such directory; permit creating it, or check the path")
             os.makedirs(real, mode=0o700, exist_ok=True)
-            _sync_directory(os.path.dirname(real))
+            sync_names(os.path.dirname(real))
         _check_content(path, os.listdir(real), create)  # before the first file of ours: a foreign one stays as it is
         lock = _lock(real, path)
         try:
@@ -157,7 +158,7 @@ class Directory:
             self._names_at, self._names_until = changed, now + TICK_NS
         elif now > self._names_until:
             return False
-        _sync_directory(self.database)
+        sync_names(self.database)
         return True
 
     def free_bytes(self) -> int:
@@ -385,15 +386,15 @@ def _read_format(path: str, name: str) -> Format:
 def _make(real: str, form: Format, make_database: Callable[[str], None], head: bytes) -> None:
     """An empty store. Whatever moment it dies at, the next claim begins again or finds it complete."""
     _write(os.path.join(real, _CREATING), b"")
-    _sync_directory(real)
+    sync_names(real)
     database = os.path.join(real, _DATABASE)
     shutil.rmtree(database, ignore_errors=True)
     make_database(database)
     _write(os.path.join(real, _HEAD), head)
-    _sync_directory(database)
+    sync_names(database)
     _write(os.path.join(real, _FORMAT + ".new"), msgspec.json.format(msgspec.json.encode(form)) + b"\n")
     os.rename(os.path.join(real, _FORMAT + ".new"), os.path.join(real, _FORMAT))
-    _sync_directory(real)
+    sync_names(real)
     os.unlink(os.path.join(real, _CREATING))
 
 
@@ -402,14 +403,6 @@ def _write(name: str, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(name: str) -> None:
-    file = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _utc(now_ns: int) -> str:

@@ -24,7 +24,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from knhk_workflow.store.shadow import shadow, sync
+from knhk_workflow.store.shadow import shadow
+from knhk_workflow.store.syncing import sync_content, sync_names
 
 MENDED: Final = "MENDED"
 _DATABASE: Final = "db"
@@ -80,7 +81,7 @@ def mend(path: str, check: Callable[[str], None], now_ns: int) -> bool:
             check(making)
         except Exception:  # noqa: BLE001  # whatever it is: then the database is refused with its own error
             return False
-        sync(making)
+        sync_content(making)
         number = 1
         while os.path.exists(os.path.join(path, f"{_REFUSED}{number}")):
             number += 1
@@ -90,7 +91,7 @@ def mend(path: str, check: Callable[[str], None], now_ns: int) -> bool:
             told.flush()
             os.fsync(told.fileno())
         os.rename(making, os.path.join(path, _READY))
-        _sync_names(path)
+        sync_names(path)
         os.rename(database, os.path.join(path, refused))
         settled(path)
     finally:
@@ -107,17 +108,9 @@ def settled(path: str) -> None:
             shutil.rmtree(ready)  # it will be made again
         else:
             os.rename(ready, database)
-        _sync_names(path)
+        sync_names(path)
     if os.path.isdir(os.path.join(path, _MENDING)):
         shutil.rmtree(os.path.join(path, _MENDING))
-
-
-def _sync_names(directory: str) -> None:
-    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 class _Piece(NamedTuple):

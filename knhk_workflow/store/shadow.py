@@ -29,18 +29,3 @@ def shadow(database: str, into: str) -> None:
             except OSError:  # a file system without links
                 pass
         shutil.copyfile(source, target)
-
-
-def sync(directory: str) -> None:
-    """Make everything in a directory, and its names, survive a loss of power."""
-    for name in os.listdir(directory):
-        _sync(os.path.join(directory, name), os.O_RDONLY)
-    _sync(directory, os.O_RDONLY | os.O_DIRECTORY)
-
-
-def _sync(path: str, flags: int) -> None:
-    file = os.open(path, flags)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
