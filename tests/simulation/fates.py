@@ -78,6 +78,8 @@ class Fates:
     ) -> None:
         self.seed = seed
         self.calm = False
+        self.relieved = False
+        """Somebody has waited long: no read is refused, or a load of many small ones might never get through."""
         self.struck: list[Strike] = []
         self.counts = counts
         self._random = Random(mixed(seed, 1))
@@ -135,7 +137,7 @@ class Fates:
     def strikes(self, kind: str) -> int:
         """Whether a fault happens at the next place of its kind: the place's number, 0 = it does not."""
         chance = self.chances.get(kind)
-        if (not chance and self._only is None) or self.calm:
+        if (not chance and self._only is None) or self.calm or (self.relieved and kind == "unreadable"):
             return 0
         place = self._places[kind] = self._places.get(kind, 0) + 1
         return self._at(kind, place, self._random.random() if self._only is None else 0.0)

@@ -56,6 +56,7 @@ CALM_S: Final = 120.0  # virtual seconds in which everything must come to rest
 LATE_S: Final = 2.0  # virtual seconds after which a due timer of a calm engine is late
 READ_EVERYTHING: Final = 0.25  # after a crash, and at the end of an episode, which sees the same bytes
 PATROL_S: Final = 20.0
+RELIEF_S: Final = 60.0  # virtual seconds that a call waits until reads are not refused any more
 TENANTS: Final = ("default", "other")
 STATES: Final = ("created", "running", "suspended", "completed", "cancelled", "failed")
 CLOCK_STEPS_S: Final = (-3_600, -30, -1, 1, 30, 3_600)  # by how much the wall clock is another after a restart
@@ -642,8 +643,11 @@ class Episode:
         """Nobody waits for ever."""
         while True:
             await asyncio.sleep(PATROL_S)
-            for client in self._clients:
-                if client.asking and self.clock.seconds() - client.since > WAIT_MAX_S:
+            waiting = [client for client in self._clients if client.asking]
+            longest = max((self.clock.seconds() - client.since for client in waiting), default=0.0)
+            self.fates.relieved = longest > RELIEF_S
+            for client in waiting:
+                if self.clock.seconds() - client.since > WAIT_MAX_S:
                     self.ledger.report(f"wedged: no answer for {WAIT_MAX_S} s: {client.asking}")
 
     def _note(self, what: str) -> None:
