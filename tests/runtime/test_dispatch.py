@@ -203,6 +203,22 @@ async def test_a_named_worker_gets_its_items_again(place: Place) -> None:
         assert (await engine.get_case(case.case_id)).state == "completed"
 
 
+async def test_a_worker_that_connects_again_while_it_is_given_an_item_gets_it_once(engine: WorkflowEngine) -> None:
+    wanted = WorkSubscription(("sign",), worker_id="w")
+    for turns in range(20):  # of the event loop: one of them is that between the lease and the handing over
+        first = await engine.open_work(wanted)
+        running = asyncio.create_task(engine.run_case("one", {"n": turns}))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        second = await engine.open_work(wanted)
+        case = await running
+        [item] = await settled(second)
+        assert item.item.case_id == case.case_id
+        await done(second, item)
+        await first.close()
+        await second.close()
+
+
 async def test_after_a_restart_a_lease_has_its_full_period_and_then_ends(place: Place) -> None:
     async with place.engine() as engine:
         await registered(engine)
