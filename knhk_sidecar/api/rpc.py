@@ -98,13 +98,16 @@ class RpcServer:
     def _handler(self, method: Method) -> grpc.RpcMethodHandler[Message, Message]:
         make = _MAKERS[method.client_streaming, method.server_streaming]
         behaviour = self._stream(method) if method.streams else self._unary(method)
-        handler = make(behaviour, method.request.FromString, method.response.SerializeToString)
+        # A single request is parsed in the handler, when it is known who sends it; those of a stream are read there.
+        parse = method.request.FromString if method.client_streaming else None
+        handler = make(behaviour, parse, method.response.SerializeToString)
         return cast("grpc.RpcMethodHandler[Message, Message]", handler)
 
-    def _unary(self, method: Method) -> Callable[[Message, Context], Awaitable[Message]]:
-        run, deadline = self._pipeline.run, self._pipeline.deadline
+    def _unary(self, method: Method) -> Callable[[bytes, Context], Awaitable[Message]]:
+        run, deadline, identify = self._pipeline.run, self._pipeline.deadline, self._pipeline.identify
+        unknown, parse = self._pipeline.unknown_callers, method.request.FromString
 
-        async def unary(request: Message, context: Context) -> Message:
+        async def unary(raw: bytes, context: Context) -> Message:
             leaf, chain, tls = _security(context)
             call = Call(
                 method,
@@ -117,18 +120,19 @@ class RpcServer:
                 metadata=cast("tuple[tuple[str, str | bytes], ...]", context.invocation_metadata()),
             )
             try:
-                return cast(Message, await run(call, request))
+                if unknown and leaf is None:  # who has a certificate was let in by TLS
+                    await identify(call)
+                return cast(Message, await run(call, parse(raw)))
             except Refusal as refusal:
                 return await _abort(context, refusal.fault)
 
         return unary
 
-    def _stream(
-        self, method: Method
-    ) -> Callable[[Message | AsyncIterator[Message], Context], Awaitable[Message | None]]:
-        run, deadline = self._pipeline.run, self._pipeline.deadline
+    def _stream(self, method: Method) -> Callable[[bytes | AsyncIterator[Message], Context], Awaitable[Message | None]]:
+        run, deadline, identify = self._pipeline.run, self._pipeline.deadline, self._pipeline.identify
+        unknown, parse = self._pipeline.unknown_callers, method.request.FromString
 
-        async def stream(request: Message | AsyncIterator[Message], context: Context) -> Message | None:
+        async def stream(given: bytes | AsyncIterator[Message], context: Context) -> Message | None:
             remaining = context.time_remaining()
             leaf, chain, tls = _security(context)
             call = Call(
@@ -143,7 +147,9 @@ class RpcServer:
                 send=context.write if method.server_streaming else None,
             )
             try:
-                return await run(call, request)
+                if unknown and leaf is None:
+                    await identify(call)
+                return await run(call, parse(given) if isinstance(given, bytes) else given)
             except Refusal as refusal:
                 return await _abort(context, refusal.fault)
 

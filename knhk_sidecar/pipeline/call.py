@@ -61,9 +61,11 @@ class Method:
 
 
 class Call:
-    """One call. The transports make it, `identify` sets the principal, `audit` the witness; nothing else changes."""
+    """One call. The transports make it; `identify` says who it is that calls, `authorize` what that one is here, and
+    `audit` sets the witness. A transport may give it a later deadline, and a place to send to, before it runs."""
 
     __slots__ = (
+        "_trace",
         "chain",
         "deadline",
         "leaf",
@@ -74,6 +76,7 @@ class Call:
         "protocol",
         "send",
         "tls",
+        "trouble",
         "witness",
     )
 
@@ -105,6 +108,9 @@ class Call:
         self.send = send
         self.principal: Principal = ANONYMOUS
         self.witness: Witness | None = None
+        self.trouble: Exception | None = None
+        """Why its request was never handed over (Pipeline.refuse)."""
+        self._trace: str | None = None
 
     @property
     def authorization(self) -> Sequence[str | bytes]:
@@ -123,11 +129,17 @@ class Call:
     @property
     def trace_id(self) -> str:
         """The trace of the caller's W3C traceparent; empty without a valid one."""
-        for key, value in self.metadata:
-            if key == "traceparent":
-                found = _TRACE_PARENT.fullmatch(value if isinstance(value, str) else value.decode("latin-1"))
-                return found[1] if found and found[1] != _NO_TRACE else ""
-        return ""
+        if self._trace is None:
+            self._trace = _trace_of(self.metadata)
+        return self._trace
+
+
+def _trace_of(metadata: Metadata) -> str:
+    for key, value in metadata:
+        if key == "traceparent":
+            found = _TRACE_PARENT.fullmatch(value if isinstance(value, str) else value.decode("latin-1"))
+            return found[1] if found and found[1] != _NO_TRACE else ""
+    return ""
 
 
 def methods_of(service: ServiceDescriptor, name: str = "") -> Mapping[str, Method]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from google.protobuf.message import Message
 
+from knhk_sidecar.api.faults import Unauthenticated
 from knhk_sidecar.config import SidecarConfig
 from knhk_sidecar.identity.certificate import LeafCheck
 from knhk_sidecar.identity.grants import Rate
@@ -18,6 +19,7 @@ from knhk_sidecar.pipeline.admission import Admit
 from knhk_sidecar.pipeline.audit import Audit
 from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.memory import Memory
+from knhk_sidecar.pipeline.permissions import Permission
 from knhk_sidecar.pipeline.precedence import CLASSES, NAMES
 from knhk_sidecar.pipeline.rates import Rates, Throttle
 from knhk_sidecar.pipeline.stages import Authorize, Handler, Identify, Invoke, Observe, Translate
@@ -111,9 +113,11 @@ class Pipeline:
         """Who has used up what; None when nobody is counted."""
         counted = Throttle(admit.run, self.rates).run if self.rates is not None else admit.run
         authorize = Authorize(counted, policies or Policies.developer())
-        identify = Identify(authorize.run, leaves, plain, tokens)
+        self._identify = Identify(authorize.run, leaves, plain, tokens)
         self.takes_tokens = tokens is not None
-        translate = Translate(identify.run)
+        self.unknown_callers = not plain.identified
+        """Whether the listener alone says nothing of who is calling."""
+        translate = Translate(self._identify.run)
         self._audit: Audit | None = None
         if auditing is not None:
             self._audit = Audit(
@@ -141,6 +145,23 @@ class Pipeline:
     async def run(self, call: Call, request: Request) -> Message | None:
         """The response of a unary call, None after a response stream. Raises Refusal and CancelledError only."""
         return await self._observe.run(call, request)
+
+    async def identify(self, call: Call) -> None:
+        """Says who is calling before the request is read, so that nobody who is unknown costs what reading it does.
+        Raises Refusal, as `run` would have."""
+        try:
+            await self._identify.who(call)
+        except Exception as error:  # noqa: BLE001 - told as Translate tells it
+            await self.refuse(call, error)
+        if not call.principal.identified and call.method.permission is not Permission.HEALTH:
+            await self.refuse(call, Unauthenticated())
+
+    async def refuse(self, call: Call, error: Exception) -> NoReturn:
+        """Ends a call whose request a transport does not hand over: what a caller is told of `error`, counted, logged
+        and recorded like the refusals of stages. Raises Refusal."""
+        call.trouble = error
+        await self.run(call, call.method.request())
+        raise AssertionError("a call in trouble has no answer")
 
     def turned_away(self, method: str, peer: str, reason: str) -> None:
         """A transport has refused somebody before there was a call. `method` is what it can say of it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, cast
@@ -24,7 +24,7 @@ from knhk_sidecar.identity.grants import Verdict
 from knhk_sidecar.identity.jwt_token import RefusedToken
 from knhk_sidecar.identity.policy import Policy
 from knhk_sidecar.identity.policy_source import Policies
-from knhk_sidecar.identity.principal import Principal
+from knhk_sidecar.identity.principal import ANONYMOUS, Principal
 from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.permissions import Permission
 from knhk_sidecar.pipeline.resources import durable_runs, resources_of
@@ -201,24 +201,41 @@ class Identify:
         self._tokens = tokens
         self._principals: dict[str, Principal] = {}
 
+    async def who(self, call: Call) -> None:
+        """Says who calls before there is a request. Raises Unauthenticated."""
+        call.principal = self._without_token(call) or (await self._of_token(call)).principal
+
     async def run(self, call: Call, request: Request) -> Message | None:
-        if call.leaf is not None:
-            call.principal = self._of_leaf(call.leaf, call.chain, call.peer)
-            if call.method.streams:
-                return await self._as_long_as_good(
-                    call, request, partial(self._of_leaf, call.leaf, call.chain, call.peer)
-                )
-        elif self._tokens is None or not (credentials := call.authorization):
-            call.principal = self._plain
-        else:
-            bearer = await self._of_token(self._tokens, call, credentials)
-            call.principal = bearer.principal
-            if call.method.streams:
-                shown = partial(self._of_shown, self._tokens, call, cast(str, credentials[0]))
-                return await self._as_long_as_good(call, request, shown, self._tokens.left(bearer))
+        if call.trouble is not None:
+            raise call.trouble
+        if call.method.streams:
+            return await self._stream(call, request)
+        if call.principal is ANONYMOUS:  # else a transport has asked already
+            call.principal = self._without_token(call) or (await self._of_token(call)).principal
         return await self._proceed(call, request)
 
-    async def _of_token(self, tokens: TokenCheck, call: Call, credentials: Sequence[str | bytes]) -> Bearer:
+    async def _stream(self, call: Call, request: Request) -> Message | None:
+        known = self._without_token(call)
+        if known is None:
+            bearer = await self._of_token(call)
+            call.principal = bearer.principal
+            assert self._tokens is not None
+            shown = partial(self._of_shown, self._tokens, call, cast(str, call.authorization[0]))
+            return await self._as_long_as_good(call, request, shown, self._tokens.left(bearer))
+        call.principal = known
+        if call.leaf is None:
+            return await self._proceed(call, request)
+        return await self._as_long_as_good(call, request, partial(self._of_leaf, call.leaf, call.chain, call.peer))
+
+    def _without_token(self, call: Call) -> Principal | None:
+        """Who calls, when it is not a token that says so."""
+        if call.leaf is not None:
+            return self._of_leaf(call.leaf, call.chain, call.peer)
+        return self._plain if self._tokens is None or not call.authorization else None
+
+    async def _of_token(self, call: Call) -> Bearer:
+        tokens, credentials = self._tokens, call.authorization
+        assert tokens is not None
         try:
             if not call.private:
                 raise RefusedToken("came over a connection that others can read")

@@ -18,7 +18,6 @@ and text that is not UTF-8 are `InvalidInput` naming the field's path and, where
 from __future__ import annotations
 
 import base64
-import binascii
 import difflib
 import json
 import math
@@ -43,6 +42,7 @@ Tree: TypeAlias = bool | int | float | str | msgspec.Raw | list["Tree"] | dict[s
 """What is about to be written; JSON fields stand in it as the text that they are."""
 
 EXACT_MAX = 2**53 - 1  # the largest integer that every JSON reader holds exactly
+ENUM_DIGITS_MAX = 10  # of a number that stands for a name: 2^31
 SUFFIX = "_json"
 TEXT_FIELDS = frozenset({"document"})  # bytes that are text by nature: YAML and XML read better than their base64
 
@@ -258,7 +258,7 @@ def _pairs(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
         for key, _ in pairs:
             if key in seen:
                 raise InvalidInput.field(
-                    key, "the key stands twice in one object", "keep one of them", code="duplicate"
+                    _whole(key), "the key stands twice in one object", "keep one of them", code="duplicate"
                 )
             seen.add(key)
     return result
@@ -299,11 +299,12 @@ def read(value: Json, message: Message, path: str = "") -> None:
     seen: dict[str, str] = {}
     for key, each in value.items():
         field = shape.by_name.get(key)
-        where = f"{path}.{key}" if path else key
         if field is None:
+            where = _whole(f"{path}.{key}" if path else key)
             raise InvalidInput.field(
                 where, f"{shape.name} has no field {key!r}", _nearest(key, shape), code="unknown_field"
             )
+        where = f"{path}.{key}" if path else key
         if field.name in seen:
             raise InvalidInput.field(
                 where, f"says the same as {seen[field.name]!r}", "send one of them", code="duplicate"
@@ -328,7 +329,7 @@ def _read_field(field: Field, value: Json, message: Message, path: str) -> None:
         target = getattr(message, field.name)
         key_kind = cast("Descriptor", field.descriptor.message_type).fields_by_name["key"]
         for key, each in value.items():
-            where = f"{path}.{key}"
+            where = _whole(f"{path}.{key}")
             typed = (
                 _string(key, where) if key_kind.type == FieldDescriptor.TYPE_STRING else _integer(key_kind, key, where)
             )
@@ -370,7 +371,10 @@ def _in(field: Field, value: Json, path: str) -> object:
             return _integer(field.value, value, path)
         case Kind.FLOAT:
             if isinstance(value, int | float) and not isinstance(value, bool):
-                return float(value)
+                try:
+                    return float(value)
+                except OverflowError as error:
+                    raise InvalidInput.field(path, f"{_named(value)} is too large") from error
             raise InvalidInput.field(path, f"expected a number, got {_named(value)}")
         case Kind.STRING:
             return _string(value, path)
@@ -400,6 +404,11 @@ def _string(value: Json, path: str) -> str:
     return value
 
 
+def _whole(path: str) -> str:
+    """A path that can be told: keys that a caller made up may hold half of a surrogate pair."""
+    return path if path.isascii() else path.encode("utf-8", "replace").decode("utf-8")
+
+
 def _integer(field: FieldDescriptor, value: Json, path: str) -> int:
     low, high = _INT_RANGE[field.type]
     number: int | None = None
@@ -422,7 +431,7 @@ def _base64(value: Json, path: str) -> bytes:
     text = _string(value, path)
     try:
         return base64.b64decode(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # also for what is not ASCII
         raise InvalidInput.field(path, f"is not base64: {error}", "send the bytes as base64") from error
 
 
@@ -581,8 +590,8 @@ def _typed(field: Field, text: str) -> Json:
                 return text  # refused with the field's path by the reader
             return number if math.isfinite(number) else text
         case Kind.JSON:
-            return parse(text.encode())
+            return parse(_string(text, field.public).encode())
         case Kind.ENUM:
-            return int(text) if text.isascii() and text.isdecimal() else text
+            return int(text) if text.isascii() and text.isdecimal() and len(text) <= ENUM_DIGITS_MAX else text
         case _:
             return text

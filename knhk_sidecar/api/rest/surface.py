@@ -1,9 +1,11 @@
 """The ASGI application: one generic way from an HTTP request to the pipeline and back.
 
-    request -> route -> message (path, query, body, Idempotency-Key) -> Call -> pipeline.run -> JSON, or server-sent
-    events
+    request -> route -> Call -> who calls -> message (path, query, body, Idempotency-Key) -> pipeline.run -> JSON, or
+    server-sent events
 
-Health answers whoever asks; everything else is authorized by the pipeline like a gRPC call. Browsers are kept out by
+Health answers whoever asks; everything else is authorized by the pipeline like a gRPC call. A body is read when it is
+known who sends it, a large one beside the event loop: reading costs more than anything else that a request does. What
+cannot be read is refused through the pipeline, so that it is counted and recorded. Browsers are kept out by
 default: a request with a foreign `Origin`, and on a loopback listener one with a foreign `Host`, is refused, because a
 web page must not be able to drive the sidecar of the person who reads it.
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, cast
@@ -22,7 +24,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from knhk_sidecar.api import pb
-from knhk_sidecar.api.faults import to_problem
+from knhk_sidecar.api.faults import known, to_problem
 from knhk_sidecar.api.rest import canonical
 from knhk_sidecar.api.rest.bodies import request_body
 from knhk_sidecar.api.rest.events import Stream, resume_field
@@ -30,9 +32,10 @@ from knhk_sidecar.api.rest.openapi import description
 from knhk_sidecar.api.rest.page import CONTENT_SECURITY_POLICY, PAGE
 from knhk_sidecar.api.rest.problems import Refused, fault_response
 from knhk_sidecar.api.rest.routes import Route, RouteTable
+from knhk_sidecar.api.wire import batch
 from knhk_sidecar.pipeline import Call, Refusal
 from knhk_sidecar.pipeline.health import HealthView, worst
-from knhk_workflow import InvalidInput, LimitExceeded, WorkflowError
+from knhk_workflow import InvalidInput, LimitExceeded
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -45,6 +48,8 @@ CHAIN: Final = "knhk.chain"  # scope extension: the PEM of those that came with 
 LOOPBACK: Final = "knhk.loopback"  # scope extension: the listener is reached from this host only
 BODY_SECONDS: Final = 30.0  # a body of 4 MB at 1 Mbit/s
 WAIT_SECONDS_MAX: Final = 3_600.0  # of `Prefer: wait=`; beyond an hour a connection does not survive what is between
+BODY_AT_ONCE_BYTES: Final = 64 * 1024  # read in the event loop: the worst of this size takes 20 ms, the usual one
+LENGTH_DIGITS_MAX: Final = 20  # of Content-Length: 2^64
 OPEN_SECONDS: Final = 0.25  # a stream with nothing to say opens after this; an error is told as a status until then
 REQUEST_ID_HEADER: Final = "idempotency-key"
 
@@ -70,13 +75,21 @@ class Surface:
     leaving: asyncio.Event
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI. Only HTTP; never raises but for cancellation."""
+        """ASGI. Only HTTP; raises only for cancellation, and when it broke in the middle of a response."""
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1003})
             return
         request = Request(scope, receive)
         if request.method == "HEAD":
             send = _without_body(send)
+        begun = False
+
+        async def noting(message: MutableMapping[str, object]) -> None:
+            nonlocal begun
+            begun = True
+            await out(message)
+
+        out, send = send, noting
         try:
             response = await self._answer(request, send)
         except Refused as refused:
@@ -85,10 +98,12 @@ class Surface:
             response = refused.response()
         except Refusal as refusal:
             response = fault_response(refusal.error, takes_tokens=self.pipeline.takes_tokens)
-        except WorkflowError as error:  # what was sent could not be read; the pipeline has not seen it
-            response = fault_response(error)
         except ClientDisconnect:
             return
+        except Exception as error:  # a path that cannot be read; or a mistake of ours, which is logged under its id
+            if begun:
+                raise
+            response = fault_response(known(error))
         if response is not None:
             for name, value in _SAFE.items():
                 response.headers.setdefault(name, value)
@@ -118,8 +133,22 @@ class Surface:
         _allow(request, found.routes)
         verb = "GET" if request.method == "HEAD" else request.method
         route = found.routes[verb]
-        message = await self._message(request, route, found.values)
-        return await self._call(request, route, message, send)
+        if route.method.server_streaming and request.method == "HEAD":
+            raise Refused(
+                405, "METHOD", "Method not allowed", "a stream has no head of its own; use GET", {"allow": "GET"}
+            )
+        call = self._make_call(request, route.method.path)
+        await self.pipeline.identify(call)
+        try:
+            message = await self._message(request, route, found.values)
+        except (Refused, ClientDisconnect):
+            raise
+        except Exception as error:  # noqa: BLE001 - told as the pipeline tells whatever goes wrong inside
+            await self.pipeline.refuse(call, error)
+        if route.method.server_streaming:
+            return await self._stream(request, route, call, message, send)
+        call.deadline = self.pipeline.deadline(_wait_of(request))  # the time that the body took is not the call's
+        return await self._call(request, route, call, message)
 
     def _refuse_large_head(self, scope: Scope) -> None:
         size = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
@@ -161,6 +190,7 @@ class Surface:
     async def _authorize_description(self, request: Request) -> None:
         """Who may ask for the status may read the description of the API; nobody else."""
         call = self._make_call(request, _STATUS_PATH)
+        call.deadline = self.pipeline.deadline(None)
         await self.pipeline.run(call, pb.GetStatusRequest(omit_document_schema=True))
 
     # ------------------------------------------------------------------------------------------------------ request
@@ -170,16 +200,10 @@ class Surface:
         if route.has_body:
             media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             raw = await self._body(request)
-            try:
-                body = request_body(route.method.path, media_type, raw)
-            except KeyError as error:
-                raise Refused(
-                    415,
-                    "MEDIA_TYPE",
-                    "Unsupported media type",
-                    f"{media_type} is not understood here; send application/json",
-                ) from error
-            canonical.read(body, message)
+            if len(raw) > BODY_AT_ONCE_BYTES:
+                await asyncio.to_thread(_read_body, raw, media_type, route, message)
+            else:
+                _read_body(raw, media_type, route, message)
         for name, value in zip(route.variables, values, strict=True):
             _put(message, name, value, "the path")
         if route.method.has_request_id:
@@ -196,7 +220,7 @@ class Surface:
 
     async def _body(self, request: Request) -> bytes:
         declared = request.headers.get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self.body_bytes_max:
+        if len(declared) > LENGTH_DIGITS_MAX or (declared.isdecimal() and int(declared) > self.body_bytes_max):
             raise self._too_large()
         parts: list[bytes] = []
         size = 0
@@ -224,14 +248,7 @@ class Surface:
         )
 
     # --------------------------------------------------------------------------------------------------------- call
-    async def _call(self, request: Request, route: Route, message: Message, send: Send) -> Response | None:
-        if route.method.server_streaming:
-            if request.method == "HEAD":
-                raise Refused(
-                    405, "METHOD", "Method not allowed", "a stream has no head of its own; use GET", {"allow": "GET"}
-                )
-            return await self._stream(request, route, message, send)
-        call = self._make_call(request, route.method.path)
+    async def _call(self, request: Request, route: Route, call: Call, message: Message) -> Response | None:
         working = asyncio.ensure_future(self.pipeline.run(call, message))
         gone = asyncio.ensure_future(_left(request))
         try:
@@ -246,7 +263,7 @@ class Surface:
         assert answer is not None, "a unary call has an answer"
         return Response(canonical.dump(answer, route.member), media_type="application/json")
 
-    def _make_call(self, request: Request, path: str, sink: Callable[[Message], Awaitable[None]] | None = None) -> Call:
+    def _make_call(self, request: Request, path: str) -> Call:
         method = self.pipeline.methods[path]
         extensions = cast("Mapping[str, str]", request.scope.get("extensions") or {})
         leaf = extensions.get(LEAF)
@@ -259,17 +276,17 @@ class Surface:
             leaf=leaf.encode() if leaf else None,
             tls=request.scope.get("scheme") == "https",
             chain=extensions.get(CHAIN, "").encode(),
-            deadline=0 if method.server_streaming else self.pipeline.deadline(_wait_of(request)),
             metadata=[*metadata, ("traceparent", trace)] if trace else metadata,
-            send=sink,
         )
 
-    async def _stream(self, request: Request, route: Route, message: Message, send: Send) -> Response | None:
+    async def _stream(
+        self, request: Request, route: Route, call: Call, message: Message, send: Send
+    ) -> Response | None:
         """Runs a stream until it ends, the client leaves, or the daemon does."""
         stream = Stream(
             send, tuple((name.encode(), value.encode()) for name, value in _SAFE.items() if name != "cache-control")
         )
-        call = self._make_call(request, route.method.path, stream.message)
+        call.send = stream.message
         working = asyncio.ensure_future(self.pipeline.run(call, message))
         gone = asyncio.ensure_future(_left(request))
         leaving = asyncio.ensure_future(self.leaving.wait())
@@ -346,6 +363,26 @@ def _refuse_foreign_pages(request: Request) -> None:
     origin = request.headers.get("origin")
     if origin is not None and origin.partition("://")[2] != host:
         raise Refused(403, "FOREIGN_ORIGIN", "Foreign origin", f"pages of {origin[:100]} may not call this API")
+
+
+def _read_body(raw: bytes, media_type: str, route: Route, message: Message) -> None:
+    """Fills the message from a body. Raises Refused, InvalidInput, LimitExceeded."""
+    method = route.method
+    try:
+        body = request_body(method.path, media_type, raw)
+    except KeyError as error:
+        raise Refused(
+            415,
+            "MEDIA_TYPE",
+            "Unsupported media type",
+            f"{media_type} is not understood here; send application/json",
+        ) from error
+    if isinstance(body, Mapping):
+        for name in method.batches:
+            elements = body.get(name)
+            if isinstance(elements, list) and elements:
+                batch(len(elements), name)  # before a message is made of each
+    canonical.read(body, message)
 
 
 def _put(message: Message, name: str, value: str, source: str) -> None:

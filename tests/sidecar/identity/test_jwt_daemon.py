@@ -373,3 +373,38 @@ def eventually(true: Callable[[], bool]) -> bool:
 def tokens_of(sidecar: Sidecar) -> str:
     (found,) = (part.status for part in sidecar.components() if part.name == "tokens")
     return found
+
+
+def test_what_a_stranger_sends_is_not_read(house: House) -> None:
+    """Who is unknown is refused before the message is parsed, however malformed it is; who is known is told."""
+    credentials = grpc.ssl_channel_credentials(house.authority.ca.read_bytes())
+    options = [("grpc.ssl_target_name_override", "localhost")]
+    with grpc.secure_channel(house.daemon.ready["grpc_token"], credentials, options) as channel:
+        unary, stream = (
+            channel.unary_unary("/knhk.sidecar.v1.CaseService/RunCases"),
+            channel.unary_stream("/knhk.sidecar.v1.CaseService/WatchCase"),
+        )
+        for token, code in ((None, "UNAUTHENTICATED"), (shown(house.forge.token()), "UNKNOWN")):
+            metadata = (("authorization", f"Bearer {token}"),) if token else None
+            with pytest.raises(grpc.RpcError) as one:
+                unary(b"\xff\xff\xff", metadata=metadata, timeout=10)
+            with pytest.raises(grpc.RpcError) as many:
+                list(stream(b"\xff\xff\xff", metadata=metadata, timeout=10))
+            for caught in (one, many):
+                assert cast("grpc.Call", caught.value).code().name == code
+
+
+def test_a_stranger_may_ask_for_health(house: House) -> None:
+    credentials = grpc.ssl_channel_credentials(house.authority.ca.read_bytes())
+    options = [("grpc.ssl_target_name_override", "localhost")]
+    with grpc.secure_channel(house.daemon.ready["grpc_token"], credentials, options) as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_refused_token_is_looked_at_once(house: House) -> None:
+    """By REST too, where who calls is asked before the body is read."""
+    with house.http() as http:
+        answer = http.post("/cases", content=b"{", headers={"authorization": "Bearer once.is.enough"})
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == 'Bearer error="invalid_token"'

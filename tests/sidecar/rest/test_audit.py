@@ -6,6 +6,8 @@ import time
 
 import httpx2
 
+from tests.cli.daemon import Daemon
+
 
 def test_a_foreign_page_is_in_the_audit(http: httpx2.Client) -> None:
     for _ in range(2):
@@ -16,6 +18,19 @@ def test_a_foreign_page_is_in_the_audit(http: httpx2.Client) -> None:
         answer = http.get("/api/v1/admin/audit", params={"outcome": "PERMISSION_DENIED"}).json()
         found = [entry for entry in answer["entries"] if entry["reason"] == "FOREIGN_ORIGIN"]
     assert {(entry["principal"], entry["method"], entry["resource"]) for entry in found} == {("anonymous", "rest", "")}
+
+
+def test_what_cannot_be_read_is_in_the_audit(http: httpx2.Client, daemon: Daemon) -> None:
+    """Under the name of who sent it, like any other refusal; and it is counted."""
+    assert http.post("/api/v1/cases", content=b"{").status_code == 400
+    until = time.monotonic() + 20
+    found: list[dict[str, str]] = []
+    while not found and time.monotonic() < until:
+        answer = http.get("/api/v1/admin/audit", params={"outcome": "INVALID_ARGUMENT"}).json()
+        found = [each for each in answer["entries"] if each["method"].endswith("/CreateCase")]
+    assert found[0]["principal"].startswith("spiffe://")
+    metrics = httpx2.get(f"http://{daemon.ready['metrics']}/metrics").text
+    assert 'method="/knhk.sidecar.v1.CaseService/CreateCase",code="INVALID_ARGUMENT"' in metrics
 
 
 def test_proofs_by_rest(http: httpx2.Client) -> None:

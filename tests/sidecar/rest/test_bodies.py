@@ -172,3 +172,13 @@ def test_columns_are_base64(http: httpx2.Client) -> None:
 def test_what_comes_later_says_so(http: httpx2.Client) -> None:
     found = problem(http.get("/subscriptions"), 501, "UNIMPLEMENTED_FEATURE")
     assert "feature" in str(found["info"])
+
+
+def test_nothing_that_is_sent_is_an_accident(http: httpx2.Client) -> None:
+    """What no field can hold is the sender's mistake, said as a problem."""
+    for answer in (
+        http.get("/cases", params={"state": "9" * 5_000}),
+        http.put("/admin/promotion", content=b'{"traffic_percent": ' + b"9" * 400 + b"}"),
+        http.post("/cases", content=b'{"\\ud800": 1}'),
+    ):
+        problem(answer, 400, "INVALID_ARGUMENT")

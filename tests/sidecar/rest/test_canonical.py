@@ -153,3 +153,38 @@ def test_queries_fill_filters_and_lists() -> None:
     assert (message.filter.spec_id, message.filter.created_after.seconds) == ("x", 1767225600)
     with pytest.raises(InvalidInput):
         read_query([("page_size", "1"), ("page_size", "2")], pb.ListCasesRequest())
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "path"),
+    [
+        (pb.SetPromotionRequest(), b'{"traffic_percent": ' + b"9" * 400 + b"}", "traffic_percent"),
+        (pb.CreateSubscriptionRequest(), '{"secret": "\u00e9\u00e9"}'.encode(), "secret"),
+        (pb.CreateCaseRequest(), b'{"\\ud800": 1}', "?"),
+        (pb.CreateCaseRequest(), b'{"\\ud800": 1, "\\ud800": 2}', "?"),
+        (pb.ExecutePatternRequest(), b'{"variables": {"\\ud800": "x"}}', "variables.?"),
+        (pb.WaitCaseRequest(), b'{"timeout": ' + b"9" * 400 + b"}", "timeout"),
+        (pb.WaitCaseRequest(), b'{"timeout": 1e300}', "timeout"),
+        (pb.ListCasesRequest(), b'{"filter": {"created_after": "99999-01-01T00:00:00Z"}}', "filter.created_after"),
+        (pb.ListCasesRequest(), b'{"filter": {"created_after": "9999-12-31T23:59:59-23:59"}}', "filter.created_after"),
+    ],
+)
+def test_what_no_field_can_hold_is_refused_with_its_place(message: Message, text: bytes, path: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        read(parse(text), message)
+    assert refused.value.problems[0].path == path
+
+
+@pytest.mark.parametrize(
+    ("message", "name", "text"),
+    [
+        (pb.ListCasesRequest(), "state", "9" * 5_000),
+        (pb.ListCasesRequest(), "page_size", "9" * 5_000),
+        (pb.ListCasesRequest(), "page_token", "\ud800"),
+        (pb.CreateCaseRequest(), "data", '"\ud800"'),
+        (pb.SetPromotionRequest(), "traffic_percent", "9" * 5_000),
+    ],
+)
+def test_a_parameter_that_no_field_can_hold_is_refused(message: Message, name: str, text: str) -> None:
+    with pytest.raises(InvalidInput):
+        read_query([(name, text)], message)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,3 +106,53 @@ def test_a_head_that_never_ends_is_refused(secured: tuple[Daemon, Path]) -> None
         except OSError:
             received = b"closed"
     assert received.startswith((b"HTTP/1.1 400", b"closed")) or received == b""
+
+
+def test_what_a_stranger_sends_is_not_read(secured: tuple[Daemon, Path]) -> None:
+    with client_of(*secured, certificate=False) as http:
+        for path, body in (("/cases", b"{"), ("/cases", b'{"data": ' + b"[" * 100_000), ("/cases:runBatch", b"\xff")):
+            answer = http.post(path, content=body)
+            assert (answer.status_code, answer.json()["reason"]) == (401, "UNAUTHENTICATED")
+        assert http.get("/cases?page_size=x").status_code == 401
+        assert http.post("/cases", content=b"x", headers={"content-type": "image/png"}).status_code == 401
+
+
+def test_strangers_with_large_bodies_hold_nobody_up(secured: tuple[Daemon, Path]) -> None:
+    """A body of 4 MB that took a second to read is answered at once, and others are served meanwhile."""
+    body = b'{"spec_id": "x", "data": {"a": [' + b",".join([b"{}"] * 1_300_000) + b"]}}"
+    with client_of(*secured, certificate=False) as http, client_of(*secured, certificate=True) as known:
+        assert known.get("/health/live").status_code == 200
+        before = seconds_used(secured[0])
+        assert http.post("/cases", content=body).status_code == 401
+        assert seconds_used(secured[0]) - before < 0.4
+        assert known.get("/cases").status_code == 200
+
+
+def seconds_used(daemon: Daemon) -> float:
+    """Processor time of a daemon."""
+    fields = Path(f"/proc/{daemon.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_known_caller_with_a_large_body_holds_nobody_up(secured: tuple[Daemon, Path]) -> None:
+    """It is read beside the event loop: whoever asks meanwhile is answered."""
+    body = b'{"spec_id": "x", "data": {"a": [' + b",".join([b"{}"] * 1_300_000) + b"]}}"
+    answers: list[httpx2.Response] = []
+    with client_of(*secured, certificate=True) as http, client_of(*secured, certificate=False) as other:
+        other.get("/health/live")
+        sending = threading.Thread(target=lambda: answers.append(http.post("/cases", content=body)))
+        sending.start()
+        asked = 0
+        while sending.is_alive():
+            assert other.get("/health/live").status_code == 200
+            asked += 1
+        sending.join()
+    assert answers[0].json()["reason"] == "INVALID_ARGUMENT"  # the data is larger than a case may have
+    assert asked >= 20
+
+
+def test_too_many_elements_are_not_made_into_messages(secured: tuple[Daemon, Path]) -> None:
+    body = b'{"cases": [' + b",".join([b'{"nonsense": 1}'] * 200_000) + b"]}"
+    with client_of(*secured, certificate=True) as http:
+        answer = http.post("/cases:runBatch", content=body)
+        assert (answer.status_code, answer.json()["reason"]) == (422, "LIMIT_EXCEEDED"), answer.text
