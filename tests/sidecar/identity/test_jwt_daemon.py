@@ -381,8 +381,8 @@ def test_what_a_stranger_sends_is_not_read(house: House) -> None:
     options = [("grpc.ssl_target_name_override", "localhost")]
     with grpc.secure_channel(house.daemon.ready["grpc_token"], credentials, options) as channel:
         unary, stream = (
-            channel.unary_unary("/knhk.sidecar.v1.CaseService/RunCases"),
-            channel.unary_stream("/knhk.sidecar.v1.CaseService/WatchCase"),
+            channel.unary_unary("/knhk.sidecar.v1.CaseService/RunCases", bytes, bytes),
+            channel.unary_stream("/knhk.sidecar.v1.CaseService/WatchCase", bytes, bytes),
         )
         for token, code in ((None, "UNAUTHENTICATED"), (shown(house.forge.token()), "UNKNOWN")):
             metadata = (("authorization", f"Bearer {token}"),) if token else None
