@@ -62,7 +62,7 @@ DOMAIN: Final = "sidecar.knhk.org"
 MESSAGE_BYTES_MAX = 700  # percent-encoded it may triple; with the details it has to fit into 8 KiB of trailing metadata
 STATUS_BYTES_MAX = 4096  # base64 makes 5.5 KB of it; common clients refuse more than 8 KiB of metadata altogether
 DETAIL_VALUE_BYTES_MAX = 300  # one value of ErrorInfo.metadata: an id is at most 256 bytes
-UNAVAILABLE_RETRY_MS = 1000  # a fenced shard is reopened within this
+UNAVAILABLE_RETRY_MS = 1000  # a fenced shard is reopened within this; whoever goes down has told its load balancer
 MEMORY_RETRY_MS = 2000  # buffers are given back within a look or two; work in progress takes its time
 STORE_FULL_RETRY_MS = 5000  # free space is looked for this often
 
@@ -128,6 +128,27 @@ class MemoryShort(Busy):
         super().__init__("the memory of this sidecar", MEMORY_RETRY_MS)
 
 
+class Leaving(WorkflowError):
+    """The daemon is going down; a stream can be opened again elsewhere or later, after what was received, and a call
+    that only waited can be sent again."""
+
+    reason = "LEAVING"
+
+    def __init__(self) -> None:
+        super().__init__("the sidecar is going down; ask again, a stream for what comes after what was received")
+
+
+class PolicyChanged(WorkflowError):
+    """Another policy is in force, under which this stream would have begun otherwise: with another tenant, other roles
+    in workflows, other narrowings, another rate. Nothing of it was lost; it can be opened again after what was
+    received."""
+
+    reason = "POLICY_CHANGED"
+
+    def __init__(self) -> None:
+        super().__init__("the policy has changed; open the stream again, for what comes after what was received")
+
+
 class SlowReader(WorkflowError):
     """A watch was ended because its reader was too slow; `resume` is where to go on."""
 
@@ -179,6 +200,8 @@ FAULTS: Final[Mapping[type[WorkflowError], Answer]] = {
     StoreError: Answer(StatusCode.INTERNAL, 500, "Store error"),
     StoreUnavailable: Answer(StatusCode.UNAVAILABLE, 503, "Store unavailable"),
     StoreFull: Answer(StatusCode.UNAVAILABLE, 507, "Store full"),
+    Leaving: Answer(StatusCode.UNAVAILABLE, 503, "Going down"),
+    PolicyChanged: Answer(StatusCode.UNAVAILABLE, 503, "Policy changed"),
     Fenced: Answer(StatusCode.UNAVAILABLE, 503, "Store unavailable"),
     OutcomeUnknown: Answer(StatusCode.UNKNOWN, 500, "Outcome unknown"),
     StoreLocked: Answer(StatusCode.INTERNAL, 500, "Store locked"),
@@ -290,7 +313,7 @@ def retry_delay_ms(error: WorkflowError) -> int | None:
             return error.retry_after_ms
         case StoreFull():
             return STORE_FULL_RETRY_MS
-        case StoreUnavailable():
+        case StoreUnavailable() | Leaving() | PolicyChanged():
             return UNAVAILABLE_RETRY_MS
         case _:
             return None

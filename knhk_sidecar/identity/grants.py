@@ -156,7 +156,7 @@ class Rate:
 class Grants:
     """What a caller may do; a permission that is not here is denied by there being no rule."""
 
-    verdicts: Mapping[Permission, Verdict] = field(default_factory=lambda: MappingProxyType({}))
+    verdicts: Mapping[Permission | None, Verdict] = field(default_factory=lambda: MappingProxyType({}))
     rules: tuple[str, ...] = ()
     """The rules that apply to the caller, in the policy's order."""
     limits: Rate | None = None
@@ -168,7 +168,7 @@ class Grants:
 
     def verdict(self, permission: Permission | None) -> Verdict:
         """What holds for a permission; None is the permission of a call that nobody may make."""
-        return self.verdicts.get(permission, DENIED)  # type: ignore[arg-type]  # None is no key of it
+        return self.verdicts.get(permission, DENIED)
 
 
 NOTHING: Final = Grants()

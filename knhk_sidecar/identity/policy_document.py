@@ -49,6 +49,7 @@ Effect = Literal["allow", "deny"]
 Credential = Literal["certificate", "token"]
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
+_PATTERNS = re.compile(r"(?P<low>[0-9]{1,3})(?:-(?P<high>[0-9]{1,3}))?")
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _NAME_HINT: Final = f"small letters, digits, and . _ - between them, at most {NAME_CHARS_MAX}"
 T = TypeVar("T")
@@ -476,9 +477,10 @@ class _Reading:
         return Selector(kind, frozenset(exact), tuple(prefixes))
 
     def _pattern_numbers(self, value: object, path: str) -> set[str | int]:
-        first, _, last = str(value).partition("-")
-        if isinstance(value, int | str) and not isinstance(value, bool) and first.isdecimal() and first.isascii():
-            low, high = int(first), int(last) if last.isdecimal() and last.isascii() else int(first) if not last else 0
+        found = _PATTERNS.fullmatch(str(value)) if isinstance(value, int | str) else None
+        if found is not None:
+            low = int(found["low"])
+            high = int(found["high"] or low)
             if 1 <= low <= high <= PATTERN_MAX:
                 return set(range(low, high + 1))
         self._wrong(path, f"{_shown(value)} is no pattern", f"1 to {PATTERN_MAX}, or a range such as 1-5")

@@ -8,7 +8,8 @@ the first class that has anybody waiting. So that no class starves:
 
 When the queue is full, whoever comes displaces the newest call of the last class that has more than its share; if there
 is none, it is refused. What has expired is dropped when its turn comes, before any work. Streams and calls that wait
-for a case are bounded on their own: they hold no processor. Health is always admitted.
+for a case are bounded on their own: they hold no processor. A call that works before it waits has a place like any
+other until that work must be done (WORK_SECONDS). Health is always admitted.
 
 While memory is short what makes new work is refused, and streams that do are kept waiting; what brings work to its end
 goes on.
@@ -23,12 +24,12 @@ from typing import Final, cast
 
 from google.protobuf.message import Message
 
-from knhk_sidecar.api.faults import MemoryShort
+from knhk_sidecar.api.faults import Leaving, MemoryShort
 from knhk_sidecar.pipeline.call import Call, Method, Request
 from knhk_sidecar.pipeline.memory import Memory
 from knhk_sidecar.pipeline.permissions import Permission
 from knhk_sidecar.pipeline.precedence import CLASSES, START
-from knhk_sidecar.pipeline.stages import Leaving, Proceed
+from knhk_sidecar.pipeline.stages import Proceed
 from knhk_workflow import Busy, DeadlineExceeded, LimitExceeded
 
 RETRY_AFTER_MS: Final = 100  # a full queue is worked off in about a quarter of a second
@@ -41,6 +42,7 @@ LATE_MOST: Final = 64
 LATE_NS: Final = 1_000_000_000  # after which no call was too late, the overload counts as over
 FAIR_EVERY: Final = 8
 SHARE: Final = 8
+WORK_SECONDS: Final = 0.1  # a durable step takes some ms; what still runs then waits for its case
 
 
 class _Turn:
@@ -110,20 +112,47 @@ class Admit:
             return await self._stream(call, request)
         if self._memory is not None and self._memory.short and method.precedence == START:
             raise MemoryShort
-        if method.waits and (not method.wait_field or cast(Message, request).HasField("wait")):
-            return await self._wait(call, request)
+        waits = method.waits and (not method.wait_field or cast(Message, request).HasField("wait"))
+        if waits:
+            if not method.has_request_id:
+                return await self._wait(call, request)
+            if self.waiting >= self._waiting_max:
+                raise _waiters()
         if method.permission is Permission.HEALTH:
             return await self._proceed(call, request)
         if self.in_flight < self._in_flight_max:
             self.in_flight += 1
         else:
             await self._turn(method.precedence, call.deadline)
+        if waits:
+            return await self._work_and_wait(call, request)
         try:
             if call.deadline and self._hopeless(self._now(), call.deadline):
                 raise _too_late()
             return await self._proceed(call, request)
         finally:
             self._leave()
+
+    async def _work_and_wait(self, call: Call, request: Request) -> Message | None:
+        """A call that has got a place, which it gives back when its work must be done."""
+        placed = True
+
+        def leave() -> None:
+            nonlocal placed
+            placed = False
+            self._leave()
+
+        timer = asyncio.get_running_loop().call_later(WORK_SECONDS, leave)
+        self.waiting += 1
+        try:
+            if call.deadline and self._hopeless(self._now(), call.deadline):
+                raise _too_late()
+            return await self._proceed(call, request)
+        finally:
+            timer.cancel()
+            self.waiting -= 1
+            if placed:
+                self._leave()
 
     def _hopeless(self, now: int, deadline: int) -> bool:
         """Whether a call's deadline has passed, or will have before its answer is there.
@@ -145,16 +174,14 @@ class Admit:
         return False
 
     def end_streams(self, *, working: bool) -> None:
-        """The daemon is going down: no new streams, and those that only watch end now; with `working`, all of them do.
-        Calls that only wait for a case end with the latter; one that changed something keeps its answer.
+        """The daemon is going down: no new streams, and those that only watch end now; with `working`, all of them do,
+        downloads too. Calls that only wait for a case end with the latter; one that changed something keeps its answer.
 
-        Health ends its own, after it told its watchers.
+        Health ends its own, after it told its watchers, and tells whoever asks until the last moment.
         """
         self._leaving = True
         for task, method in tuple(self._open.items()):
-            if method.permission is not Permission.HEALTH and (
-                working or (method.streams and not method.client_streaming)
-            ):
+            if working or method.watches:
                 self._ended.add(task)
                 task.cancel()
 
@@ -211,11 +238,12 @@ class Admit:
         return chosen.popitem(last=False)[1]
 
     async def _wait(self, call: Call, request: Request) -> Message | None:
+        """A call that only waits."""
         if self.waiting >= self._waiting_max:
-            raise Busy("the number of calls that wait for a case", STREAM_RETRY_AFTER_MS)
+            raise _waiters()
         self.waiting += 1
         try:
-            return await (self._proceed if call.method.has_request_id else self._ending)(call, request)
+            return await self._ending(call, request)
         finally:
             self.waiting -= 1
 
@@ -227,7 +255,8 @@ class Admit:
             request = self._messages(call.method, cast("AsyncIterator[Message]", request))
         self._streams[call.peer] = count + 1
         try:
-            return await self._ending(call, request)
+            health = call.method.permission is Permission.HEALTH
+            return await (self._proceed if health else self._ending)(call, request)
         finally:
             rest = self._streams[call.peer] - 1
             if rest:
@@ -272,6 +301,10 @@ def _oldest(queue: OrderedDict[int, _Turn]) -> int:
 
 def _full(number: int) -> Busy:
     return Busy("the queue of calls", RETRY_AFTER_MS + number * 61 % RETRY_SPREAD_MS)
+
+
+def _waiters() -> Busy:
+    return Busy("the number of calls that wait for a case", STREAM_RETRY_AFTER_MS)
 
 
 def _too_late() -> DeadlineExceeded:

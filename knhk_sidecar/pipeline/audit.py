@@ -125,7 +125,7 @@ class Audit:
             self._now(),
             ANONYMOUS.name,
             method,
-            outcome="PERMISSION_DENIED",
+            outcome="UNAUTHENTICATED",  # nobody was asked who it is: it counts among the strangers
             reason=reason,
             peer=peer,
         )

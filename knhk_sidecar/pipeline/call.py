@@ -59,6 +59,13 @@ class Method:
         """Whether either side is a stream."""
         return self.client_streaming or self.server_streaming
 
+    @property
+    def watches(self) -> bool:
+        """Whether it tells of what happens until its reader leaves. A download, whose messages are chunks of one whole,
+        comes to an end."""
+        downloads = "chunk" in self.response.DESCRIPTOR.fields_by_name
+        return self.server_streaming and not self.client_streaming and not downloads
+
 
 class Call:
     """One call. The transports make it; `identify` says who it is that calls, `authorize` what that one is here, and

@@ -18,7 +18,7 @@ from knhk_sidecar.identity.spiffe_id import InvalidSpiffeId, SpiffeId
 from knhk_sidecar.pipeline.permissions import PERMISSIONS
 from knhk_workflow import InvalidInput
 
-_TOKEN_NAME = re.compile(r"jwt:(?P<issuer>.+)#(?P<subject>[^#]+)", re.DOTALL)
+_TOKEN_NAME = re.compile(r"jwt:(?P<issuer>[^#]+)#(?P<subject>.+)", re.DOTALL)
 _RESOURCE: Final = "cases/order-17, workflows/order-approval or patterns/3"
 
 

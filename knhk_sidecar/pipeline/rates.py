@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Final
+from typing import Final, cast
 
 from google.protobuf.message import Message
 
@@ -101,13 +101,14 @@ class Throttle:
         method = call.method
         if method.permission is not Permission.HEALTH:
             principal = call.principal
-            alone = method.client_streaming or not method.batches
-            wait = self._rates.take(principal, 1.0 if alone else weight_of(method, request))  # type: ignore[arg-type]  # no stream
+            if method.client_streaming:
+                weight, request = 1.0, self._paced(call, cast("AsyncIterator[Message]", request))
+            else:
+                weight = weight_of(method, cast(Message, request)) if method.batches else 1.0
+            wait = self._rates.take(principal, weight)
             if wait:
                 rate = self._rates.rate_of(principal)
                 raise RateLimited(principal.name, rate.per_second, rate.burst, -(-wait // 1_000_000))
-            if method.client_streaming:
-                request = self._paced(call, request)  # type: ignore[arg-type]  # a stream
         return await self._proceed(call, request)
 
     async def _paced(self, call: Call, requests: AsyncIterator[Message]) -> AsyncIterator[Message]:

@@ -30,7 +30,7 @@ from knhk_sidecar.pipeline.permissions import Permission
 from knhk_sidecar.pipeline.resources import durable_runs, resources_of
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
-from knhk_workflow import Busy, CallMeta, DeadlineExceeded, StoreUnavailable, Unsupported, WorkflowError
+from knhk_workflow import Busy, CallMeta, DeadlineExceeded, Unsupported, WorkflowError
 
 if TYPE_CHECKING:
     from knhk_sidecar.identity.jwt_check import Bearer, TokenCheck
@@ -80,26 +80,6 @@ class Refusal(Exception):
         """The rule that denied the call; empty when none allows it, and for what policy did not refuse. Never told to
         the caller."""
         return self.error.rule if isinstance(self.error, faults.PermissionDenied) else ""
-
-
-class Leaving(StoreUnavailable):
-    """The daemon is going down; a stream can be opened again elsewhere or later, after what was received, and a call
-    that only waited can be sent again."""
-
-    reason = "LEAVING"
-
-    def __init__(self) -> None:
-        super().__init__("the sidecar is going down; ask again, a stream for what comes after what was received")
-
-
-class PolicyChanged(StoreUnavailable):
-    """Another policy is in force, under which this stream would have begun otherwise: with another tenant, other roles
-    in workflows, other narrowings. Nothing of it was lost; it can be opened again after what was received."""
-
-    reason = "POLICY_CHANGED"
-
-    def __init__(self) -> None:
-        super().__init__("the policy has changed; open the stream again, for what comes after what was received")
 
 
 class Observe:
@@ -384,6 +364,7 @@ class _Judged:
             if not new.allowed and not new.allowances:
                 return faults.PermissionDenied(new.rule)
             same = (old.narrowed, new.narrowed) == (False, False) or old == new
+            same = same and before.rate == now.rate  # its messages are counted by what held when it began
             if method.permission is Permission.PATTERN_EXECUTE:
                 births = Permission.CASE_WRITE
                 same = same and before.grants.verdict(births) == now.grants.verdict(births)
@@ -392,7 +373,7 @@ class _Judged:
             if not new.allowed:
                 return faults.PermissionDenied(new.rule)
             same = True
-        return None if same and (before.tenant, before.roles) == (now.tenant, now.roles) else PolicyChanged()
+        return None if same and (before.tenant, before.roles) == (now.tenant, now.roles) else faults.PolicyChanged()
 
 
 def _within(method: Method, request: Request, verdict: Verdict) -> Request:

@@ -5,6 +5,7 @@ Label values are method names of the contract and codes, both from closed sets: 
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,11 @@ class Family:
 def _escaped(text: str) -> str:
     """A label's value."""
     return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+def _number(value: float) -> str:
+    """All digits of it: a timestamp has ten before the point, a counter as many as it takes."""
+    return str(int(value)) if math.isfinite(value) and value == int(value) else repr(float(value))
 
 
 class Counters:
@@ -101,11 +107,11 @@ class Counters:
         for name, (doc, value) in self._gauges.items():
             yield f"# HELP knhk_{name} {doc}"
             yield f"# TYPE knhk_{name} gauge"
-            yield f"knhk_{name} {value():g}"
+            yield f"knhk_{name} {_number(value())}"
         for told in self._families:
             for family in told():
                 yield f"# HELP knhk_{family.name} {family.doc}"
                 yield f"# TYPE knhk_{family.name} {family.kind}"
                 for pairs, number in family.values:
                     shown = ",".join(f'{key}="{_escaped(text)}"' for key, text in pairs)
-                    yield f"knhk_{family.name}{{{shown}}} {number:g}"
+                    yield f"knhk_{family.name}{{{shown}}} {_number(number)}"

@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from knhk_sidecar.api import pb
-from knhk_sidecar.api.faults import known, to_problem
+from knhk_sidecar.api.faults import Leaving, known, to_problem
 from knhk_sidecar.api.rest import canonical
 from knhk_sidecar.api.rest.bodies import request_body
 from knhk_sidecar.api.rest.events import Stream, resume_field
@@ -289,25 +289,20 @@ class Surface:
         call.send = stream.message
         working = asyncio.ensure_future(self.pipeline.run(call, message))
         gone = asyncio.ensure_future(_left(request))
-        leaving = asyncio.ensure_future(self.leaving.wait())
+        # A download has until the pipeline ends what still works.
+        leaving = asyncio.ensure_future(self.leaving.wait() if call.method.watches else asyncio.Event().wait())
         try:
             done, _ = await asyncio.wait(
                 (working, gone, leaving), timeout=OPEN_SECONDS, return_when=asyncio.FIRST_COMPLETED
             )
-            if not done and "chunk" not in canonical.descriptor_of(route.method.response).fields_by_name:
+            if not done and call.method.watches:
                 await stream.open()
             await asyncio.wait((working, gone, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
                 if gone.done():
                     return None
                 if not stream.started:
-                    raise Refused(
-                        503,
-                        "LEAVING",
-                        "Going down",
-                        "the sidecar is going down; open the stream again",
-                        {"retry-after": "1"},
-                    )
+                    raise Refusal(Leaving())
                 await stream.cut()  # without a last word: the client reconnects, and goes on where it was
                 return None
             try:

@@ -10,7 +10,7 @@ import pytest
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.pipeline import Limits, Refusal
-from knhk_sidecar.pipeline.admission import FAIR_EVERY, LATE_NS, LATE_OFTEN, LATE_STEP, MARGIN_NS, Admit
+from knhk_sidecar.pipeline.admission import FAIR_EVERY, LATE_NS, LATE_OFTEN, LATE_STEP, MARGIN_NS, WORK_SECONDS, Admit
 from knhk_sidecar.pipeline.call import Call, Request
 from knhk_sidecar.pipeline.memory import MIB, Memory, limit_bytes, resident_bytes
 from knhk_sidecar.pipeline.permissions import PERMISSIONS, Permission
@@ -259,3 +259,49 @@ def test_the_memory_limit_is_the_least_of_all() -> None:
 def test_refusals_are_of_the_kind_that_is_tried_again() -> None:
     kinds: list[type[WorkflowError]] = [Busy, DeadlineExceeded]
     assert all(kind.retry for kind in kinds)
+
+
+async def running_case(desk: Desk, name: str, deadline: int = 0) -> asyncio.Task[object]:
+    """RunCase with the least wait that there is."""
+    about = METHODS["/knhk.sidecar.v1.CaseService/RunCase"]
+    call = Call(about, protocol="grpc", peer=name, deadline=deadline)
+    request = pb.RunCaseRequest(spec_id="s")
+    request.wait.nanos = 1
+    return asyncio.ensure_future(desk.admit.run(call, request))
+
+
+async def test_who_works_before_it_waits_takes_its_turn() -> None:
+    desk = Desk(queued=1)
+    desk.come("0", READING)
+    await asyncio.sleep(0)
+    late = await running_case(desk, "w", deadline=desk.clock.time + 10)
+    assert await outcome(late) == "waits"
+    assert desk.order == ["0"]
+    desk.clock.time += 11
+    await desk.end("0")
+    assert await outcome(late) == "DeadlineExceeded"
+    assert (desk.order, desk.admit.in_flight, desk.admit.waiting) == (["0"], 0, 0)
+
+
+async def test_who_still_runs_after_its_work_waits_for_free() -> None:
+    desk = Desk()
+    waiting = await running_case(desk, "w")
+    await eventually(lambda: desk.order == ["w"])
+    assert (desk.admit.in_flight, desk.admit.waiting) == (1, 1)
+    desk.come("1", READING)
+    await eventually(lambda: desk.order == ["w", "1"])  # without "w" having ended
+    await desk.end("w")
+    assert await outcome(waiting) == "done"
+    assert (desk.admit.in_flight, desk.admit.waiting) == (1, 0)
+    await desk.end("1")
+    assert desk.admit.in_flight == 0
+
+
+async def test_who_is_done_soon_gives_its_place_back_once() -> None:
+    desk = Desk()
+    waiting = await running_case(desk, "w")
+    await eventually(lambda: desk.order == ["w"])
+    await desk.end("w")
+    assert await outcome(waiting) == "done"
+    await asyncio.sleep(2 * WORK_SECONDS)
+    assert (desk.admit.in_flight, desk.admit.waiting) == (0, 0)

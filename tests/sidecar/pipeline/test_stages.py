@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from datetime import timedelta
 
 import grpc
@@ -331,3 +331,41 @@ def test_a_caller_without_deadline_gets_the_default_one() -> None:
     road = Road(limits=Limits(timeout=7))
     assert road.pipeline.deadline(None) == road.clock.time + 7
     assert road.pipeline.deadline(2.0) == road.clock.time + 2_000_000_000
+
+
+async def test_the_trace_is_looked_for_once() -> None:
+    class Counted(tuple[tuple[str, str], ...]):
+        looks = 0
+
+        def __iter__(self) -> Iterator[tuple[str, str]]:
+            Counted.looks += 1
+            return super().__iter__()
+
+    road = Road(level="debug")
+    call = road.call("GetCase", metadata=Counted((("traceparent", f"00-{TRACE}-00f067aa0ba902b7-01"),)))
+    await road.pipeline.run(call, pb.GetCaseRequest(case_id="c"))
+    assert (call.trace_id, Counted.looks) == (TRACE, 1)
+
+
+class Archive:
+    """An admin service whose Backup goes on until the test lets it end."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+
+    async def backup(self, request: pb.BackupRequest, meta: CallMeta) -> AsyncGenerator[pb.BackupResponse, None]:
+        yield pb.BackupResponse(chunk=b"1")
+        await self.gate(pb.GetCaseRequest(), meta)
+        yield pb.BackupResponse(chunk=b"2")
+
+
+@pytest.mark.parametrize("working", [False, True])
+async def test_a_download_has_until_working_streams_end(working: bool) -> None:
+    archive, service = Archive(), "knhk.sidecar.v1.AdminService"
+    road = Road(services={service: archive})
+    call = road.call("Backup", service=service)
+    download = asyncio.ensure_future(road.pipeline.run(call, pb.BackupRequest()))
+    await eventually(lambda: archive.gate.inside == 1)
+    road.pipeline.end_streams(working=working)
+    archive.gate.open()
+    assert await code_of(download) == ("UNAVAILABLE" if working else "OK")

@@ -239,6 +239,24 @@ async def test_a_stream_goes_on_exactly_when_it_would_begin_the_same(
     assert open_one.cancelled()
 
 
+async def test_another_rate_reaches_who_sends_on_an_open_stream_and_leaves_readers_alone() -> None:
+    gate = Gate()
+    there, policies = road(allow("case.*", limits={"requests_per_second": 5}), gate=gate)
+
+    async def messages() -> AsyncIterator[Message]:
+        yield pb.StreamRunCaseRequest(correlation_id="1", run=pb.RunCaseRequest(spec_id="s"))
+        await asyncio.Event().wait()
+
+    sending, reading = await start(there, "StreamRunCase", messages()), await start(there, "WatchCase", WATCH)
+    await eventually(lambda: gate.inside == 2)
+    policies.adopt(made(allow("case.*", limits={"requests_per_second": 50})))
+    ended = await refusal(sending)
+    assert (ended.code.name, ended.error.reason) == ("UNAVAILABLE", "POLICY_CHANGED")
+    assert not reading.done()
+    reading.cancel()
+    await asyncio.wait([reading])
+
+
 async def test_what_changes_something_keeps_the_answer_that_it_was_allowed() -> None:
     """Taking the answer away would leave the caller without knowing what it has done."""
     policies = Policies(made(allow("case.*")))

@@ -376,3 +376,11 @@ def test_who_is_only_asked_about_is_not_taken_for_somebody_who_came() -> None:
     assert explaining.explain("jwt:https://i.org#alice", "GetCase", "", {"groups": ["ops"]}).allowed
     assert not explaining.explain("jwt:https://i.org#alice", "GetCase").allowed
     assert not policies.current.known
+
+
+def test_a_subject_may_have_a_sharp_sign() -> None:
+    """An issuer has none: it is an address without a fragment."""
+    rule = {"id": "ops", "who": {"issuer": "https://i.org", "subject": "a#b"}, "effect": "allow"}
+    explaining = Explaining(Policies(made({**rule, "permissions": ["case.read"]})))
+    assert explaining.explain("jwt:https://i.org#a#b", "GetCase").allowed
+    assert not explaining.explain("jwt:https://i.org#b", "GetCase").allowed

@@ -101,6 +101,9 @@ BAD: list[tuple[str, object, str]] = [
     ("an unknown kind", policy(rule(resources={"tasks": ["a"]})), "rules[0].resources.tasks"),
     ("a star inside", policy(rule(resources={"cases": ["a*b"]})), "rules[0].resources.cases[0]"),
     ("pattern 44", policy(rule(resources={"patterns": [44]})), "rules[0].resources.patterns[0]"),
+    ("patterns without an end", policy(rule(resources={"patterns": ["5-"]})), "rules[0].resources.patterns[0]"),
+    ("a pattern of many digits", policy(rule(resources={"patterns": ["9" * 5_000]})), "rules[0].resources.patterns[0]"),
+    ("a pattern that is a flag", policy(rule(resources={"patterns": [True]})), "rules[0].resources.patterns[0]"),
     ("patterns backwards", policy(rule(resources={"patterns": ["5-1"]})), "rules[0].resources.patterns[0]"),
     (
         "things that no permission is about",

@@ -15,7 +15,7 @@ def test_a_foreign_page_is_in_the_audit(http: httpx2.Client) -> None:
     until = time.monotonic() + 20
     found: list[dict[str, str]] = []
     while not found and time.monotonic() < until:
-        answer = http.get("/api/v1/admin/audit", params={"outcome": "PERMISSION_DENIED"}).json()
+        answer = http.get("/api/v1/admin/audit", params={"outcome": "UNAUTHENTICATED"}).json()
         found = [entry for entry in answer["entries"] if entry["reason"] == "FOREIGN_ORIGIN"]
     assert {(entry["principal"], entry["method"], entry["resource"]) for entry in found} == {("anonymous", "rest", "")}
 

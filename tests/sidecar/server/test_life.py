@@ -120,6 +120,16 @@ def files(directory: Path) -> dict[Path, bytes | int]:
     return {path: path.read_bytes() if path.is_file() else path.stat().st_ino for path in directory.iterdir()}
 
 
+async def test_a_drain_tells_of_health(sidecar: Sidecar) -> None:
+    async with developer(sidecar.addresses) as channel:
+        sidecar.pipeline.end_streams(working=False)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        sidecar._health.leave()
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await watch.read() is EOF
+
+
 async def test_a_second_daemon_on_the_directory_is_refused_and_harms_nothing(tmp_path: Path) -> None:
     async with daemon(tmp_path / "data", tmp_path / "1.json") as first:
         addresses = await first.ready()
