@@ -17,6 +17,8 @@ from typing import Final, cast
 import grpc
 from google.protobuf.message import Message
 
+from knhk_sidecar import files
+
 TokenSource = Callable[[], str]
 TOKEN_BYTES_MAX: Final = 8 * 1024  # what the daemon reads
 FETCH_SECONDS: Final = 5.0
@@ -37,7 +39,7 @@ class TokenFile:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
-        self._stamp = (0, 0, 0)
+        self._stamp = files.MISSING
         self._token = ""
 
     def __call__(self) -> str:
@@ -45,7 +47,7 @@ class TokenFile:
         mend = "name a file that has one token and nothing else"
         try:
             status = self._path.stat()
-            stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+            stamp = files.stamp_of(status)
             if stamp != self._stamp:
                 if status.st_size > TOKEN_BYTES_MAX:
                     raise NoToken(f"{self._path} has more than {TOKEN_BYTES_MAX} bytes", mend)

@@ -7,7 +7,6 @@ so: an issuer that is down stops no call whose token can be verified. Nothing he
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import ssl
 import time
@@ -19,6 +18,7 @@ import msgspec
 import structlog
 from grpc import aio
 
+from knhk_sidecar import files
 from knhk_sidecar.identity.jwks import InvalidKeys, KeySet, read_key_set
 from knhk_sidecar.identity.oidc import Issuer, fetchable
 from knhk_sidecar.identity.spiffe_id import TrustDomain
@@ -232,7 +232,7 @@ class FileKeys(KeySource):
         """Reads the file. Raises InvalidKeys."""
         super().__init__(name)
         self._path = path
-        self._stamp = _stamp(path)
+        self._stamp = files.stamp(path)
         self.adopt(self._read())
 
     async def follow(self) -> None:
@@ -246,7 +246,7 @@ class FileKeys(KeySource):
                 self.lose(str(error))
 
     def _changed(self) -> KeySet | None:
-        stamp = _stamp(self._path)
+        stamp = files.stamp(self._path)
         if stamp == self._stamp:
             return None
         self._stamp = stamp
@@ -316,14 +316,3 @@ class AgentBundles:
         """Each message is the whole state."""
         for domain, source in self.domains.items():
             source.take(state.get(domain))
-
-
-_Stamp = tuple[int, int, int]
-
-
-def _stamp(path: str) -> _Stamp:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return (0, 0, 0)
-    return (status.st_ino, status.st_mtime_ns, status.st_size)

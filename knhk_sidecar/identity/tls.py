@@ -9,7 +9,6 @@ fit together is logged once, and what was in use stays.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, cast
@@ -21,6 +20,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
+from knhk_sidecar.files import Stamp, stamp
 from knhk_sidecar.identity.certificate import Bundles, LeafCheck
 from knhk_sidecar.identity.spiffe_id import SpiffeId, TrustDomain
 
@@ -126,7 +126,7 @@ class FileSource(TlsSource):
     def __init__(self, files: TlsFiles, trust_domain: TrustDomain | None = None) -> None:
         """Reads the files. Without `trust_domain`, callers have to be of the server's own. Raises InvalidMaterial."""
         self._files = files
-        self._stamp = _stamp(files)
+        self._stamps = _stamps(files)
         material = read_material(files)
         if trust_domain is None:
             if material.spiffe_id is None:
@@ -155,10 +155,10 @@ class FileSource(TlsSource):
 
     def _changed(self) -> Material | None:
         """The files' new content when they changed and fit together."""
-        stamp = _stamp(self._files)
-        if stamp == self._stamp:
+        stamps = _stamps(self._files)
+        if stamps == self._stamps:
             return None
-        self._stamp = stamp
+        self._stamps = stamps
         try:
             material = read_material(self._files)
         except InvalidMaterial as error:
@@ -218,17 +218,5 @@ def _read(path: str) -> bytes:
     return content
 
 
-_Stamp = tuple[tuple[int, int, int], ...]
-
-
-def _stamp(files: TlsFiles) -> _Stamp:
-    """Changes when a file is replaced or rewritten; a missing file is a change too."""
-    return tuple(_file_stamp(path) for path in (files.cert, files.key, files.ca))
-
-
-def _file_stamp(path: str) -> tuple[int, int, int]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return (0, 0, 0)
-    return (status.st_ino, status.st_mtime_ns, status.st_size)
+def _stamps(files: TlsFiles) -> tuple[Stamp, ...]:
+    return tuple(stamp(path) for path in (files.cert, files.key, files.ca))
