@@ -10,7 +10,6 @@ health and its metrics, and the evidence stays as it is until an operator moves 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from knhk_sidecar import files
 from knhk_sidecar.telemetry.counters import Family
 from knhk_workflow import Checkpoint, InvalidInput, WorkflowEngine, WorkflowError, read_checkpoints
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SUFFIX: Final = ".checkpoint"
 FILE_BYTES_MAX: Final = 16 * 1024 * 1024  # 4,097 logs of 400 bytes are a tenth of that
+FILE_MODE: Final = 0o666  # nothing in it is secret: the umask decides
 POST_SECONDS: Final = 10.0  # whoever takes longer is asked again at the next time
 LAST_SECONDS: Final = 2.0  # for what is pushed while going down
 
@@ -100,7 +101,8 @@ class CheckpointPush:
                 if why:
                     self.conflict = True
                     return f"{path} is not continued by this store: {why}"
-            await asyncio.to_thread(_write, path, "\n".join(each.note for each in checkpoints))
+            text = "\n".join(each.note for each in checkpoints)
+            await asyncio.to_thread(files.replace, path, text.encode(), FILE_MODE, durable=True)
         except InvalidInput as error:
             return f"{path} is there and cannot be understood ({error.message}); it is left as it is"
         except OSError as error:
@@ -161,18 +163,3 @@ def _read(path: Path) -> str:
             return file.read(FILE_BYTES_MAX).decode("utf-8", "replace")
     except FileNotFoundError:
         return ""
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing, and safe from a loss of power."""
-    making = path.with_name(f".{path.name}.{os.getpid()}")
-    with making.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    making.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
