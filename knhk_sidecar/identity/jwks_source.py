@@ -10,28 +10,24 @@ import asyncio
 import random
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Final
 
 import msgspec
 import structlog
-from grpc import aio
 
 from knhk_sidecar import files
 from knhk_sidecar.identity.jwks import InvalidKeys, KeySet, read_key_set
 from knhk_sidecar.identity.oidc import Issuer, fetchable
 from knhk_sidecar.identity.spiffe_id import TrustDomain
-from knhk_sidecar.identity.tls import InvalidMaterial
-from knhk_sidecar.identity.workload_api import explained, workload_api
+from knhk_sidecar.identity.workload_api import keep_up, workload_api
 
 REFRESH_SECONDS: Final = 300.0  # a key that was taken back counts this long at most while its issuer can be reached
 FETCH_SECONDS: Final = 5.0  # for the discovery document and the keys together; a caller may be waiting
 DOCUMENT_BYTES_MAX: Final = 256 * 1024  # of either; large providers have 20 KB
 WAITING_MAX: Final = 64  # calls that wait for one fetch; made-up key ids must not pile calls up
 LOOK_SECONDS: Final = 1.0  # between two looks at a file
-PAUSE_FIRST: Final = 0.1  # s, before the agent is asked again
-PAUSE_MAX: Final = 5.0  # s
 DISCOVERY: Final = "/.well-known/openid-configuration"
 
 _log = structlog.get_logger(__name__)
@@ -295,24 +291,18 @@ class AgentBundles:
 
     async def follow(self) -> None:
         """Keeps the keys of every domain new, until cancelled."""
-        pause = PAUSE_FIRST
-        while True:
-            try:
-                async with workload_api(self._endpoint) as api, aclosing(api.jwt_bundles()) as states:
-                    async for state in states:
-                        self._take(state)
-                        pause = PAUSE_FIRST
-                problem = "the agent ended the stream"
-            except (aio.AioRpcError, InvalidMaterial) as error:
-                problem = explained(error)
-            except Exception as error:  # noqa: BLE001  # whoever stops asking never hears of the next keys
-                problem = f"what the agent sent cannot be used: {error!r}"
-            for source in self.domains.values():
-                source.lose(problem)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, PAUSE_MAX) * random.uniform(0.8, 1.0)
+        await keep_up(self._states, self._take, self._lose)
+
+    async def _states(self) -> AsyncGenerator[Mapping[TrustDomain, bytes], None]:
+        async with workload_api(self._endpoint) as api, aclosing(api.jwt_bundles()) as states:
+            async for state in states:
+                yield state
 
     def _take(self, state: Mapping[TrustDomain, bytes]) -> None:
         """Each message is the whole state."""
         for domain, source in self.domains.items():
             source.take(state.get(domain))
+
+    def _lose(self, problem: str) -> None:
+        for source in self.domains.values():
+            source.lose(problem)

@@ -386,7 +386,7 @@ async def test_what_nobody_thought_of_does_not_end_the_asking(tmp_path: Path, mo
             raise ArithmeticError("nobody thought of this")
 
         with monkeypatch.context() as breaking:
-            breaking.setattr(source, "_take", broken)
+            breaking.setattr(source, "adopt", broken)
             await until(lambda: "nobody thought of this" in source.problem)
         before = source.material
         await until(lambda: source.material is not before and not source.problem)
