@@ -18,6 +18,7 @@ import grpc
 from google.protobuf.message import Message
 
 from knhk_sidecar import files
+from knhk_sidecar.call_details import CallDetails
 
 TokenSource = Callable[[], str]
 TOKEN_BYTES_MAX: Final = 8 * 1024  # what the daemon reads
@@ -135,18 +136,6 @@ def with_token(channel: grpc.Channel, source: TokenSource) -> grpc.Channel:
     return grpc.intercept_channel(channel, _Interceptor(source))
 
 
-class _Details(grpc.ClientCallDetails):
-    """A call's details with the token."""
-
-    def __init__(self, given: grpc.ClientCallDetails, header: tuple[str, str]) -> None:
-        self.method = given.method
-        self.timeout = given.timeout
-        self.metadata = (*(given.metadata or ()), header)
-        self.credentials = given.credentials
-        self.wait_for_ready = given.wait_for_ready
-        self.compression = given.compression
-
-
 class _Interceptor(
     grpc.UnaryUnaryClientInterceptor,  # type: ignore[type-arg]  # generic in the stubs only, all four
     grpc.UnaryStreamClientInterceptor,  # type: ignore[type-arg]
@@ -191,7 +180,7 @@ class _Interceptor(
         return continuation(self._with(client_call_details), request_iterator)
 
     def _with(self, details: grpc.ClientCallDetails) -> grpc.ClientCallDetails:
-        return _Details(details, header_of(self._source))
+        return CallDetails(details, details.timeout, (header_of(self._source),))
 
 
 def _end_of(token: str) -> float:
