@@ -10,6 +10,7 @@ import asyncio
 import random
 import ssl
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Final
@@ -37,7 +38,7 @@ def _nobody() -> None:
     """Nothing depends on these keys yet."""
 
 
-class KeySource:
+class KeySource(ABC):
     """The newest keys of one issuer or trust domain."""
 
     def __init__(self, name: str) -> None:
@@ -49,12 +50,12 @@ class KeySource:
         self.changed: Callable[[], None] = _nobody
         """Called when keys were replaced: what was verified with the old ones counts no more."""
 
-    async def renew(self) -> None:
+    async def renew(self) -> None:  # noqa: B027  # most sources hear of newer keys without asking
         """A token names an unknown key: gets newer keys if that is possible now."""
 
+    @abstractmethod
     async def follow(self) -> None:
         """Keeps the keys new, until cancelled."""
-        raise NotImplementedError
 
     def adopt(self, keys: KeySet) -> None:
         """From now on these count."""

@@ -9,6 +9,7 @@ fit together is logged once, and what was in use stays.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, cast
@@ -70,7 +71,7 @@ class Material:
         return grpc.ssl_server_certificate_configuration([(self.key, self.cert)], self.roots)
 
 
-class TlsSource:
+class TlsSource(ABC):
     """Credentials for the mTLS listeners and the check of their callers, both of the newest material."""
 
     def __init__(self, material: Material, trust_domain: TrustDomain) -> None:
@@ -105,9 +106,9 @@ class TlsSource:
         fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", newer)  # the stubs do not know of None
         return grpc.dynamic_ssl_server_credentials(offered.configuration, fetch, client_certificate)
 
+    @abstractmethod
     async def follow(self) -> None:
         """Keeps up with where the material comes from, until cancelled."""
-        raise NotImplementedError
 
     def adopt(self, material: Material) -> None:
         """From now on this counts, for new connections and for every call of open ones."""
