@@ -15,6 +15,7 @@ from rich.text import Text
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.cli.failure import Exit, Failure, safe
+from knhk_sidecar.cli.pages import gathered
 from knhk_sidecar.cli.render import grid, moment, short, show, structured
 from knhk_sidecar.cli.schedules import time_of
 from knhk_sidecar.cli.session import OUTPUTS, Session, connected, read_file
@@ -34,7 +35,6 @@ from knhk_workflow import (
     read_public_key,
 )
 
-PAGE: Final = 500  # entries per call while listing
 EXPORT_SECONDS: Final = 3_600.0  # a million entries take about two minutes
 RECEIPT: Final = b'{"format":"knhk-receipt"'
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
@@ -81,21 +81,18 @@ def list_entries(
         method=method,
         resource_prefix=resource,
         outcome=outcome.upper(),
-        page_size=min(PAGE, limit),
     )
     if after is not None:
         request.after.CopyFrom(time_of("--after", after))
     if before is not None:
         request.before.CopyFrom(time_of("--before", before))
-    whole = pb.ListAuditResponse()
     with session.client() as client:
-        while len(whole.entries) < limit:
-            page = client.admin.ListAudit(request, timeout=session.timeout)
-            whole.entries.extend(page.entries)
-            request.page_token = page.next_page_token
-            if not request.page_token:
-                break
-    del whole.entries[limit:]
+
+        def page(size: int, token: str) -> pb.ListAuditResponse:
+            request.page_size, request.page_token = size, token
+            return client.admin.ListAudit(request, timeout=session.timeout)
+
+        whole = gathered(limit, page, lambda found: found.entries)
     show(whole, session.output, lambda: _table(whole))
 
 

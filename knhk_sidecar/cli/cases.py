@@ -17,6 +17,7 @@ from rich.text import Text
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.cli.failure import Exit, Failure, safe
+from knhk_sidecar.cli.pages import PAGE, gathered
 from knhk_sidecar.cli.render import (
     Timeline,
     ago,
@@ -55,7 +56,6 @@ OUTCOMES: Final = {
     pb.TRIGGER_OUTCOME_KEPT: "kept until somebody waits",
     pb.TRIGGER_OUTCOME_DROPPED: "lost, nobody waits",
 }
-PAGE: Final = 500  # cases per call while listing
 RECONNECT_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 2.0, 2.0)  # a daemon that restarts is back within these
 
 
@@ -222,20 +222,12 @@ def list_cases(
     wanted = pb.CaseFilter(states=numbers, spec_id=spec_id, business_key=business_key)
     with session.client() as client:
 
+        def page(size: int, token: str) -> pb.ListCasesResponse:
+            request = pb.ListCasesRequest(filter=wanted, page_size=size, page_token=token)
+            return client.cases.ListCases(request, timeout=session.timeout)
+
         def ask() -> pb.ListCasesResponse:
-            whole = pb.ListCasesResponse()
-            token = ""
-            while len(whole.cases) < limit:
-                size = min(PAGE, limit - len(whole.cases))
-                page = client.cases.ListCases(
-                    pb.ListCasesRequest(filter=wanted, page_size=size, page_token=token), timeout=session.timeout
-                )
-                whole.cases.extend(page.cases)
-                token = page.next_page_token
-                if not token:
-                    break
-            whole.next_page_token = token
-            return whole
+            return gathered(limit, page, lambda found: found.cases)
 
         present(session.output, ask, _cases_table, watch)
 

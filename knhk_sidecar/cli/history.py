@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import track
 
 from knhk_sidecar.api import pb
-from knhk_sidecar.cli.cases import PAGE, history_events, show_events
+from knhk_sidecar.cli.cases import history_events, show_events
 from knhk_sidecar.cli.failure import Exit, Failure, safe
+from knhk_sidecar.cli.pages import PAGE
 from knhk_sidecar.cli.render import plain, structured
 from knhk_sidecar.cli.session import OUTPUTS, Session, connected, read_file
 from knhk_sidecar.client import Client
@@ -164,13 +165,12 @@ def _write(
 
 
 def _every_case(session: Session, client: Client, spec_id: str) -> list[str]:
-
     found: list[str] = []
     token = ""
     while True:
         request = pb.ListCasesRequest(filter=pb.CaseFilter(spec_id=spec_id), page_size=PAGE, page_token=token)
         page = client.cases.ListCases(request, timeout=session.timeout)
-        found += [each.case_id for each in page.cases]
+        found += [each.case_id for each in page.cases]  # the ids only: there may be a million cases
         token = page.next_page_token
         if not token:
             return found

@@ -13,10 +13,10 @@ from rich.text import Text
 from knhk_sidecar.api import pb
 from knhk_sidecar.cli.drawing import drawing_of
 from knhk_sidecar.cli.failure import Exit, Failure, safe
+from knhk_sidecar.cli.pages import gathered
 from knhk_sidecar.cli.render import ago, console, grid, moment, pairs, short, show
 from knhk_sidecar.cli.session import Session, connected, read_file, request_id_option
 
-PAGE: Final = 500  # workflows per call while listing
 TRACE_SHOWN: Final = 20  # tasks of a counterexample on the terminal; --output json has them all
 FORMATS: Final = ("json", "yaml", "yawl", "bpmn")
 _SUFFIXES: Final = {".json": "json", ".yaml": "yaml", ".yml": "yaml", ".yawl": "yawl", ".bpmn": "bpmn"}
@@ -90,22 +90,15 @@ def list_workflows(session: Session, prefix: str, all_versions: bool, limit: int
     Example:
       knhk workflow list
     """
-    whole = pb.ListWorkflowsResponse()
-    token = ""
     with session.client() as client:
-        while len(whole.workflows) < limit:
+
+        def page(size: int, token: str) -> pb.ListWorkflowsResponse:
             request = pb.ListWorkflowsRequest(
-                spec_id_prefix=prefix,
-                all_versions=all_versions,
-                page_size=min(PAGE, limit - len(whole.workflows)),
-                page_token=token,
+                spec_id_prefix=prefix, all_versions=all_versions, page_size=size, page_token=token
             )
-            page = client.workflows.ListWorkflows(request, timeout=session.timeout)
-            whole.workflows.extend(page.workflows)
-            token = page.next_page_token
-            if not token:
-                break
-    whole.next_page_token = token
+            return client.workflows.ListWorkflows(request, timeout=session.timeout)
+
+        whole = gathered(limit, page, lambda found: found.workflows)
     show(whole, session.output, lambda: _workflows_table(whole))
 
 
