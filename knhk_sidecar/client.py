@@ -212,7 +212,6 @@ class Client:
     uses the newest, and calls under way end on the connection that they began on. Taking a service raises NotReachable
     when certificates or server cannot be had, and WrongServer when it is not the expected one.
 
-
     Calls are made again where that is safe and the daemon has room for them, as knhk_sidecar/retries.py says.
     """
 

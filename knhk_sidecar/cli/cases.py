@@ -616,7 +616,6 @@ def _follow(session: Session, client: Client, case_id: str, after: int, types: S
 
 
 def _follow_all(session: Session, client: Client, spec_id: str, types: Sequence[str]) -> None:
-
     emit = _emitter(session, with_case=True)
     token = ""
 
@@ -650,7 +649,6 @@ def _reconnecting(messages: Callable[[], Iterator[bool]], done: Callable[[], boo
 
 
 def _emitter(session: Session, *, with_case: bool) -> Callable[[pb.HistoryEvent], None]:
-
     if session.output == "table":
         return Timeline(with_case=with_case).print
 
@@ -667,12 +665,10 @@ def _emitter(session: Session, *, with_case: bool) -> Callable[[pb.HistoryEvent]
 
 # -------------------------------------------------------------------------------------------------------------- tables
 def _show_case(session: Session, found: pb.Case) -> None:
-
     show(found, session.output, lambda: _case_table(found))
 
 
 def _show_run(session: Session, answer: pb.RunCaseResponse | pb.ExecuteCaseResponse) -> None:
-
     if session.output != "table":
         show(answer, session.output, lambda: "")
         return
@@ -687,7 +683,6 @@ def _show_run(session: Session, answer: pb.RunCaseResponse | pb.ExecuteCaseRespo
 
 
 def _cases_table(answer: pb.ListCasesResponse) -> RenderableType:
-
     if not answer.cases:
         return Text("No cases. `knhk case run WORKFLOW` makes one.", style="dim")
     table = grid("case", "workflow", ">version", "state", ">events", ">work", ">incidents", ">changed", "key")
@@ -711,7 +706,6 @@ def _deliveries(answer: pb.TriggerCaseResponse) -> RenderableType:
 
 
 def _case_table(found: pb.Case) -> RenderableType:
-
     head = pairs(
         (
             ("case", found.case_id),
@@ -737,7 +731,6 @@ def _case_table(found: pb.Case) -> RenderableType:
 
 
 def _data(data_json: bytes) -> str:
-
     if not data_json:
         return ""
     data = json.loads(data_json)
@@ -746,7 +739,6 @@ def _data(data_json: bytes) -> str:
 
 
 def _explanation(answer: pb.ExplainCaseResponse, everything: bool) -> RenderableType:
-
     head = Text.assemble((answer.case_id, "bold"), " is ", stated(case_state(answer.state)), f". {answer.sentence}")
     lines: list[Text] = [head]
     quiet = {pb.TASK_STATUS_IDLE, pb.TASK_STATUS_COMPLETED, pb.TASK_STATUS_UNREACHABLE}

@@ -76,7 +76,6 @@ def doctor(session: Session) -> None:
 
 
 def _findings(session: Session) -> Iterator[Finding]:
-
     yield _python()
     yield _clock()
     try:
@@ -264,7 +263,6 @@ def _space(store: Path) -> Finding:
 
 
 def _certificates(config: SidecarConfig) -> Iterator[Finding]:
-
     if not config.tls_enabled or not (config.tls_cert and config.tls_key and config.tls_ca):
         yield Finding("certificates", "ok", "none are configured; `knhk dev` makes its own")
         return
@@ -316,7 +314,6 @@ def _issuers(config: SidecarConfig) -> Iterator[Finding]:
 
 
 def _expiry(path: str, pem: bytes) -> Finding:
-
     leaf = x509.load_pem_x509_certificates(pem)[0]
     now = datetime.now(tz=UTC)
     left = leaf.not_valid_after_utc - now
@@ -345,7 +342,6 @@ def _expiry(path: str, pem: bytes) -> Finding:
 
 
 def _ports(config: SidecarConfig, running: bool) -> Iterator[Finding]:
-
     for name in ("address", "http_address", "metrics_address"):
         address: str = getattr(config, name)
         if not address:
@@ -378,7 +374,6 @@ def _bind(host: str, port: int) -> None:
 
 
 def _daemon(session: Session) -> Finding:
-
     try:
         with session.client() as client:
             status = client.admin.GetStatus(pb.GetStatusRequest(omit_document_schema=True), timeout=DAEMON_SECONDS)
@@ -397,7 +392,6 @@ def _daemon(session: Session) -> Finding:
 
 
 def _print(findings: Sequence[Finding]) -> None:
-
     styles = {"ok": "green", "warning": "yellow", "error": "bold red"}
     for each in findings:
         line = Text.assemble((f"{each.verdict:<8}", styles[each.verdict]), (f"{each.check:<16}", "bold"), each.message)

@@ -147,7 +147,6 @@ def _export_proof(session: Session, case_ids: tuple[str, ...], file: Path | None
 def _write(
     session: Session, client: Client, case_ids: tuple[str, ...], spec_id: str, stream: TextIO
 ) -> tuple[int, int]:
-
     chosen = case_ids or tuple(_every_case(session, client, spec_id))
     events = 0
     if stream.isatty() or not sys.stderr.isatty():

@@ -51,7 +51,6 @@ class Session:
 
     def endpoint(self) -> Endpoint:
         """Where the daemon is. Raises `Failure` when that cannot be known."""
-
         try:
             token = self._token()
             if self.address:
@@ -81,7 +80,6 @@ class Session:
     @contextmanager
     def client(self) -> Iterator[Client]:
         """A client for the length of a command; gRPC errors leave it as `Failure`."""
-
         endpoint = self.endpoint()
         try:
             with Client(endpoint) as client:
@@ -96,7 +94,6 @@ class Session:
 
 def ready_path(data_dir: Path | None) -> Path:
     """Where a daemon in developer mode says how to reach it: what `knhk dev` with the same settings would write."""
-
     try:
         config = load({"data_dir": str(data_dir)} if data_dir is not None else {}).config
     except ConfigError as error:
@@ -191,10 +188,8 @@ request_id_option = click.option(
 
 
 def data_argument(data: str | None, assignments: Sequence[str] = ()) -> bytes:
-    """`--data` and `--set` together as a JSON object;
-
-    empty when neither is given. `--set` wins over the same name in `--data`.
-    """
+    """`--data` and `--set` together as a JSON object; no bytes when neither is given. `--set` wins over the same name
+    in `--data`."""
     if data is None and not assignments:
         return b""
     value: object = {} if data is None else _json(_text(data))
@@ -293,7 +288,6 @@ _MENDS_BY_CODE: Final[Mapping[str, str]] = {
 
 def failure_of(error: grpc.Call, address: str) -> Failure:
     """What an error of a call means on the command line."""
-
     code = error.code().name
     message = error.details() or code
     reason, info, lines = "", {}, []

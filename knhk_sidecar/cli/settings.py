@@ -36,7 +36,6 @@ def show(file: Path | None, changed: bool, output: str) -> None:
     Example:
       KGC_SIDECAR_LOG_LEVEL=debug knhk config show --changed
     """
-
     try:
         lines = load(file=str(file) if file is not None else None).describe()
     except ConfigError as error:

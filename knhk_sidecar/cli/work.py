@@ -430,12 +430,10 @@ def leases_table(items: Iterable[pb.LeasedWorkItem]) -> RenderableType:
 
 
 def _show(session: Session, item: pb.WorkItem) -> None:
-
     show(item, session.output, lambda: _item_table(item))
 
 
 def _item_table(item: pb.WorkItem, *more: tuple[str, RenderableType]) -> RenderableType:
-
     return pairs(
         (
             ("item", item.item_id),
@@ -458,5 +456,4 @@ def _item_table(item: pb.WorkItem, *more: tuple[str, RenderableType]) -> Rendera
 
 
 def _after(item: pb.WorkItem, case: pb.CaseState.ValueType, opened: Iterable[str]) -> RenderableType:
-
     return _item_table(item, ("the case is", stated(case_state(case))), ("next work", "\n".join(opened)))

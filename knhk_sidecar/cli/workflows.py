@@ -147,7 +147,6 @@ def _format_of(file: Path, given: str | None) -> str:
 
 
 def _findings(findings: Iterable[pb.Finding]) -> list[RenderableType]:
-
     lines: list[RenderableType] = []
     styles = {pb.SEVERITY_ERROR: ("error", "bold red"), pb.SEVERITY_WARNING: ("warning", "yellow")}
     for each in findings:
@@ -174,7 +173,6 @@ def _soundness(verdict: pb.Soundness.ValueType) -> str:
 
 
 def _registered(answer: pb.RegisterWorkflowResponse) -> RenderableType:
-
     done = "registered" if answer.created else "was registered before"
     line = Text.assemble(
         (answer.spec_id, "bold"), f" {done}: version {answer.version}, {_soundness(answer.soundness)}."
@@ -183,7 +181,6 @@ def _registered(answer: pb.RegisterWorkflowResponse) -> RenderableType:
 
 
 def _validated(answer: pb.ValidateWorkflowResponse) -> RenderableType:
-
     verdict = ("valid", "green") if answer.valid else ("refused", "bold red")
     return Group(
         Text.assemble((answer.spec_id or "(no id)", "bold"), ": ", verdict, f", {_soundness(answer.soundness)}."),
@@ -192,7 +189,6 @@ def _validated(answer: pb.ValidateWorkflowResponse) -> RenderableType:
 
 
 def _workflows_table(answer: pb.ListWorkflowsResponse) -> RenderableType:
-
     if not answer.workflows:
         return Text("No workflows. `knhk workflow register FILE` adds one.", style="dim")
     table = grid("workflow", ">version", "name", ">tasks", "soundness", ">registered", "by")
@@ -205,7 +201,6 @@ def _workflows_table(answer: pb.ListWorkflowsResponse) -> RenderableType:
 
 
 def _workflow_page(found: pb.Workflow) -> RenderableType:
-
     head = pairs(
         (
             ("workflow", found.spec_id),

@@ -46,10 +46,8 @@ class RestServer:
     def __init__(
         self, pipeline: Pipeline, health: HealthView, config: SidecarConfig, tls: TlsSource | None = None
     ) -> None:
-        """With `tls` it speaks HTTPS;
-
-        a client certificate is then asked for, and demanded by the pipeline except for health.
-        """
+        """With `tls` it speaks HTTPS: a client certificate is then asked for, and demanded by the pipeline except for
+        health."""
         self._config = config
         self._tls = tls
         self._leaving = asyncio.Event()
