@@ -32,7 +32,7 @@ from knhk_sidecar.api.services.work_items import WorkItemService
 from knhk_sidecar.api.services.workflows import WorkflowService
 from knhk_workflow import CallMeta, Unsupported, WorkflowEngine
 
-__all__ = ["services", "unavailable", "Daemon", "Component", "Health", "Setting"]
+__all__ = ["services", "unavailable", "function_of", "Daemon", "Component", "Health", "Setting"]
 
 ENGINE_OFF = "workflow engine"
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -69,13 +69,18 @@ def unavailable(implementations: Mapping[str, object]) -> tuple[str, ...]:
         for service in pb.SERVICES
         for implementation in (implementations.get(service.full_name),)
         for method in service.methods
-        if isinstance(implementation, SimpleNamespace) or not hasattr(implementation, _snake(method.name))
+        if isinstance(implementation, SimpleNamespace) or not hasattr(implementation, function_of(method.name))
     )
     return tuple(sorted(set(missing)))
 
 
+def function_of(call: str) -> str:
+    """The name of the method that carries a call out: `GetCase` -> `get_case`."""
+    return _WORD.sub("_", call).lower()
+
+
 def _switched_off(service: ServiceDescriptor) -> SimpleNamespace:
-    return SimpleNamespace(**{_snake(method.name): _refusing(method) for method in service.methods})
+    return SimpleNamespace(**{function_of(method.name): _refusing(method) for method in service.methods})
 
 
 def _refusing(method: MethodDescriptor) -> Refusing:
@@ -95,7 +100,3 @@ def _raising(error: Unsupported) -> Iterator[Message]:
 
 def _engine_off() -> Unsupported:
     return Unsupported(ENGINE_OFF, "set KGC_SIDECAR_WORKFLOW_ENABLED=true and restart the sidecar")
-
-
-def _snake(name: str) -> str:
-    return _WORD.sub("_", name).lower()
