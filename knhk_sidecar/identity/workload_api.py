@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -96,18 +96,6 @@ class WorkloadApi:
         return self._states(
             "FetchJWTBundles", workload_pb2.JWTBundlesRequest(), workload_pb2.JWTBundlesResponse, _key_sets
         )
-
-    async def jwt_svid(self, audience: Sequence[str], spiffe_id: str = "") -> str:
-        """A new JWT-SVID of ours for this audience."""
-        call = self._channel.unary_unary(
-            f"/{SERVICE}/FetchJWTSVID",
-            request_serializer=workload_pb2.JWTSVIDRequest.SerializeToString,
-            response_deserializer=workload_pb2.JWTSVIDResponse.FromString,
-        )
-        answer = await call(workload_pb2.JWTSVIDRequest(audience=audience, spiffe_id=spiffe_id), metadata=HEADER)
-        if not answer.svids:
-            raise InvalidMaterial("the agent sent no JWT-SVID")
-        return str(answer.svids[0].svid)
 
     async def _states(
         self, method: str, request: Message, response: type[Answer], parse: Callable[[Answer], State]
