@@ -40,7 +40,7 @@ def list_connectors(session: Session) -> None:
     Example:
       knhk connector list
     """
-    whole = _connectors(session, probe=False)
+    whole = all_connectors(session)
     show(whole, session.output, lambda: _table(whole))
 
 
@@ -53,7 +53,7 @@ def probe(session: Session) -> None:
     Example:
       knhk connector probe
     """
-    whole = _connectors(session, probe=True)
+    whole = all_connectors(session, max(session.timeout, PROBE_SECONDS))
     show(whole, session.output, lambda: _table(whole))
 
 
@@ -168,13 +168,14 @@ def discard(session: Session, dead_letter_id: str, reason: str, request_id: str)
     show(answer, session.output, lambda: _letter(answer.dead_letter))
 
 
-def _connectors(session: Session, *, probe: bool) -> pb.ListConnectorsResponse:
-    timeout = max(session.timeout, PROBE_SECONDS if probe else 0.0)
+def all_connectors(session: Session, probe_seconds: float = 0.0) -> pb.ListConnectorsResponse:
+    """Every connector. With `probe_seconds` it is tried whether the other side of each can be reached; they bound the
+    wait for an answer."""
     with session.client() as client:
 
         def page(size: int, token: str) -> pb.ListConnectorsResponse:
-            request = pb.ListConnectorsRequest(page_size=size, page_token=token, probe=probe)
-            return client.admin.ListConnectors(request, timeout=timeout)
+            request = pb.ListConnectorsRequest(page_size=size, page_token=token, probe=bool(probe_seconds))
+            return client.admin.ListConnectors(request, timeout=probe_seconds or session.timeout)
 
         return gathered(None, page, lambda found: found.connectors)
 

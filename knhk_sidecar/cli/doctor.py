@@ -21,6 +21,7 @@ from cryptography import x509
 from rich.text import Text
 
 from knhk_sidecar.api import pb
+from knhk_sidecar.cli.connectors import PROBE_SECONDS, all_connectors
 from knhk_sidecar.cli.failure import Exit, Failure
 from knhk_sidecar.cli.render import console, structured
 from knhk_sidecar.cli.session import Session, connected
@@ -36,7 +37,6 @@ SPACE_MIN: Final = 64 * 1024 * 1024  # bytes; below it the store refuses writes 
 SPACE_GOOD: Final = 1024 * 1024 * 1024  # bytes; a day of a busy sidecar
 EXPIRY_NEAR: Final = timedelta(hours=1)  # a certificate that is replaced in time never comes this close
 YEAR_MIN: Final = 2025  # a clock before the product existed is not set
-PROBE_SECONDS: Final = 10.0  # a probe of a connector takes up to five
 DAEMON_SECONDS: Final = 3.0  # a daemon that is well answers in milliseconds
 
 
@@ -139,9 +139,7 @@ def _limits(session: Session) -> Iterator[Finding]:
 def _connectors(session: Session) -> Iterator[Finding]:
     """Whether the daemon reaches what its connectors call."""
     try:
-        with session.client() as client:
-            request = pb.ListConnectorsRequest(probe=True)
-            found = client.admin.ListConnectors(request, timeout=PROBE_SECONDS).connectors
+        found = all_connectors(session, PROBE_SECONDS).connectors
     except Failure as failure:
         yield Finding("connectors", "warning", failure.message, failure.mend)
         return

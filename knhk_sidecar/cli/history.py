@@ -17,7 +17,7 @@ from knhk_sidecar.cli.cases import history_events, show_events
 from knhk_sidecar.cli.failure import Exit, Failure, safe
 from knhk_sidecar.cli.pages import PAGE
 from knhk_sidecar.cli.render import plain, structured
-from knhk_sidecar.cli.session import OUTPUTS, Session, connected, read_file
+from knhk_sidecar.cli.session import FILE, OUTPUTS, Session, connected, read_file
 from knhk_sidecar.client import Client
 from knhk_workflow import InvalidInput, prove_export, read_public_key
 
@@ -53,9 +53,7 @@ def show(session: Session, case_id: str) -> None:
 @history.command("export")
 @click.argument("case_ids", nargs=-1, metavar="[CASE]...")
 @click.option("--workflow", "spec_id", default="", help="Without case ids: only cases of this workflow.")
-@click.option(
-    "--file", type=click.Path(dir_okay=False, path_type=Path), help="Where to write; otherwise standard output."
-)
+@click.option("--file", type=FILE, help="Where to write; otherwise standard output.")
 @click.option("--proof", is_flag=True, help="One case as a document that `knhk history verify` proves offline.")
 @connected
 def export(session: Session, case_ids: tuple[str, ...], spec_id: str, file: Path | None, proof: bool) -> None:
@@ -87,7 +85,7 @@ def export(session: Session, case_ids: tuple[str, ...], spec_id: str, file: Path
 @click.option(
     "--key",
     "key",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     help="The daemon's public key, SIGNING_KEY.pub: it must have signed the file.",
 )
 @click.option("-o", "--output", type=click.Choice(OUTPUTS), default="table", show_default=True)

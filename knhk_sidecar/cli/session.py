@@ -106,7 +106,7 @@ def _store(ctx: click.Context, parameter: click.Parameter, value: object) -> Non
     setattr(ctx.ensure_object(Session), parameter.name, value)
 
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
+FILE: Final = click.Path(dir_okay=False, path_type=Path)
 _OPTIONS: Final = (
     click.option(
         "-o", "--output", type=click.Choice(OUTPUTS), default="table", show_default=True, expose_value=False,
@@ -117,11 +117,11 @@ _OPTIONS: Final = (
         help="The daemon's gRPC address; otherwise the running daemon of --data-dir.",
     ),
     click.option(
-        "--ca", envvar="KNHK_CA", type=_FILE, expose_value=False, callback=_store,
+        "--ca", envvar="KNHK_CA", type=FILE, expose_value=False, callback=_store,
         help="Authority of the daemon's certificate.",
     ),
-    click.option("--cert", envvar="KNHK_CERT", type=_FILE, expose_value=False, callback=_store, help="Certificate."),
-    click.option("--key", envvar="KNHK_KEY", type=_FILE, expose_value=False, callback=_store, help="Its key."),
+    click.option("--cert", envvar="KNHK_CERT", type=FILE, expose_value=False, callback=_store, help="Certificate."),
+    click.option("--key", envvar="KNHK_KEY", type=FILE, expose_value=False, callback=_store, help="Its key."),
     click.option(
         "--server-name", envvar="KNHK_SERVER_NAME", default="", metavar="NAME", expose_value=False, callback=_store,
         help="DNS name in the daemon's certificate, when it is not the host of --address.",
@@ -131,7 +131,7 @@ _OPTIONS: Final = (
         help="Bearer token, instead of --cert and --key. Others on this host see it; prefer the variable or the file.",
     ),
     click.option(
-        "--token-file", envvar="KNHK_TOKEN_FILE", type=_FILE, expose_value=False, callback=_store,
+        "--token-file", envvar="KNHK_TOKEN_FILE", type=FILE, expose_value=False, callback=_store,
         help="File with a bearer token, read again when it changes.",
     ),
     click.option(
