@@ -1,10 +1,10 @@
 """Checkpoints of the audit, carried off the host: what is kept elsewhere tells later whether the log has lost anything.
 
 Now and then, when there is something new, the signed checkpoints of all logs go to a file in a directory (a mounted
-volume, best one that this daemon can only write to) and as a POST to an address. The file is named after the store, so
-many daemons can share a directory. Before it is replaced, what is there is held against the store: one that does not
-continue it (an older copy was brought back, or history was rewritten) is not pushed; the daemon says so in its log, its
-health and its metrics, and the evidence stays as it is until an operator moves it away.
+volume, best one of another host that nobody but this daemon can write to) and as a POST to an address. The file is
+named after the store, so many daemons can share a directory. Before it is replaced, what is there is held against the
+store: one that does not continue it (an older copy was brought back, or history was rewritten) is not pushed; the
+daemon says so in its log, its health and its metrics, and the evidence stays as it is until an operator moves it away.
 """
 
 from __future__ import annotations
