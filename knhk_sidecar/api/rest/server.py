@@ -70,11 +70,6 @@ class RestServer:
         self._serving: asyncio.Task[None] | None = None
         self.address = ""
 
-    @property
-    def url(self) -> str:
-        """`http://127.0.0.1:8080`."""
-        return f"{'https' if self._tls is not None else 'http'}://{self.address}"
-
     async def start(self) -> None:
         """Listens. Raises OSError when the address cannot be had."""
         host, port = split_address(self._config.http_address)
