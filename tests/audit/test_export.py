@@ -167,7 +167,8 @@ def forged(value: Any, chance: random.Random) -> bool:
 @pytest.mark.parametrize("spelled", [str.upper, lambda text: f" {text}", lambda text: f"{text[:2]} {text[2:]}"])
 def test_a_signature_has_one_spelling(history: History, spelled: Callable[[str], str]) -> None:
     lines = lines_of(history.plain)
-    lines[-1]["signature"] = spelled(lines[-1]["signature"])
+    ending = lines[-1]["end"]
+    ending["signature"] = spelled(ending["signature"])
     assert "not hexadecimal" in proven(summed(lines), history).problem
 
 
