@@ -1,8 +1,7 @@
 """The gRPC transport: listeners, hardening, and each operation as a handler that does nothing but run the pipeline.
 
 Handlers are made here from the pipeline's own list of methods, health and reflection included; the server has no other
-way to get one. The server's options are answers to attacks and accidents that were
-tried; each says which.
+way to get one. The server's options are answers to attacks and accidents that were tried; each says which.
 """
 
 from __future__ import annotations
@@ -108,19 +107,9 @@ class RpcServer:
         unknown, parse = self._pipeline.unknown_callers, method.request.FromString
 
         async def unary(raw: bytes, context: Context) -> Message:
-            leaf, chain, tls = _security(context)
-            call = Call(
-                method,
-                protocol="grpc",
-                peer=context.peer(),
-                leaf=leaf,
-                tls=tls,
-                chain=chain,
-                deadline=deadline(context.time_remaining()),
-                metadata=cast("tuple[tuple[str, str | bytes], ...]", context.invocation_metadata()),
-            )
+            call = _call(method, context, deadline(context.time_remaining()))
             try:
-                if unknown and leaf is None:  # who has a certificate was let in by TLS
+                if unknown and call.leaf is None:  # who has a certificate was let in by TLS
                     await identify(call)
                 return cast(Message, await run(call, parse(raw)))
             except Refusal as refusal:
@@ -134,20 +123,10 @@ class RpcServer:
 
         async def stream(given: bytes | AsyncIterator[Message], context: Context) -> Message | None:
             remaining = context.time_remaining()
-            leaf, chain, tls = _security(context)
-            call = Call(
-                method,
-                protocol="grpc",
-                peer=context.peer(),
-                leaf=leaf,
-                tls=tls,
-                chain=chain,
-                deadline=0 if remaining is None else deadline(remaining),
-                metadata=cast("tuple[tuple[str, str | bytes], ...]", context.invocation_metadata()),
-                send=context.write if method.server_streaming else None,
-            )
+            send = context.write if method.server_streaming else None
+            call = _call(method, context, 0 if remaining is None else deadline(remaining), send)
             try:
-                if unknown and leaf is None:
+                if unknown and call.leaf is None:
                     await identify(call)
                 return await run(call, parse(given) if isinstance(given, bytes) else given)
             except Refusal as refusal:
@@ -195,6 +174,23 @@ def server_options(config: SidecarConfig) -> list[tuple[str, int]]:
 KEEPALIVE_TIMEOUT_MS: Final = 20_000  # gRPC's default; a paused container answers late
 PING_STRIKES_MAX: Final = 2  # gRPC's default
 _TLS = b"ssl"
+
+
+def _call(
+    method: Method, context: Context, deadline: int, send: Callable[[Message], Awaitable[None]] | None = None
+) -> Call:
+    leaf, chain, tls = _security(context)
+    return Call(
+        method,
+        protocol="grpc",
+        peer=context.peer(),
+        leaf=leaf,
+        tls=tls,
+        chain=chain,
+        deadline=deadline,
+        metadata=cast("tuple[tuple[str, str | bytes], ...]", context.invocation_metadata()),
+        send=send,
+    )
 
 
 def _security(context: Context) -> tuple[bytes | None, bytes, bool]:
