@@ -400,13 +400,9 @@ class Sidecar:
 
     def _file_source(self, files: TlsFiles, domain: TrustDomain | None) -> FileSource:
         try:
-            source = FileSource(files, domain)
+            return FileSource(files, domain, self.config.spiffe_id)
         except InvalidMaterial as error:
             raise CannotStart(f"TLS cannot be set up: {error}", EXIT_SETTINGS) from error
-        wanted, own = self.config.spiffe_id, str(source.material.spiffe_id or "")
-        if wanted and wanted != own:
-            raise CannotStart(f"spiffe_id is {wanted}, but {files.cert} is for {own or 'no SPIFFE id'}", EXIT_SETTINGS)
-        return source
 
     def _token_check(self) -> TokenCheck | None:
         """Which bearer tokens count; None: none does. Their keys come in the background."""
@@ -539,7 +535,8 @@ class Sidecar:
         try:
             await server.start()
         except OSError as error:
-            raise CannotListen(f"cannot listen on {self.config.http_address} for HTTP: {error.strerror}") from error
+            why = error.strerror or error
+            raise CannotListen(f"cannot listen on {self.config.http_address} for HTTP: {why}") from error
         self._stops.append(lambda: server.stop(self.config.drain_seconds))
         return server.address
 

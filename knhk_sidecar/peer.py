@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from knhk_sidecar.client import Endpoint, NotReachable, WrongServer
 from knhk_sidecar.credentials import Shown
-from knhk_sidecar.identity.certificate import Bundles, RefusedCertificate, parse_leaf
+from knhk_sidecar.identity.certificate import Bundles, RefusedCertificate, authorities_for_ssl, parse_leaf
 from knhk_sidecar.identity.spiffe_id import InvalidSpiffeId, SpiffeId, TrustDomain
 
 CHECK_SECONDS: Final = 5.0  # for the handshake that asks who the server is: the daemon's own limit for one
@@ -75,7 +75,7 @@ def _handshake(endpoint: Endpoint, bundle: bytes, shown: Shown) -> tuple[str, by
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the authorities of a bundle need not be self-signed
     context.set_alpn_protocols(["h2"])
     try:
-        context.load_verify_locations(cadata=bundle.decode("ascii"))
+        context.load_verify_locations(cadata=authorities_for_ssl(bundle))
         _show(context, shown)
         with _connected(endpoint.address) as (connection, target):
             name = endpoint.server_name or None

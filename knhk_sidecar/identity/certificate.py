@@ -21,6 +21,7 @@ from typing import Final, Literal
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from knhk_sidecar.identity.spiffe_id import InvalidSpiffeId, SpiffeId, TrustDomain
@@ -45,6 +46,13 @@ class RefusedCertificate(Exception):
     def __init__(self, rule: Rule, problem: str) -> None:
         super().__init__(problem)
         self.rule = rule
+
+
+def authorities_for_ssl(pem: bytes) -> bytes:
+    """The certificates of a PEM bundle as `ssl.SSLContext.load_verify_locations` takes them: DER, one after the other.
+    It takes PEM as ASCII only, and what stands between the certificates of a bundle may be anything. Raises ValueError
+    for a bundle without certificates."""
+    return b"".join(each.public_bytes(Encoding.DER) for each in x509.load_pem_x509_certificates(pem))
 
 
 @dataclass(frozen=True, slots=True)

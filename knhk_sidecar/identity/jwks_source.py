@@ -241,6 +241,8 @@ class FileKeys(KeySource):
                     self.adopt(keys)
             except InvalidKeys as error:
                 self.lose(str(error))
+            except Exception as error:  # noqa: BLE001  # whoever stops looking never sees the keys that mend it
+                self.lose(f"{self._path} cannot be used: {error!r}")
 
     def _changed(self) -> KeySet | None:
         stamp = files.stamp(self._path)
@@ -302,7 +304,10 @@ class AgentBundles:
     def _take(self, state: Mapping[TrustDomain, bytes]) -> None:
         """Each message is the whole state."""
         for domain, source in self.domains.items():
-            source.take(state.get(domain))
+            try:
+                source.take(state.get(domain))
+            except Exception as error:  # noqa: BLE001  # the other domains have keys of their own
+                source.lose(f"the agent's bundle cannot be used: {error!r}")
 
     def _lose(self, problem: str) -> None:
         for source in self.domains.values():

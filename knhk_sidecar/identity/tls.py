@@ -9,6 +9,7 @@ fit together is logged once, and what was in use stays.
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -124,11 +125,13 @@ class TlsSource(ABC):
 class FileSource(TlsSource):
     """Material from PEM files that may be replaced at any time."""
 
-    def __init__(self, files: TlsFiles, trust_domain: TrustDomain | None = None) -> None:
-        """Reads the files. Without `trust_domain`, callers have to be of the server's own. Raises InvalidMaterial."""
+    def __init__(self, files: TlsFiles, trust_domain: TrustDomain | None = None, spiffe_id: str = "") -> None:
+        """Reads the files. Without `trust_domain`, callers have to be of the server's own; with `spiffe_id` the
+        server's certificate has to be for it, now and whenever it is replaced. Raises InvalidMaterial."""
         self._files = files
+        self._wanted = spiffe_id
         self._stamps = _stamps(files)
-        material = read_material(files)
+        material = self._of_this_server(read_material(files))
         if trust_domain is None:
             if material.spiffe_id is None:
                 raise InvalidMaterial(f"{files.cert} has no SPIFFE id: set spiffe_trust_domain to that of the callers")
@@ -161,12 +164,21 @@ class FileSource(TlsSource):
             return None
         self._stamps = stamps
         try:
-            material = read_material(self._files)
+            material = self._of_this_server(read_material(self._files))
+            if material.not_after <= time.time():
+                raise InvalidMaterial(f"{self._files.cert} has ended already")
         except InvalidMaterial as error:
             self.problem = f"the new files are refused: {error}"
             _log.error("tls_material_refused", problem=str(error), consequence=STAYS)
             return None
         self.problem = ""
+        return material
+
+    def _of_this_server(self, material: Material) -> Material:
+        """The same, when it is for the id that this server has to have. Raises InvalidMaterial."""
+        own = str(material.spiffe_id or "")
+        if self._wanted and own != self._wanted:
+            raise InvalidMaterial(f"spiffe_id is {self._wanted}, but {self._files.cert} is for {own or 'no SPIFFE id'}")
         return material
 
 

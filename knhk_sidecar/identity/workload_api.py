@@ -94,7 +94,7 @@ class WorkloadApi:
     def jwt_bundles(self) -> AsyncGenerator[Mapping[TrustDomain, bytes], None]:
         """The key sets (RFC 7517, JSON) that JWT-SVIDs of each trust domain are verified with, whole each time."""
         return self._states(
-            "FetchJWTBundles", workload_pb2.JWTBundlesRequest(), workload_pb2.JWTBundlesResponse, _key_sets
+            "FetchJWTBundles", workload_pb2.JWTBundlesRequest(), workload_pb2.JWTBundlesResponse, key_sets
         )
 
     async def _states(
@@ -161,8 +161,15 @@ def parse_x509(answer: workload_pb2.X509SVIDResponse) -> X509State:
     return X509State(tuple(_material(svid, federated) for svid in answer.svids))
 
 
-def _key_sets(answer: workload_pb2.JWTBundlesResponse) -> Mapping[TrustDomain, bytes]:
-    return {_domain(name): bundle for name, bundle in answer.bundles.items()}
+def key_sets(answer: workload_pb2.JWTBundlesResponse) -> Mapping[TrustDomain, bytes]:
+    """One message of FetchJWTBundles; a bundle of something that is no trust domain is left out."""
+    found = {}
+    for name, bundle in answer.bundles.items():
+        try:
+            found[_domain(name)] = bundle
+        except InvalidMaterial as refused:  # the keys of the others do not hang on it
+            _log.warning("jwt_bundle_refused", problem=str(refused))
+    return found
 
 
 def _material(svid: workload_pb2.X509SVID, federated: Mapping[TrustDomain, bytes]) -> Material:

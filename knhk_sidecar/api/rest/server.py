@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, cast
 
+import structlog
 from uvicorn import Config, Server
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -23,6 +24,8 @@ from knhk_sidecar.api import pb
 from knhk_sidecar.api.rest.routes import RouteTable
 from knhk_sidecar.api.rest.surface import CHAIN, LEAF, LOOPBACK, Surface
 from knhk_sidecar.config import SidecarConfig, is_loopback, join_address, split_address
+from knhk_sidecar.identity.certificate import authorities_for_ssl
+from knhk_sidecar.identity.tls import STAYS
 
 if TYPE_CHECKING:
     from knhk_sidecar.identity.tls import Material, TlsSource
@@ -35,6 +38,8 @@ KEEP_ALIVE_SECONDS: Final = 75  # longer than what usual proxies keep an idle co
 CONNECTIONS_MAX: Final = 1_024  # half of the usual limit of open files; the rest is the store's and gRPC's
 BACKLOG: Final = 512
 STOP_SECONDS: Final = 1.0  # for responses that are being written once the daemon has drained
+
+_log = structlog.get_logger(__name__)
 
 
 class RestServer:
@@ -71,15 +76,16 @@ class RestServer:
         self.address = ""
 
     async def start(self) -> None:
-        """Listens. Raises OSError when the address cannot be had."""
+        """Listens. Raises OSError when the address cannot be had, ssl.SSLError (one too) when TLS does not take the
+        certificate."""
         host, port = split_address(self._config.http_address)
-        listener = _listen(host, port)
-        self.address = join_address(host, listener.getsockname()[1])
         config = self._server.config
         config.load()
         config.http_protocol_class = _LoopbackProtocol if is_loopback(self._config.http_address) else _Protocol
         if self._tls is not None:
             config.ssl = _Contexts(self._tls).first
+        listener = _listen(host, port)
+        self.address = join_address(host, listener.getsockname()[1])
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]), name="rest")
         while not self._server.started:
             if self._serving.done():
@@ -218,8 +224,11 @@ class _Contexts:
     def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         material = self._source.material
         if material is not self._material:
-            self._newest = _context(material)
             self._material = material
+            try:
+                self._newest = _context(material)
+            except (OSError, ValueError) as error:
+                _log.error("tls_material_refused", listener="http", problem=str(error), consequence=STAYS)
         connection.context = self._newest
 
 
@@ -229,7 +238,7 @@ def _context(material: Material) -> ssl.SSLContext:
     context.num_tickets = 0  # each connection shows its certificates, to the authorities of that moment
     context.options |= ssl.OP_NO_TICKET
     context.verify_mode = ssl.CERT_OPTIONAL  # a kubelet has none; the pipeline lets it ask for health only
-    context.load_verify_locations(cadata=material.roots.decode("ascii"))
+    context.load_verify_locations(cadata=authorities_for_ssl(material.roots))
     descriptor, path = tempfile.mkstemp(prefix="knhk-")  # mode 0600; the library reads keys from files only
     try:
         with os.fdopen(descriptor, "wb") as stream:

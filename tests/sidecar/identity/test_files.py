@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import stat
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,32 @@ async def test_files_of_any_kind_do_not_end_the_following(tmp_path: Path, monkey
         while source.material is before or source.problem:  # noqa: ASYNC110  # it tells nobody
             await asyncio.sleep(0.01)
     following.cancel()
+
+
+def test_a_certificate_for_somebody_else_or_of_the_past_is_not_adopted(tmp_path: Path) -> None:
+    """The id is wanted of every certificate, not of the first one only."""
+    authority = Authority()
+    files = TlsFiles(str(tmp_path / "c"), str(tmp_path / "k"), str(tmp_path / "a"))
+
+    def put(wish: Wish) -> None:
+        for path, content in zip((files.cert, files.key), authority.issue(wish), strict=True):
+            Path(path).write_bytes(content)
+
+    Path(files.ca).write_bytes(authority.pem)
+    put(Wish())
+    source = FileSource(files, None, "spiffe://a.org/web")
+    before = source.material
+    for wish, why in (
+        (Wish(uris=("spiffe://a.org/other",)), "spiffe_id is spiffe://a.org/web"),
+        (Wish(uris=(), dns=("localhost",)), "no SPIFFE id"),
+        (Wish(begins=timedelta(hours=-2), ends=timedelta(hours=-1)), "has ended"),
+    ):
+        put(wish)
+        assert not source.refresh()
+        assert source.material is before
+        assert why in source.problem
+    put(Wish())
+    assert source.refresh()
+    assert source.problem == ""
+    with pytest.raises(InvalidMaterial, match="spiffe_id is"):
+        FileSource(files, None, "spiffe://a.org/other")

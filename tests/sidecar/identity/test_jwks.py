@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from spiffe._proto import workload_pb2
 
 from knhk_sidecar.config import ConfigError
-from knhk_sidecar.identity import dev_ca
+from knhk_sidecar.identity import dev_ca, jwks_source, workload_api
 from knhk_sidecar.identity.dev_agent import DevAgent
 from knhk_sidecar.identity.jwks import KEYS_MAX, InvalidKeys, read_key_set
 from knhk_sidecar.identity.jwks_source import (
@@ -66,6 +67,10 @@ def test_what_each_key_is_for() -> None:
         {**ONE, "kid": "bad", "d": "AQAB"},
         {**TWO, "kid": "bad", "use": "enc"},
         {**TWO, "kid": "bad", "use": "x509-svid"},
+        {**TWO, "kid": "bad", "use": ["sig"]},
+        {**TWO, "kid": "bad", "kty": ["RSA"]},
+        {**CURVE, "kid": "bad", "crv": ["P-256"]},
+        {**ONE, "kid": "bad", "oth": 5, "p": {}, "d": None},
         {**TWO, "kid": "bad", "key_ops": ["sign"]},
         {**TWO, "kid": "bad", "alg": "HS256"},
         {**TWO, "kid": "bad", "alg": "none"},
@@ -370,3 +375,31 @@ def test_a_file_of_issuers(tmp_path: Path) -> None:
 def test_issuers_that_cannot_be_used(tmp_path: Path, text: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         read_issuers(written(tmp_path, text))
+
+
+async def test_a_file_of_any_kind_does_not_end_the_following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jwks_source, "LOOK_SECONDS", 0.01)
+    path = tmp_path / "keys.json"
+    path.write_bytes(key_set(ONE))
+    keys = FileKeys("file", str(path))
+    following = asyncio.create_task(keys.follow())
+    with monkeypatch.context() as breaking:
+        breaking.setattr(keys, "adopt", lambda _: 1 // 0)
+        path.write_bytes(key_set(ONE, TWO))
+        await until(lambda: "ZeroDivisionError" in keys.problem)
+    path.write_bytes(key_set(ONE, TWO, CURVE))
+    await until(lambda: set(keys.keys.keys) == {"one", "two", "curve"} and not keys.problem)
+    following.cancel()
+
+
+def test_one_bundle_of_an_agent_does_not_spoil_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = workload_pb2.JWTBundlesResponse(
+        bundles={"spiffe://a.org": key_set(ONE), "Not A Domain": key_set(TWO), "spiffe://b.org": b"nonsense"}
+    )
+    state = workload_api.key_sets(answer)
+    assert set(state) == {TrustDomain("a.org"), TrustDomain("b.org")}
+    bundles = AgentBundles("unix:///nowhere", frozenset(map(TrustDomain, ("a.org", "b.org", "c.org"))))
+    monkeypatch.setattr(bundles.domains[TrustDomain("b.org")], "adopt", lambda _: 1 // 0)
+    bundles._take({**state, TrustDomain("b.org"): key_set(TWO), TrustDomain("c.org"): key_set(CURVE)})
+    assert [set(source.keys.keys) for source in bundles.domains.values()] == [{"one"}, set(), {"curve"}]
+    assert "ZeroDivisionError" in bundles.domains[TrustDomain("b.org")].problem

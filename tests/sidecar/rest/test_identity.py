@@ -8,23 +8,34 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx2
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from knhk_sidecar.api import pb
+from knhk_sidecar.app import CannotStart, Sidecar
+from knhk_sidecar.client import Client, Endpoint
+from knhk_sidecar.config import SidecarConfig
 from knhk_sidecar.identity.dev_ca import open_authority
-from tests.cli.daemon import Daemon, running
+from tests.cli.daemon import FREE, Daemon, running
+from tests.sidecar.identity.authority import Authority
 
 HEAD_SECONDS = 10.0  # what the server allows for the head of a request
 
 
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Path]]:
-    """A production daemon with TLS files, and the directory of its authority."""
+    """A production daemon with TLS files, and the directory of its authority, whose name is not English."""
     root = tmp_path_factory.mktemp("secured")
     authority = open_authority(root / "ca")
     server, client = authority.issue_server(), authority.issue_client()
+    authority.ca.write_bytes("# Behörde für alle Fälle\n".encode() + authority.ca.read_bytes())
     settings = root / "sidecar.toml"
     settings.write_text(
         f'tls_enabled = true\ntls_cert = "{server.cert}"\ntls_key = "{server.key}"\ntls_ca = "{authority.ca}"\n'
@@ -156,3 +167,42 @@ def test_too_many_elements_are_not_made_into_messages(secured: tuple[Daemon, Pat
     with client_of(*secured, certificate=True) as http:
         answer = http.post("/cases:runBatch", content=body)
         assert (answer.status_code, answer.json()["reason"]) == (422, "LIMIT_EXCEEDED"), answer.text
+
+
+def test_a_client_verifies_the_id_with_a_bundle_in_any_language(secured: tuple[Daemon, Path]) -> None:
+    daemon, directory = secured
+    ca, cert, key = (directory / name for name in ("ca.pem", "client.pem", "client.key"))
+    endpoint = Endpoint(daemon.ready["grpc"], ca, cert, key, server_id="spiffe://knhk.dev")
+    with Client(endpoint) as client:
+        assert client.admin.GetStatus(pb.GetStatusRequest(omit_document_schema=True), timeout=10).version
+
+
+async def test_a_certificate_that_the_listener_refuses_is_said_in_a_sentence(tmp_path: Path) -> None:
+    """1,024 bits: gRPC shows it, the library below HTTPS does not."""
+    authority, key = Authority(), rsa.generate_private_key(65537, 1024)
+    leaf = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(authority.name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(datetime.now(UTC))
+        .not_valid_after(datetime.now(UTC) + timedelta(hours=1))
+        .sign(authority.key, hashes.SHA256())
+    )
+    (tmp_path / "cert").write_bytes(leaf.public_bytes(Encoding.PEM))
+    (tmp_path / "key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    (tmp_path / "ca").write_bytes(authority.pem)
+    config = SidecarConfig(
+        workflow_db_path=":memory:",
+        tls_enabled=True,
+        tls_cert=str(tmp_path / "cert"),
+        tls_key=str(tmp_path / "key"),
+        tls_ca=str(tmp_path / "ca"),
+        spiffe_trust_domain="a.org",
+        address=FREE,
+        http_address=FREE,
+        metrics_address="",
+    )
+    with pytest.raises(CannotStart, match=r"cannot listen on 127\.0\.0\.1:0 for HTTP: .*too small"):
+        await Sidecar(config).start()
