@@ -15,10 +15,12 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import resources
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, cast
 
@@ -95,6 +97,9 @@ EXIT_STORE: Final = 5
 EXIT_LISTEN: Final = 6
 EXIT_INTERRUPTED: Final = 130
 
+Stop = Callable[[], Coroutine[object, object, None]]
+"""How a part of the daemon is stopped."""
+
 _log = structlog.get_logger("knhk_sidecar")
 
 
@@ -137,17 +142,18 @@ class Sidecar:
         """`engine` instead of the one that the settings describe; it is opened and closed here all the same."""
         self._loaded = loaded if isinstance(loaded, Loaded) else Loaded(loaded, {})
         self.config = self._loaded.config
+        self._log = log or Log(self.config.log_level, self.config.log_format)  # first: what follows may have to tell
         self.engine = engine if engine is not None else engine_of(self.config)
         self.counters = Counters()
         if self.engine is not None:
             self.counters.families(partial(connections, self.engine))
             self.counters.families(partial(audit_numbers, self.engine, lambda: self._push))
         self.addresses = Addresses()
-        self._log = log or Log(self.config.log_level, self.config.log_format)
+        self._level_for_now: tuple[asyncio.TimerHandle, str] | None = None
         self._clock: Callable[[], int] = self.engine.now if self.engine is not None else SystemClock().now
         self._started_at = self._clock()
         self._draining = False
-        self._stops: list[Callable[[], Coroutine[object, object, None]]] = []
+        self._stops: list[Stop] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._written: list[Path] = []
         self._tls: TlsSource | None = None
@@ -160,8 +166,8 @@ class Sidecar:
         self._disk = ""
         self._push: CheckpointPush | None = None
         self.pipeline: Pipeline
-        self._health: Health
-        self._rpc: RpcServer
+        self._health: Health | None = None
+        self._rpc: RpcServer | None = None
 
     # ------------------------------------------------------------------------------------------------------------ life
     async def start(self) -> Addresses:
@@ -169,24 +175,29 @@ class Sidecar:
         try:
             return await self._start()
         except BaseException:
-            await self._release()
+            try:
+                await self._release()
+            finally:
+                self._draining = True  # nothing is left for `stop`
             raise
 
     async def stop(self) -> None:
-        """Drains for at most drain_seconds and releases everything. Twice is fine."""
+        """Drains for at most drain_seconds and releases everything. Twice is fine, and so is without a start."""
         if self._draining:
             return
         self._draining = True
+        if self._health is None or self._rpc is None:
+            await self._release()
+            return
         grace = self.config.drain_seconds
         _log.info("draining", seconds=grace)
         self._health.leave()
         self.pipeline.end_streams(working=False)
-        stops = [asyncio.ensure_future(stop()) for stop in (self._stop_rpc, *self._stops)]
+        ways: list[Stop] = [partial(self._rpc.stop, grace), *self._stops]
+        stops = [asyncio.ensure_future(stop()) for stop in ways]
         await asyncio.wait(stops, timeout=min(STREAM_GRACE_SECONDS, grace / 2))
         self.pipeline.end_streams(working=True)
-        for outcome in await asyncio.gather(*stops, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                _log.error("listener_did_not_stop", problem=repr(outcome))
+        await _all_stopped(stops)
         await self._release()
         _log.info("stopped")
 
@@ -204,11 +215,11 @@ class Sidecar:
         plain = self._plain_principal()
         self._policies = self._policy()
         names = [service.full_name for service in pb.SERVICES]
-        self._health = Health(names)
+        health = self._health = Health(names)
         handlers = self._handlers()
         implementations: dict[str, object] = {
             **services(self.engine, self._daemon(plain)),
-            HEALTH.full_name: self._health,
+            HEALTH.full_name: health,
         }
         methods = {path: method for service in (*pb.SERVICES, HEALTH) for path, method in methods_of(service).items()}
         if self.config.dev or self.config.reflection_enabled:
@@ -234,8 +245,8 @@ class Sidecar:
         self.addresses = await self._listen(identities)
         if handlers:
             await self._start_handlers(handlers, implementations)
-        self._look()
-        self._spawn(self._keep_looking())
+        self._look(health)
+        self._spawn(self._keep_looking(health))
         if self._tls is not None:
             self._spawn(self._tls.follow())
         self._spawn(self._policies.follow())
@@ -243,7 +254,7 @@ class Sidecar:
             self._spawn(self._push.run())
         self._write_ready_files()
         gc.freeze()  # what start-up made lives as long as the process: no collection has to look at it again
-        _log.info("ready", version=__version__, **_told(self.addresses))
+        _log.info("ready", version=__version__, **_where(self.addresses))
         return self.addresses
 
     async def _open_engine(self) -> None:
@@ -281,14 +292,13 @@ class Sidecar:
         """What installed packages offer to do. Raises CannotStart."""
         if self.engine is None or not self.config.handlers_enabled:
             return {}
-        from importlib.metadata import entry_points  # noqa: PLC0415 - 15 ms that nobody else at start needs
-
-        if not entry_points(group=HANDLERS):
+        entries = entry_points(group=HANDLERS)
+        if not entries:
             return {}
         from knhk_sidecar.handlers import Unusable, installed  # noqa: PLC0415 - only where there are any
 
         try:
-            return installed()
+            return installed(entries)
         except Unusable as error:
             mend = "mend or remove the package, or set handlers_enabled=false"
             raise CannotStart(str(error), EXIT_SETTINGS, mend) from error
@@ -496,7 +506,7 @@ class Sidecar:
 
     async def _listen(self, identities: Addresses) -> Addresses:
         config = self.config
-        self._rpc = RpcServer(self.pipeline, config)
+        rpc = self._rpc = RpcServer(self.pipeline, config)
         tls = self._tls
         listeners = Listeners(
             config.address, tls.credentials() if tls else None, config.plain_listener, config.health_address
@@ -505,7 +515,7 @@ class Sidecar:
             credentials = tls.credentials(client_certificate=False)
             listeners = replace(listeners, token=config.token_address, token_credentials=credentials)
         try:
-            real = await self._rpc.start(listeners)
+            real = await rpc.start(listeners)
             http = await self._listen_http() if config.http_address else ""
             metrics = await self._listen_metrics() if config.metrics_address else ""
         except CannotListen as error:
@@ -553,26 +563,30 @@ class Sidecar:
         self._stops.append(exposition.stop)
         return address
 
-    async def _stop_rpc(self) -> None:
-        await self._rpc.stop(self.config.drain_seconds)
-
     async def _release(self) -> None:
-        """Lets go of everything, in any state of the start."""
+        """Lets go of everything, in any state of the start. What does not let go is told, and keeps nothing else: the
+        store above all, which the next daemon needs."""
+        if self._level_for_now is not None:
+            self._level_for_now[0].cancel()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        if not self._draining:  # the start failed: nobody is connected yet
-            for stop in self._stops:
-                await stop()
-            if hasattr(self, "_rpc"):
-                await self._rpc.stop(0)
-        for path in self._written:
-            path.unlink(missing_ok=True)
-        if self._push is not None and self.engine is not None and self.engine.status().open:
-            await self._push.close()
-        if self.engine is not None:
-            await self.engine.close()
+        try:
+            if not self._draining:  # the start failed: nobody is connected yet
+                ways = list(self._stops)
+                if self._rpc is not None:
+                    ways.append(partial(self._rpc.stop, 0))
+                await _all_stopped([asyncio.ensure_future(stop()) for stop in ways])
+            for path in self._written:
+                with _told(f"{path} is left behind"):
+                    path.unlink(missing_ok=True)
+            if self._push is not None and self.engine is not None and self.engine.status().open:
+                with _told("the last checkpoint was not pushed"):
+                    await self._push.close()
+        finally:
+            if self.engine is not None:
+                await self.engine.close()
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work)
@@ -621,7 +635,7 @@ class Sidecar:
         bad = [f"{part.name}: {part.detail}" for part in self.components() if part.status == "Unhealthy"]
         return not bad, "; ".join(bad)
 
-    def _look(self) -> None:
+    def _look(self, health: Health) -> None:
         """What health tells, and what is too dear to find out for every call."""
         if self.memory is not None:
             was = self.memory.short
@@ -629,7 +643,7 @@ class Sidecar:
             if self.memory.short != was:
                 _log.warning("memory", short=self.memory.short, used_mb=self.memory.used_bytes // MIB)
         self._disk = self._disk_problem()
-        self._health.set(self.ready()[0])
+        health.set(self.ready()[0])
 
     def _disk_problem(self) -> str:
         """Why the store's volume is a worry; empty when it is none."""
@@ -644,10 +658,10 @@ class Sidecar:
             return ""
         return f"the volume of {self.config.store_path} has {free} MiB left; writes are refused below 64 MiB"
 
-    async def _keep_looking(self) -> None:
+    async def _keep_looking(self, health: Health) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            self._look()
+            self._look(health)
 
     # ------------------------------------------------------------------------------------------------- what admin shows
     def _daemon(self, plain: Principal) -> Daemon:
@@ -700,9 +714,20 @@ class Sidecar:
             before = self._log.set_level(level)
         except ValueError as error:
             raise InvalidInput.field("level", str(error)) from error
+        lasting = before
+        if self._level_for_now is not None:
+            timer, lasting = self._level_for_now
+            timer.cancel()
+            self._level_for_now = None
         if seconds > 0:
-            asyncio.get_running_loop().call_later(seconds, self._log.set_level, before)
+            timer = asyncio.get_running_loop().call_later(seconds, self._set_lasting_level, lasting)
+            self._level_for_now = timer, lasting
         return before
+
+    def _set_lasting_level(self, level: str) -> None:
+        """The time of another one is over."""
+        self._level_for_now = None
+        self._log.set_level(level)
 
     def _write_ready_files(self) -> None:
         content = json.dumps(asdict(self.addresses), indent=2).encode() + b"\n"
@@ -818,7 +843,23 @@ def _add_reflection(implementations: dict[str, object], names: Sequence[str]) ->
     return {**methods_of(reflection.SERVICE), **methods_of(reflection.SERVICE, reflection.NAME_OF_TODAY)}
 
 
-def _told(addresses: Addresses) -> dict[str, str]:
+async def _all_stopped(stops: Iterable[Awaitable[object]]) -> None:
+    """Waits for all of them, whatever becomes of some."""
+    for outcome in await asyncio.gather(*stops, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            _log.error("listener_did_not_stop", problem=repr(outcome))
+
+
+@contextmanager
+def _told(problem: str) -> Iterator[None]:
+    """What goes wrong inside is told, and nothing more."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # whatever it is, the store must be released
+        _log.error("not_released", problem=f"{problem}: {error!r}")
+
+
+def _where(addresses: Addresses) -> dict[str, str]:
     """The listeners for the log line."""
     found = {
         "grpc": addresses.grpc,

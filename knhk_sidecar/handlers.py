@@ -11,16 +11,15 @@ leased, retried and given back as everybody else's. What cannot be loaded keeps 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Final, Protocol, cast
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.worker import Exchange, Handler, Refused, Worker
 from knhk_workflow import CallMeta, InvalidInput, WorkflowError
 
-GROUP: Final = "knhk_sidecar.handlers"
 PRINCIPAL: Final = "system:handlers"
 
 _log = logging.getLogger("knhk_sidecar.worker")
@@ -40,10 +39,10 @@ class Streams(Protocol):
         ...
 
 
-def installed() -> Mapping[str, Handler]:
-    """The handlers of all installed packages, by task. Raises Unusable."""
+def installed(entries: Iterable[EntryPoint]) -> Mapping[str, Handler]:
+    """What these entry points of installed packages name, by task. Raises Unusable."""
     found: dict[str, Handler] = {}
-    for entry in sorted(entry_points(group=GROUP), key=lambda each: each.name):
+    for entry in sorted(entries, key=lambda each: each.name):
         for task, handler in _loaded(entry).items():
             if task in found:
                 raise Unusable(f"two handlers are installed for task {task!r}, one of them by {entry.value}")

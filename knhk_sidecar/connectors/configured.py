@@ -19,12 +19,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import Final
+from typing import Final, cast
 
 from knhk_sidecar.config import CONNECTORS_TABLE, ConfigError, Problem, SidecarConfig
 from knhk_workflow import Connector, ConnectorConfig, ConnectorFactory, ConnectorSetup, Surroundings
 
 ENTRY_POINTS: Final = "knhk.connectors"
+OWN: Final = ("http", "grpc")  # kinds that are built in
 _LISTS: Final = ("allow", "networks")
 
 
@@ -36,13 +37,14 @@ def connectors_of(config: SidecarConfig, environ: Mapping[str, str]) -> Connecto
     configured = [
         _one(name, value, config.connectors_file, problems) for name, value in table.items() if name not in _LISTS
     ]
+    others = _others(problems)
     if problems:
         raise ConfigError(problems)
     return ConnectorSetup(
         configured=tuple(each for each in configured if each is not None),
         allow=(*config.connector_allow, *lists["allow"]),
         networks=(*config.connector_networks, *lists["networks"]),
-        kinds={"grpc": _grpc, **_others()},
+        kinds={"grpc": _grpc, **others},
         environ=environ,
         secrets_directory=config.connector_secrets_dir,
     )
@@ -54,8 +56,24 @@ def _grpc(settings: bytes, surroundings: Surroundings) -> Connector:
     return make(settings, surroundings)
 
 
-def _others() -> dict[str, ConnectorFactory]:
-    return {each.name: each.load() for each in entry_points(group=ENTRY_POINTS)}
+def _others(problems: list[Problem]) -> dict[str, ConnectorFactory]:
+    """The kinds of installed packages. One that cannot be loaded, or that says it is another one, is a problem."""
+    found: dict[str, ConnectorFactory] = {}
+    for each in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.value):
+        where = f"{ENTRY_POINTS}: {each.name} = {each.value}"
+        if each.name in OWN or each.name in found:
+            problems.append(Problem(where, "this kind of connector is there already", "remove one of the packages"))
+            continue
+        try:
+            made: object = each.load()
+        except Exception as error:  # noqa: BLE001  # whatever a package of others does when it is imported
+            problems.append(Problem(where, f"cannot be loaded: {error!r}", "mend or remove the package"))
+            continue
+        if not callable(made):
+            problems.append(Problem(where, "is no function (settings, surroundings) -> connector", "mend the package"))
+            continue
+        found[each.name] = cast("ConnectorFactory", made)
+    return found
 
 
 def _read(path: str, problems: list[Problem]) -> Mapping[str, object]:

@@ -94,8 +94,12 @@ def fetchable(url: str) -> bool:
 
 def _wrong(issuer: Issuer) -> list[str]:
     found = []
-    parts = urlsplit(issuer.issuer)
-    if not fetchable(issuer.issuer) or parts.query or not issuer.issuer.isascii() or not issuer.issuer.isprintable():
+    if (
+        not fetchable(issuer.issuer)
+        or urlsplit(issuer.issuer).query
+        or not issuer.issuer.isascii()
+        or not issuer.issuer.isprintable()
+    ):
         found.append(f"issuer: {issuer.issuer!r} is no https:// address without user, query and fragment")
     if issuer.jwks_uri and not fetchable(issuer.jwks_uri):
         found.append(f"jwks_uri: {issuer.jwks_uri!r} is no https:// address")

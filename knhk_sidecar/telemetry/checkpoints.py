@@ -85,6 +85,8 @@ class CheckpointPush:
                     self._pushed, self.pushed_at = sizes, time.time()
             except WorkflowError as error:
                 problem = f"no checkpoint can be made: {error.message}"
+            except Exception as error:  # noqa: BLE001  # whoever stops pushing looks as if there were nothing new
+                problem = f"no checkpoint can be pushed: {type(error).__name__}"  # its text may have the address
             if problem and problem != self.problem:
                 _log.error("checkpoint_not_pushed", problem=problem, conflict=self.conflict)
             self.problem = problem

@@ -153,3 +153,21 @@ async def test_what_is_wrong_with_an_address_is_told_without_its_secrets(tmp_pat
         assert "cannot be reached" in push.problem
         assert "hunter2" not in push.problem
         await push.close()
+
+
+async def test_what_nobody_thought_of_does_not_end_the_pushing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(tmp_path / "store", SigningKey.generate()) as engine:
+        await worked(engine, "a")
+        push = CheckpointPush(engine, str(tmp_path), "", 0.01)
+        with monkeypatch.context() as breaking:
+            breaking.setattr(push, "_to_directory", lambda _: 1 // 0)
+            running = asyncio.create_task(push.run())
+            async with asyncio.timeout(10):
+                while "ZeroDivisionError" not in push.problem:  # noqa: ASYNC110  # it tells nobody
+                    await asyncio.sleep(0.01)
+        numbers = {family.name: family.values for family in audit_numbers(engine, lambda: push)}
+        assert numbers["audit_push_failing"] == [((), 1)]
+        async with asyncio.timeout(10):
+            while push.problem or not push.pushed_at:  # noqa: ASYNC110  # as above
+                await asyncio.sleep(0.01)
+        running.cancel()

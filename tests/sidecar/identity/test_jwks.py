@@ -354,6 +354,7 @@ def test_a_file_of_issuers(tmp_path: Path) -> None:
     [
         ("", "has no table"),
         ("issuers = 1", "has no table"),
+        ('[issuers.a]\nissuer = "https://[::1"\naudiences = ["x"]', "no https:// address"),
         ("[issuers.a]", "missing required field `issuer`"),
         ('[issuers.a]\nissuer = "https://a.example"\naudiences = []', "length >= 1"),
         ('[issuers.a]\nissuer = "http://a.example"\naudiences = ["x"]', "no https:// address"),

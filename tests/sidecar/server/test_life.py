@@ -125,6 +125,7 @@ async def test_a_drain_tells_of_health(sidecar: Sidecar) -> None:
         sidecar.pipeline.end_streams(working=False)
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        assert sidecar._health is not None
         sidecar._health.leave()
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert await watch.read() is EOF
@@ -277,3 +278,70 @@ async def test_a_service_can_be_embedded_without_a_daemon(tmp_path: Path) -> Non
     assert off.workflow_engine() is None
     with pytest.raises(Unsupported):
         await off.execute_workflow_pattern(1, context)
+
+
+def quiet(data: Path, **more: str) -> SidecarConfig:
+    """A daemon on any port, with a store below `data`."""
+    nothing = {"address": ANY_PORT, "plain_address": "", "http_address": "", "metrics_address": ""}
+    return SidecarConfig(dev=True, data_dir=str(data), drain_seconds=2, **{**nothing, **more})  # type: ignore[arg-type]  # texts
+
+
+async def test_one_part_that_does_not_stop_keeps_neither_the_others_nor_the_store(tmp_path: Path) -> None:
+    stopped: list[str] = []
+
+    async def broken() -> None:
+        raise RuntimeError("does not stop")
+
+    async def other() -> None:
+        stopped.append("other")
+
+    async with Sidecar(quiet(tmp_path)) as first:
+        first._stops += [broken, other]
+        failing = Sidecar(quiet(tmp_path / "failing", http_address=first.addresses.grpc))
+        failing._stops += [broken, other]
+        with pytest.raises(CannotStart, match="cannot listen"):
+            await failing.start()
+        assert stopped == ["other"]
+        await failing.stop()
+        assert stopped == ["other"]
+    assert stopped == ["other", "other"]
+    for data in (tmp_path, tmp_path / "failing"):
+        async with Sidecar(quiet(data)) as again:
+            assert again.ready()[0]
+
+
+async def test_what_never_started_can_be_stopped(tmp_path: Path) -> None:
+    never = Sidecar(quiet(tmp_path))
+    await never.stop()
+    await never.stop()
+
+
+async def test_a_level_for_a_while_ends_with_the_lasting_one(sidecar: Sidecar) -> None:
+    async def level(name: str, seconds: float = 0.0) -> str:
+        request = pb.SetLogLevelRequest(level=name)
+        if seconds:
+            request.duration.FromMilliseconds(int(seconds * 1000))
+        return (await admin.SetLogLevel(request)).previous_level
+
+    async with developer(sidecar.addresses) as channel:
+        admin = pb.AdminServiceStub(channel)
+        await level("debug", 30)
+        await level("debug", 0.1)
+        async with asyncio.timeout(5):
+            while sidecar._log.level != "info":  # noqa: ASYNC110  # it tells nobody
+                await asyncio.sleep(0.01)
+        await level("debug", 0.1)
+        await level("warning")
+        await asyncio.sleep(0.3)
+        assert sidecar._log.level == "warning"
+        await level("info")
+
+
+async def test_what_is_wrong_with_the_settings_is_told_in_the_format_that_they_ask_for(tmp_path: Path) -> None:
+    file = tmp_path / "connectors.toml"
+    file.write_text("nothing = 1")
+    flags = {"connectors_file": str(file), "log_format": "json"}
+    async with daemon(tmp_path / "data", tmp_path / "ready.json", **flags) as refused:
+        assert await asyncio.wait_for(refused.process.wait(), 20) == 2
+        (line,) = (json.loads(line) for line in (await refused.errors()).splitlines() if "cannot_start" in line)
+    assert "connectors" in line["problem"]
