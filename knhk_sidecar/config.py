@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final, TypeVar, cast
+from urllib.parse import urlsplit
 
 from knhk_sidecar.hosts import is_this_host
 
@@ -238,7 +239,7 @@ class SidecarConfig:
     )
     health_address: str = setting(
         "",
-        "gRPC listener without TLS where only grpc.health.v1 answers; empty is off",
+        "gRPC listener without TLS for health probes; others are answered only from this host and with a token; empty is off",
         "kubelet's gRPC probe has no client certificate; /health/ready on http_address is the usual way",
         address=True,
     )
@@ -555,7 +556,9 @@ class SidecarConfig:
         "directory that checkpoints are pushed to, as one file per store: a volume of another host",
         "empty: none; whoever has the host could roll the log back unnoticed",
     )
-    audit_checkpoint_url: str = setting("", "https address that checkpoints are posted to, as text", "empty: none")
+    audit_checkpoint_url: str = setting(
+        "", "https address that checkpoints are posted to, as text; http only on this host", "empty: none"
+    )
 
     # --- key management
     kms_provider: str = setting(
@@ -998,11 +1001,22 @@ def _combination_problems(config: SidecarConfig) -> Iterable[Problem]:
 
 def _audit_problems(config: SidecarConfig) -> Iterable[Problem]:
     url = config.audit_checkpoint_url
-    if url and not url.startswith(("https://", "http://")):
-        yield Problem("audit_checkpoint_url", f"is no address: {url!r}", "for example https://witness.example.org/log")
+    if url and not _safe_to_post_to(url):
+        why = "is no https:// address (http:// only on this host)"
+        yield Problem("audit_checkpoint_url", why, "for example https://witness.example.org/log")
     for name in ("audit_checkpoint_directory", "audit_checkpoint_url"):
         if getattr(config, name) and not config.audit_enabled:
             yield Problem(name, "has no effect while audit_enabled is false")
+
+
+def _safe_to_post_to(url: str) -> bool:
+    """Whether nobody on the way can read or change what goes there."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and is_this_host(host)))
 
 
 def _spiffe_problems(config: SidecarConfig) -> Iterable[Problem]:

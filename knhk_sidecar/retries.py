@@ -8,8 +8,8 @@
     anything else                                         not at all
 
 Never more than `attempts` in all, never beyond the call's deadline, and never when the budget is used up: then a daemon
-that is down gets at most a tenth more calls than without retries. A retry that the daemon asked for costs little of it,
-as it comes when there is room.
+that is down gets at most a tenth more calls than without retries. A retry that the daemon asked for costs a tenth of
+that, as it comes when there is room: at most one for each call that succeeds.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ KEY: Final = "idempotency-key"
 MESSAGE_BYTES_MAX: Final = 1024 * 1024  # half of what case data may hold
 FILES_MAX: Final = 1_000  # of one service's description; real ones have fewer than 100
 CHANNELS_MAX: Final = 256  # targets that tasks name themselves
-DESCRIPTION_BYTES_MAX: Final = 16 * 1024 * 1024  # of one answer of reflection; a large service has some 100 KB
+DESCRIPTION_BYTES_MAX: Final = 16 * 1024 * 1024  # of all answers of reflection; a large service has some 100 KB
 PLACE_SHARE: Final = 0.5  # of a call's time: who waits longer for a place is told so, and not by the other side
 _MEMBERS: Final = frozenset({"method", "message", "metadata", "target"})
 

@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
@@ -23,6 +23,9 @@ from knhk_sidecar.identity.jwks import InvalidKeys, KeySet, read_key_set
 from knhk_sidecar.identity.oidc import Issuer, fetchable
 from knhk_sidecar.identity.spiffe_id import TrustDomain
 from knhk_sidecar.identity.workload_api import keep_up, workload_api
+
+if TYPE_CHECKING:
+    import httpx2
 
 REFRESH_SECONDS: Final = 300.0  # a key that was taken back counts this long at most while its issuer can be reached
 FETCH_SECONDS: Final = 5.0  # for the discovery document and the keys together; a caller may be waiting
@@ -183,7 +186,7 @@ def _prepared(ca: str) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=ca or None)
 
 
-async def _discover(client: object, issuer: Issuer) -> str:
+async def _discover(client: httpx2.AsyncClient, issuer: Issuer) -> str:
     """Where the issuer says that its keys are."""
     url = issuer.issuer.rstrip("/") + DISCOVERY
     try:
@@ -202,10 +205,7 @@ def _scheme(url: str) -> str:
     return url.partition(":")[0].lower()
 
 
-async def _get(client: object, url: str) -> bytes:
-    import httpx2  # noqa: PLC0415 - see _prepared
-
-    assert isinstance(client, httpx2.AsyncClient)
+async def _get(client: httpx2.AsyncClient, url: str) -> bytes:
     # Not compressed, so that what is counted is what there is.
     async with client.stream("GET", url, headers={"accept": "application/json", "accept-encoding": "identity"}) as got:
         if got.status_code != 200:

@@ -313,3 +313,26 @@ def test_a_settings_file_may_have_the_issuers(tmp_path: Path) -> None:
     file = tmp_path / "knhk.toml"
     file.write_text('region = "eu"\n[issuers.a]\nissuer = "https://a.example"\naudiences = ["knhk"]\n')
     assert load(file=str(file), environ={}).config.issuers_file == str(file)
+
+
+@pytest.mark.parametrize(
+    ("url", "good"),
+    [
+        ("https://witness.example.org/log", True),
+        ("http://127.0.0.1:8080/log", True),
+        ("http://localhost/log", True),
+        ("http://[::1]:80/log", True),
+        ("http://witness.example.org/log", False),
+        ("http://127.0.0.1.example.org/log", False),
+        ("https://", False),
+        ("https://[::1", False),
+        ("ftp://witness.example.org", False),
+    ],
+)
+def test_checkpoints_are_posted_where_nobody_on_the_way_reads_them(url: str, good: bool) -> None:
+    given = {"KGC_SIDECAR_DEV": "true", "KGC_SIDECAR_AUDIT_CHECKPOINT_URL": url}
+    if good:
+        assert load(environ=given).config.audit_checkpoint_url == url
+        return
+    with pytest.raises(ConfigError, match="no https:// address"):
+        load(environ=given)
