@@ -239,7 +239,7 @@ class SidecarConfig:
     )
     health_address: str = setting(
         "",
-        "gRPC listener without TLS for health probes; others are answered only from this host and with a token; empty is off",
+        "gRPC listener without TLS for health probes; else only tokens from this host count there; empty is off",
         "kubelet's gRPC probe has no client certificate; /health/ready on http_address is the usual way",
         address=True,
     )

@@ -402,8 +402,7 @@ def test_a_stranger_may_ask_for_health(house: House) -> None:
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_a_refused_token_is_looked_at_once(house: House) -> None:
-    """By REST too, where who calls is asked before the body is read."""
+def test_a_token_is_refused_before_the_body_is_read(house: House) -> None:
     with house.http() as http:
         answer = http.post("/cases", content=b"{", headers={"authorization": "Bearer once.is.enough"})
     assert answer.status_code == 401

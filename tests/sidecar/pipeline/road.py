@@ -14,11 +14,11 @@ from knhk_sidecar.identity.certificate import LeafCheck
 from knhk_sidecar.identity.jwt_check import TokenCheck
 from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import Principal
-from knhk_sidecar.pipeline import Call, Limits, Pipeline
+from knhk_sidecar.pipeline import Auditing, Call, Limits, Pipeline
 from knhk_sidecar.pipeline.call import methods_of
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
-from knhk_workflow import CallMeta
+from knhk_workflow import CallMeta, Operation
 
 DEVELOPER = Principal("dev", "spiffe://knhk.dev/dev/local")
 CASES = "knhk.sidecar.v1.CaseService"
@@ -91,14 +91,16 @@ class Road:
         level: str = "debug",
         policies: Policies | None = None,
         services: Mapping[str, object] | None = None,
+        audited: bool = False,
     ) -> None:
-        """`services`: beside the case service."""
+        """`services`: beside the case service. `audited`: what the audit is given is in `operations`."""
         self.clock = Clock()
         self.cases = Cases(act)
         self.counters = Counters()
         self.lines = io.StringIO()
         self.log = Log(level, "json", self.lines)
         self.sent: list[Message] = []
+        self.operations: list[Operation] = []
         self.pipeline = Pipeline(
             METHODS,
             {CASES: self.cases, **(services or {})},
@@ -110,6 +112,9 @@ class Road:
             limits=limits or Limits(),
             tokens=tokens,
             policies=policies,
+            auditing=Auditing(lambda operation, _: self.operations.append(operation), lambda _: False, lambda: False)
+            if audited
+            else None,
         )
 
     async def send(self, message: Message) -> None:

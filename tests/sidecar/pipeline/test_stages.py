@@ -19,7 +19,7 @@ from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import ANONYMOUS
 from knhk_sidecar.identity.spiffe_id import TrustDomain
 from knhk_sidecar.pipeline import Limits, Refusal
-from knhk_workflow import CallMeta, NotFound
+from knhk_workflow import CallMeta, InvalidInput, NotFound
 from tests.sidecar.identity.authority import Authority, Wish
 from tests.sidecar.pipeline.road import CASES, Road, eventually
 
@@ -96,6 +96,45 @@ async def test_a_plain_caller_is_what_the_listener_says_whatever_it_claims() -> 
     claims = (("x-forwarded-client-cert", "URI=spiffe://knhk.dev/admin"), ("x-principal", "spiffe://knhk.dev/admin"))
     await road.get(metadata=claims)
     assert road.cases.metas[0].principal == "spiffe://knhk.dev/dev/local"
+
+
+@pytest.mark.parametrize("leaf", [None, b"no certificate"])
+async def test_who_is_unknown_is_refused_before_there_is_a_request(leaf: bytes | None) -> None:
+    """Counted and recorded like any other denial, and looked at once."""
+    authority = Authority()
+    leaves = LeafCheck(Bundles.parse({TrustDomain("a.org"): authority.pem}))
+    road = Road(plain=ANONYMOUS, leaves=leaves, audited=True)
+    call = road.call("GetCase", leaf=leaf)
+    with pytest.raises(Refusal) as caught:
+        await road.pipeline.identify(call)
+    assert caught.value.code is grpc.StatusCode.UNAUTHENTICATED
+    (operation,) = road.operations
+    assert (operation.method, operation.outcome) == (f"{CASES}/GetCase", "UNAUTHENTICATED")
+    assert road.counters.calls() == {(f"/{CASES}/GetCase", "UNAUTHENTICATED"): 1}
+    assert road.lines.getvalue().count("certificate_refused") == (leaf is not None)
+    assert road.cases.metas == []
+
+
+async def test_who_is_known_already_is_not_asked_again() -> None:
+    authority = Authority()
+    leaves = LeafCheck(Bundles.parse({TrustDomain("a.org"): authority.pem}))
+    road = Road(plain=ANONYMOUS, leaves=leaves, policies=Policies.without_file("a.org", "viewer"))
+    call = road.call("GetCase", leaf=authority.issue()[0])
+    await road.pipeline.identify(call)
+    call.leaf = b"nothing that anybody could read"
+    await road.pipeline.run(call, pb.GetCaseRequest(case_id="c"))
+    assert road.cases.metas[0].principal == "spiffe://a.org/web"
+
+
+async def test_a_request_that_cannot_be_handed_over_is_a_call_all_the_same() -> None:
+    road = Road(audited=True)
+    call = road.call("CreateCase")
+    await road.pipeline.identify(call)
+    with pytest.raises(Refusal) as caught:
+        await road.pipeline.refuse(call, InvalidInput.field("spec_id", "is no text"))
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    (operation,) = road.operations
+    assert (operation.principal, operation.outcome) == ("spiffe://knhk.dev/dev/local", "INVALID_ARGUMENT")
 
 
 # ---------------------------------------------------------------------------------------------------------- authorize
