@@ -133,6 +133,7 @@ class Leaving(WorkflowError):
     that only waited can be sent again."""
 
     reason = "LEAVING"
+    retry = True
 
     def __init__(self) -> None:
         super().__init__("the sidecar is going down; ask again, a stream for what comes after what was received")
@@ -144,6 +145,7 @@ class PolicyChanged(WorkflowError):
     received."""
 
     reason = "POLICY_CHANGED"
+    retry = True
 
     def __init__(self) -> None:
         super().__init__("the policy has changed; open the stream again, for what comes after what was received")
