@@ -121,6 +121,11 @@ class SimulatedStore:
         """The process is gone: nothing of this life does anything any more."""
         self._dead = True
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the outcome of a write is unknown until somebody recovers."""
+        return bool(self._doubts)
+
     async def commit(self, writes: Sequence[Write], expect: Sequence[Expectation], durable: bool) -> None:
         await self._pause()
         self._check_open()

@@ -513,8 +513,10 @@ class Episode:
             or self._sending()
             or self._leased()
             or self._calling()
+            or (self._store is not None and self._store.in_doubt)
         ) and self.clock.seconds() < until:
             await asyncio.sleep(1.0)
+        await asyncio.sleep(1.0)  # a write that was in doubt until now is acknowledged
         for tenant, case_id in self._leased()[:3]:
             self.ledger.report(f"lost: a lease of {tenant}/{case_id} does not end, and nobody has it")
         for tenant, case_id in self._due(self.clock.now() - int(LATE_S * NS_PER_S))[:3]:
