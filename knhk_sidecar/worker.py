@@ -23,6 +23,7 @@ import inspect
 import logging
 import os
 import random
+import re
 import socket
 import typing
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -51,6 +52,9 @@ Handlers = Mapping[str, Handler]
 Exchange = Callable[[AsyncIterator[pb.StreamWorkItemsRequest]], AsyncIterator[pb.StreamWorkItemsResponse]]
 """StreamWorkItems."""
 
+Result = pb.CompleteWorkItemRequest | pb.FailWorkItemRequest
+"""What became of an item."""
+
 Connect = Callable[[], AbstractAsyncContextManager[Exchange]]
 """Makes a connection to a daemon; it is left when it breaks."""
 
@@ -62,11 +66,18 @@ PAUSE_MAX_S: Final = 10.0
 BEATS: Final = 3  # extensions per lease: two may be lost
 SETTLE_S: Final = 10.0  # for a moment without results on their way, before a connection is left for newer certificates
 SETTLE_LOOK_S: Final = 0.005
+DATA_BYTES_MAX: Final = 2 * 1024 * 1024  # of an output: what the engine takes, as GetStatus says (case_data_bytes)
+CODE_BYTES_MAX: Final = 256  # the engine's limit of an id
+MESSAGE_BYTES_MAX: Final = 4_000  # of a failure, for people; the whole text is in this process's log
+PAUSE_ASKED_MAX_S: Final = 9.2e9  # by a handler; 292 years, which the engine's nanoseconds hold
+INVALID_FAILURE: Final = "invalid_failure"  # the code of a failure that cannot be told as it is
 TELL_S: Final = 5.0  # for the last results to be acknowledged when the worker stops
+_NO_SENSE: Final = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 _HOPELESS: Final = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
 
 _log = logging.getLogger("knhk_sidecar.worker")
 _encode = msgspec.json.Encoder().encode
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Failed(Exception):
@@ -145,7 +156,7 @@ class Worker:
         self._lease = lease
         self._grace = grace
         self._jobs: dict[str, asyncio.Task[None]] = {}
-        self._results: dict[str, pb.CompleteWorkItemRequest | pb.FailWorkItemRequest] = {}  # not acknowledged yet
+        self._results: dict[str, Result] = {}  # not acknowledged yet
         self._unsent: dict[str, None] = {}  # those of them that go with the next message
         self._extensions: dict[str, pb.LeaseExtension] = {}
         self._returned: set[str] = set()  # items given back, not acknowledged yet
@@ -273,7 +284,7 @@ class Worker:
     def _message(self) -> pb.StreamWorkItemsRequest | None:
         if not (self._unsent or self._extensions or (self._draining and not self._drain_told)):
             return None
-        results: list[pb.CompleteWorkItemRequest | pb.FailWorkItemRequest] = []
+        results: list[Result] = []
         size = 0
         while self._unsent and len(results) < RESULTS_MAX and size < RESULTS_BYTES:
             name = next(iter(self._unsent))
@@ -314,20 +325,13 @@ class Worker:
         self._jobs[name] = asyncio.create_task(self._carry_out(handler, job))
 
     async def _carry_out(self, handler: _Handler, job: Job) -> None:
-        name, attempt = job.item_id, job.attempt
-        result: pb.CompleteWorkItemRequest | pb.FailWorkItemRequest
+        name = job.item_id
         try:
-            output = await handler.run(job)
-            result = pb.CompleteWorkItemRequest(item_id=name, attempt=attempt, output_json=output)
+            result = await _result(handler, job)
         except asyncio.CancelledError:
-            self._jobs.pop(name, None)
             return
-        except Failed as failure:
-            result = _failure(name, attempt, failure)
-        except Exception as error:  # noqa: BLE001  # whatever a handler raises is the item's failure
-            _log.warning("the handler of %s failed at %s", job.task_id, name, exc_info=error)
-            result = _failure(name, attempt, Failed(type(error).__name__, str(error)))
-        self._jobs.pop(name, None)
+        finally:
+            self._jobs.pop(name, None)
         self._extensions.pop(name, None)
         self._results[name] = result
         self._unsent[name] = None
@@ -356,6 +360,9 @@ class Worker:
                 self._results[name] = result
                 wait = (asked_delay(receipt.error) or PAUSE_FIRST_S) * random.uniform(1, 1 + SPREAD)
                 asyncio.get_running_loop().call_later(wait, self._send_again, name)
+            elif refused and (failure := _instead(result, receipt.error)) is not None:
+                self._results[name] = failure
+                self._send_again(name)
             elif refused:
                 self.refused += 1
                 _log.info("the result of %s is refused: %s", name, receipt.error.message)
@@ -405,6 +412,9 @@ class _Handler:
         if result is None:
             return b""
         output = result if isinstance(result, bytes) else _encode(result)
+        if len(output) > DATA_BYTES_MAX:  # larger than a message, it would break the connection again and again
+            too_large = f"the output has {len(output):,} bytes, at most {DATA_BYTES_MAX:,} are taken"
+            raise Failed("output_too_large", too_large, permanent=True)
         if not output.lstrip().startswith(b"{"):
             raise Failed("invalid_output", f"the output is not a JSON object: {output[:80]!r}", permanent=True)
         return output
@@ -425,16 +435,72 @@ def _again(error: Status) -> bool:
     return error.code in [code.value[0] for code in codes]
 
 
-def _failure(name: str, attempt: int, failure: Failed) -> pb.FailWorkItemRequest:
+async def _result(handler: _Handler, job: Job) -> Result:
+    """What becomes of an item. Raises nothing but CancelledError, whatever the handler does: an item without a result
+    would keep its place for ever."""
+    try:
+        output = await handler.run(job)
+        return pb.CompleteWorkItemRequest(item_id=job.item_id, attempt=job.attempt, output_json=output)
+    except Failed as error:
+        failure = error
+    except Exception as error:  # noqa: BLE001  # whatever a handler raises is the item's failure
+        _log.warning("the handler of %s failed at %s", job.task_id, job.item_id, exc_info=error)
+        failure = Failed(type(error).__name__, _said(error))
+    try:
+        return _failure(job, failure)
+    except Exception as error:  # noqa: BLE001  # as above: it is the handler that made it
+        _log.warning("the failure of %s at %s cannot be told", job.task_id, job.item_id, exc_info=error)
+        message = f"the failure cannot be told: {_said(error)}; it was: {_said(failure)}"
+        return _failure(job, Failed(INVALID_FAILURE, message, permanent=True))
+
+
+def _instead(result: Result, error: Status) -> pb.FailWorkItemRequest | None:
+    """What is told in place of a result that makes no sense to the daemon, and would not the next time either."""
+    if error.code != _NO_SENSE or (isinstance(result, pb.FailWorkItemRequest) and result.code == INVALID_FAILURE):
+        return None
+    code = "invalid_output" if isinstance(result, pb.CompleteWorkItemRequest) else INVALID_FAILURE
+    message = _cut(error.message, MESSAGE_BYTES_MAX)
     return pb.FailWorkItemRequest(
-        item_id=name,
-        attempt=attempt,
-        code=failure.code,
-        message=failure.message,
-        permanent=failure.permanent,
-        retry_after=None if failure.retry_after is None else _duration(failure.retry_after),
-        data_json=b"" if failure.data is None else _encode(failure.data),
+        item_id=result.item_id, attempt=result.attempt, code=code, message=message, permanent=True
     )
+
+
+def _failure(job: Job, failure: Failed) -> pb.FailWorkItemRequest:
+    """Raises ValueError or TypeError when code, data or pause make no sense."""
+    data = b"" if failure.data is None else _encode(failure.data)
+    if len(data) > DATA_BYTES_MAX:
+        raise ValueError(f"its data has {len(data):,} bytes, at most {DATA_BYTES_MAX:,} are taken")
+    if data and not data.startswith(b"{"):
+        raise ValueError("its data is not a JSON object")
+    if _CONTROL.search(failure.code):
+        raise ValueError(f"its code {failure.code[:CODE_BYTES_MAX]!r} has control characters")
+    return pb.FailWorkItemRequest(
+        item_id=job.item_id,
+        attempt=job.attempt,
+        code=_cut(failure.code, CODE_BYTES_MAX),
+        message=_cut(failure.message, MESSAGE_BYTES_MAX),
+        permanent=failure.permanent,
+        retry_after=None if failure.retry_after is None else _pause(failure.retry_after),
+        data_json=data,
+    )
+
+
+def _said(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception as other:  # noqa: BLE001  # the text of an error may be made by anybody
+        return f"its text cannot be made: {type(other).__name__}"
+
+
+def _cut(text: str, most: int) -> str:
+    """Text of at most `most` bytes. What is no Unicode, as in the names of old files, is written as its code."""
+    return text[:most].encode(errors="backslashreplace")[:most].decode(errors="ignore")
+
+
+def _pause(seconds: float) -> Duration:
+    if not 0 <= seconds <= PAUSE_ASKED_MAX_S:
+        raise ValueError(f"its retry_after is {seconds} s")
+    return _duration(seconds)
 
 
 def _extension(name: str, seconds: float | None = None) -> pb.LeaseExtension:
