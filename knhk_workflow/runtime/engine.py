@@ -982,10 +982,10 @@ class WorkflowEngine:
         ref, case_id = parse_item_id(item_id)
         return await self._on_item(case_id, c.ClaimItem(ref, user), meta)
 
-    async def release_work_item(self, item_id: str, *, meta: CallMeta = LOCAL) -> WorkItemView:
-        """allocated -> offered."""
+    async def release_work_item(self, item_id: str, user: str = "", *, meta: CallMeta = LOCAL) -> WorkItemView:
+        """allocated -> offered. With a `user`, WrongState when it is allocated to somebody else."""
         ref, case_id = parse_item_id(item_id)
-        return await self._on_item(case_id, c.ReleaseItem(ref), meta)
+        return await self._on_item(case_id, c.ReleaseItem(ref, user), meta)
 
     async def start_work_item(self, item_id: str, user: str = "", *, meta: CallMeta = LOCAL) -> WorkItemView:
         """offered or allocated -> started; rivals in a deferred choice are withdrawn."""
@@ -1038,10 +1038,12 @@ class WorkflowEngine:
         ref, case_id = parse_item_id(item_id)
         return await self._on_item(case_id, c.FailItem(ref, code, message, user, body, permanent, retry_after), meta)
 
-    async def skip_work_item(self, item_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> WorkItemView:
-        """Go on without this work."""
+    async def skip_work_item(
+        self, item_id: str, reason: str = "", user: str = "", *, meta: CallMeta = LOCAL
+    ) -> WorkItemView:
+        """Go on without this work. With a `user`, WrongState when it is somebody else's."""
         ref, case_id = parse_item_id(item_id)
-        return await self._on_item(case_id, c.SkipItem(ref, reason), meta)
+        return await self._on_item(case_id, c.SkipItem(ref, reason, user), meta)
 
     # -- patterns -----------------------------------------------------------------------------------------------------
 

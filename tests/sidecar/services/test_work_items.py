@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Awaitable
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from grpc import aio
 
 from knhk_sidecar.api import pb
 from tests.sidecar.services.server import CALLER, Sidecar, info_of, refused
@@ -174,3 +177,41 @@ async def test_a_permanent_failure_gives_the_remaining_attempts_up_and_says_what
     assert not last.will_retry
     history = await running.cases.GetCaseHistory(pb.GetCaseHistoryRequest(case_id="f", event_types=["item_failed"]))
     assert [json.loads(event.data_json).get("data") for event in history.events] == [None, {"status": 410}]
+
+
+async def test_nobody_passes_over_what_somebody_else_claims_in_the_same_moment(running: Sidecar) -> None:
+    ids = [(await offered(running, f"c-{n}")).item_id for n in range(12)]
+    calls: list[Awaitable[object]] = []
+    for each in ids:  # while the first is under way, the others queue for the case
+        case_id = each.partition("@")[2]
+        calls.append(running.cases.UpdateCaseData(pb.UpdateCaseDataRequest(case_id=case_id, data_json=b'{"a":2}')))
+        calls.append(running.items.SkipWorkItem(pb.SkipWorkItemRequest(item_id=each, user="anna")))
+        calls.append(running.items.ClaimWorkItem(pb.ClaimWorkItemRequest(item_id=each, user="ben")))
+    outcomes = await asyncio.gather(*map(succeeds, calls))
+    assert [skipped + claimed for skipped, claimed in zip(outcomes[1::3], outcomes[2::3], strict=True)] == [1] * 12
+
+
+async def test_what_is_somebody_elses_is_neither_passed_over_nor_given_back(running: Sidecar) -> None:
+    item_id = (await offered(running, "c-1")).item_id
+    await running.items.ClaimWorkItem(pb.ClaimWorkItemRequest(item_id=item_id, user="ben"))
+    assert not await succeeds(running.items.SkipWorkItem(pb.SkipWorkItemRequest(item_id=item_id, user="anna")))
+    assert not await succeeds(running.items.ReleaseWorkItem(pb.ReleaseWorkItemRequest(item_id=item_id, user="anna")))
+    assert await succeeds(running.items.ReleaseWorkItem(pb.ReleaseWorkItemRequest(item_id=item_id, user="ben")))
+    assert await succeeds(running.items.SkipWorkItem(pb.SkipWorkItemRequest(item_id=item_id, user="anna")))
+
+
+async def test_a_skip_that_is_repeated_is_answered_as_the_first_time(running: Sidecar) -> None:
+    item_id = (await offered(running, "c-1")).item_id
+    request = pb.SkipWorkItemRequest(item_id=item_id, user="anna", request_id="once")
+    first, second = await running.items.SkipWorkItem(request), await running.items.SkipWorkItem(request)
+    assert (first.sequence, first.item.state) == (second.sequence, second.item.state)
+
+
+async def succeeds(call: Awaitable[object]) -> bool:
+    """Whether a call is carried out; it is refused when the item is not for the caller."""
+    try:
+        await call
+    except aio.AioRpcError as error:
+        assert error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
+        return False
+    return True
