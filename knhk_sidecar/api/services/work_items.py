@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from knhk_sidecar.api import pb, wire
@@ -12,7 +13,6 @@ from knhk_sidecar.api.services.work_stream import work_stream
 from knhk_workflow import (
     CallMeta,
     CaseView,
-    CompleteRequest,
     Page,
     WorkflowEngine,
     WorkflowError,
@@ -70,28 +70,20 @@ class WorkItemService:
     async def complete_work_items(
         self, request: pb.CompleteWorkItemsRequest, meta: CallMeta
     ) -> pb.CompleteWorkItemsResponse:
-        """End a list of items; elements fail one by one."""
+        """End a list of items. Elements fail one by one; those of one case are carried out in order."""
         elements = request.completions
         wire.batch(len(elements), "completions")
         results: list[pb.CompleteWorkItemResult | None] = [None] * len(elements)
-        together: list[tuple[int, CompleteRequest]] = []
-        for index, element in enumerate(elements):
+
+        async def one(index: int) -> None:
+            element = elements[index]
             try:
-                if element.request_id:
-                    own = wire.mutation(meta, element.request_id)
-                    response = await self.complete_work_item(element, own)
-                    results[index] = pb.CompleteWorkItemResult(response=response)
-                else:
-                    together.append((index, wire.completion(element, wire.acting(element.user, meta))))
+                own = wire.mutation(meta, element.request_id) if element.request_id else meta.element(index)
+                results[index] = pb.CompleteWorkItemResult(response=await self.complete_work_item(element, own))
             except WorkflowError as error:
                 results[index] = pb.CompleteWorkItemResult(error=to_status(error))
-        if together:
-            outcomes = await self._engine.complete_work_items([asked for _, asked in together], meta=meta)
-            for (index, _), outcome in zip(together, outcomes, strict=True):
-                if isinstance(outcome, WorkflowError):
-                    results[index] = pb.CompleteWorkItemResult(error=to_status(outcome))
-                else:
-                    results[index] = pb.CompleteWorkItemResult(response=wire.completed(outcome))
+
+        await asyncio.gather(*map(one, range(len(elements))))  # begun in order, and they share commits
         return pb.CompleteWorkItemsResponse(results=[result for result in results if result is not None])
 
     async def fail_work_item(self, request: pb.FailWorkItemRequest, meta: CallMeta) -> pb.FailWorkItemResponse:
