@@ -230,7 +230,7 @@ class Counting(WorkflowEngine):
     async def complete_work_item(
         self,
         item_id: str,
-        output: Mapping[str, object] | bytes | str | None = None,
+        output: Mapping[str, object] | bytes | None = None,
         user: str = "",
         *,
         meta: CallMeta = LOCAL,
