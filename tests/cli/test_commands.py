@@ -251,6 +251,29 @@ def test_doctor_finds_a_healthy_daemon(daemon: Daemon) -> None:
     assert found["data directory"] == "ok"
 
 
+def test_doctor_knows_that_a_degraded_daemon_runs(tmp_path: Path) -> None:
+    with running(tmp_path / "data", "--no-samples", extra={"KGC_SIDECAR_DISK_LOW_MB": str(2**40)}) as degraded:
+        done = degraded.knhk("doctor", "-o", "json")
+    found = {each["check"]: each for each in json.loads(done.stdout)}
+    assert found["daemon"]["verdict"] == "warning"
+    assert "degraded" in found["daemon"]["message"]
+    assert "in use by the running daemon" in found["data directory"]["message"]
+    assert found["ports"]["message"] == "the running daemon has its ports"
+    assert found["limits"]["verdict"] == "ok"
+    assert done.returncode == 0, done.stdout
+
+
+def test_doctor_says_where_certificates_come_from(tmp_path: Path) -> None:
+    extra = {
+        "KGC_SIDECAR_DATA_DIR": str(tmp_path / "data"),
+        "KGC_SIDECAR_SPIFFE_ENABLED": "true",
+        "KGC_SIDECAR_SPIFFE_SOCKET": "unix:///run/spire/agent.sock",
+    }
+    found = json.loads(knhk("doctor", "-o", "json", extra=extra).stdout)
+    (certificates,) = [each["message"] for each in found if each["check"] == "certificates"]
+    assert "unix:///run/spire/agent.sock" in certificates
+
+
 def test_doctor_tries_the_issuers(tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_bytes(key_set(jwk(key("curve", "ES256"), "curve")))
     file = tmp_path / "issuers.toml"
