@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -347,6 +348,23 @@ def test_doctor_finds_damage(tmp_path: Path) -> None:
     assert "backup" in found["mend"]
 
 
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ('[connectors]\nallow = 5\n[connectors.billing]\nknd = "http"\n', "allow: must be a list of texts"),
+        ('[connectors.billing]\nkind = "nonsense"\n', "'nonsense' is not a kind of connector"),
+    ],
+)
+def test_dev_says_in_words_what_is_wrong_with_the_connectors(tmp_path: Path, table: str, problem: str) -> None:
+    file = tmp_path / "connectors.toml"
+    file.write_text(table)
+    listeners = [part for name in ("grpc", "plain", "http") for part in (f"--{name}-address", "127.0.0.1:0")]
+    extra = {"KGC_SIDECAR_CONNECTORS_FILE": str(file)}
+    done = knhk("dev", "--data-dir", str(tmp_path / "data"), "--metrics-address", "off", *listeners, extra=extra)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert problem in done.stderr
+
+
 def test_two_daemons_on_one_directory_are_refused(daemon: Daemon, tmp_path: Path) -> None:
     done = daemon.knhk("dev", "--data-dir", str(daemon.data_dir), "--ready-file", str(tmp_path / "ready.json"))
     assert done.returncode == 5
@@ -377,6 +395,39 @@ def test_what_was_acknowledged_is_there_after_kill_and_restart(tmp_path: Path) -
         assert mapping(daemon.json("case", "show", "kept"))["open_work_item_count"] == 1
 
 
+@pytest.mark.long
+def test_watch_goes_on_after_a_restart_with_a_server_id(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    others = ("plain", "http", "metrics")
+    with running(tmp_path / "data", "--grpc-address", address, addresses=others) as daemon:
+        daemon.json("case", "run", "order-approval", "--id", "w", "--data", SMALL_ORDER)
+        named = [part for name in ("ca", "cert", "key") for part in (f"--{name}", daemon.ready[name])]
+        watching = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "knhk_sidecar", "case", "watch", "w", "-o", "json", "--address", address),
+                *(*named, "--server-id", "spiffe://knhk.dev/sidecar"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        assert watching.stdout is not None
+        first = watching.stdout.readline()
+        daemon.process.kill()
+        daemon.process.wait()
+    with running(tmp_path / "data", "--grpc-address", address, addresses=others) as daemon:
+        daemon.knhk("case", "cancel", "w")
+        out, err = watching.communicate(timeout=30)
+    assert watching.returncode == 0, err
+    events = [json.loads(line) for line in (first + out).splitlines()]
+    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+    assert events[-1]["event_type"] == "state_changed"
+
+
+SMALL_ORDER = '{"order": "1", "customer": "a", "amount": 900}'
 CONSTRUCTS = """
 id: cli-constructs
 tasks:
