@@ -672,6 +672,8 @@ class Sidecar:
             region=config.region,
             features=tuple(features),
             document_schema=resources.files("knhk_workflow").joinpath("model/schema.json").read_bytes(),
+            request_bytes=config.max_message_bytes,
+            streams_per_connection=config.max_streams_per_connection,
             now=self._clock,
             components=lambda: [
                 AdminComponent(part.name, _ADMIN_HEALTH[part.status], part.detail, self._clock())

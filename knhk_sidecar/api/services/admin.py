@@ -63,6 +63,10 @@ class Daemon:
     """What works here beyond the calls, e.g. `rest`, `mtls`, `reflection`."""
     document_schema: bytes
     """JSON Schema of the workflow document."""
+    request_bytes: int
+    """No message to the daemon may be larger."""
+    streams_per_connection: int
+    """Open at once."""
     now: Callable[[], int]
     components: Callable[[], Sequence[Component]]
     settings: Callable[[], Sequence[Setting]]
@@ -113,7 +117,7 @@ class AdminService(AuditCalls, ConnectorCalls, PolicyCalls):
             principal=meta.principal,
             roles=filter(None, meta.roles),
             region=daemon.region,
-            limits=wire.LIMITS,
+            limits=wire.limits(daemon.request_bytes, daemon.streams_per_connection),
             pattern_ids=[view.pattern_id for view in patterns if view.available],
         )
 

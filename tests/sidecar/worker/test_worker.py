@@ -334,5 +334,5 @@ async def test_every_item_gets_a_result_and_the_next_one_its_turn(
 
 
 def test_a_worker_sends_no_more_than_the_engine_takes() -> None:
-    assert wire.LIMITS.case_data_bytes == DATA_BYTES_MAX
+    assert wire.CASE_DATA_BYTES_MAX == DATA_BYTES_MAX
     assert wire.ID_BYTES_MAX == CODE_BYTES_MAX
