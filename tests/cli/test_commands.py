@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
 from knhk_sidecar.bearer import NoToken, TokenFile
@@ -425,6 +427,30 @@ def test_watch_goes_on_after_a_restart_with_a_server_id(tmp_path: Path) -> None:
     events = [json.loads(line) for line in (first + out).splitlines()]
     assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
     assert events[-1]["event_type"] == "state_changed"
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_call_whose_connection_breaks_is_made_as_often_as_the_settings_say(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], attempts: int
+) -> None:
+    calls: list[bytes] = []
+
+    def refuse(request: bytes, context: grpc.ServicerContext) -> bytes:
+        calls.append(request)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "going")
+
+    handlers = {"ListCases": grpc.unary_unary_rpc_method_handler(refuse)}
+    generic = grpc.method_handlers_generic_handler("knhk.sidecar.v1.CaseService", handlers)
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[generic])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    monkeypatch.setenv("KGC_SIDECAR_RETRY_MAX_ATTEMPTS", str(attempts))
+    try:
+        assert run(["case", "list", "--address", f"127.0.0.1:{port}"]) == 6
+    finally:
+        server.stop(0).wait()
+    assert len(calls) == attempts
+    assert "going" in capsys.readouterr().err
 
 
 SMALL_ORDER = '{"order": "1", "customer": "a", "amount": 900}'
