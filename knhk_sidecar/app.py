@@ -698,9 +698,7 @@ class Sidecar:
             for line in self._loaded.describe()
         ]
 
-    def _set_log_level(self, level: str, logger: str, seconds: float) -> str:
-        if logger:
-            raise InvalidInput.field("logger", "there is one level for all loggers", "leave it empty")
+    def _set_log_level(self, level: str, seconds: float) -> str:
         try:
             before = self._log.set_level(level)
         except ValueError as error:

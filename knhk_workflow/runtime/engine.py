@@ -383,10 +383,13 @@ class WorkflowEngine:
         await self._schedules.start_due()
         await self._schedules.settled()
 
-    async def advance_time(self, by: float | str | None = None, *, until: int = 0) -> TimeView:
+    async def advance_time(
+        self, by: float | str | None = None, *, until: int = 0, meta: CallMeta | None = None
+    ) -> TimeView:
         """Let time pass, from one moment at which something is due to the next: by seconds or a duration such as `14d`,
         until a time in ns since the epoch, or without either to the next such moment. What is due is done, and what
-        follows from it by itself, before time goes on. Raises Unsupported unless the engine's clock can be moved."""
+        follows from it by itself, before time goes on. With a `meta` it is recorded first who does that. Raises
+        Unsupported unless the engine's clock can be moved."""
         clock = self._clock
         if not isinstance(clock, VirtualClock | SkippingClock):
             raise Unsupported("skipping time", "start the daemon with `knhk dev --virtual-time`, or use a VirtualClock")
@@ -399,6 +402,8 @@ class WorkflowEngine:
             until = clock.now() + round(seconds * NS_PER_S)
         elif until and until < clock.now():
             raise InvalidInput.field("until", "has passed", "time does not run backwards")
+        if meta is not None:
+            await self.audit("time", meta=meta)
         skipping = Skipping(clock, self._timers, self._schedules, lambda: self._tasks.keys() - self._lasting)
         return await skipping.skip(until or None)
 

@@ -48,7 +48,7 @@ class Levels:
 
     level: str = "info"
 
-    def change(self, level: str, logger: str, seconds: float) -> str:
+    def change(self, level: str, seconds: float) -> str:
         before, self.level = self.level, level
         return before
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from knhk_sidecar.api import pb
-from tests.sidecar.services.server import CALLER, Sidecar, refused
+from knhk_sidecar.api.services.admin import AdminService
+from knhk_workflow import CallMeta, InvalidInput, RequestMismatch, SkippingClock, StateStore, WorkflowEngine
+from tests.sidecar.services.server import CALLER, Sidecar, daemon, refused
+
+ANNA = CallMeta(principal="anna", method="AdminService/AdvanceTime")
 
 
 async def test_status_says_what_works_and_what_does_not(running: Sidecar) -> None:
@@ -52,3 +62,38 @@ async def test_the_log_level_changes(running: Sidecar) -> None:
     assert (answer.previous_level, answer.level) == ("info", "warning")
     refusal = await refused(running.admin.SetLogLevel(pb.SetLogLevelRequest(level="loud")))
     assert (refusal.code, refusal.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["level"])
+    refusal = await refused(running.admin.SetLogLevel(pb.SetLogLevelRequest(level="info", logger="one")))
+    assert (refusal.code, refusal.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["logger"])
+
+
+async def test_time_is_skipped_once_for_a_request_id_however_often_it_is_asked_at_once(tmp_path: Path) -> None:
+    clock = SkippingClock()
+    async with WorkflowEngine(StateStore(str(tmp_path / "db")), clock=clock) as engine:
+        admin = AdminService(engine, daemon(), tuple)
+        begin = clock.now()
+        hour = pb.AdvanceTimeRequest(request_id="once", duration=Duration(seconds=3600))
+        first, second = await asyncio.gather(admin.advance_time(hour, ANNA), admin.advance_time(hour, ANNA))
+        assert first == second == await admin.advance_time(hour, ANNA)
+        assert 3600 <= (clock.now() - begin) / 1e9 < 7200
+        with pytest.raises(RequestMismatch):
+            await admin.advance_time(pb.AdvanceTimeRequest(request_id="once", duration=Duration(seconds=1)), ANNA)
+        await admin.advance_time(hour, CallMeta(principal="ben"))
+        assert 7200 <= (clock.now() - begin) / 1e9 < 10800
+
+
+async def test_what_makes_no_sense_is_not_recorded_as_done(tmp_path: Path) -> None:
+    clock = SkippingClock()
+    async with WorkflowEngine(StateStore(str(tmp_path / "db")), clock=clock) as engine:
+        admin = AdminService(engine, daemon(), tuple)
+        begin = clock.now()
+        negative = pb.AdvanceTimeRequest(request_id="r", duration=Duration(seconds=-1))
+        past = pb.AdvanceTimeRequest(until=Timestamp(seconds=begin // 10**9 - 60))
+        for wrong in (negative, negative, past, pb.AdvanceTimeRequest(request_id="r")):
+            with pytest.raises(InvalidInput):
+                await admin.advance_time(wrong, ANNA)
+        for level in (pb.SetLogLevelRequest(level="info", logger="one"), pb.SetLogLevelRequest(level="loud")):
+            with pytest.raises(InvalidInput):
+                await admin.set_log_level(level, ANNA)
+        assert not (await engine.list_audit()).items
+        await admin.advance_time(pb.AdvanceTimeRequest(request_id="r", duration=Duration(seconds=1)), ANNA)
+        assert [entry.operation.resource for entry in (await engine.list_audit()).items] == ["time"]
