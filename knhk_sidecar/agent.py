@@ -15,11 +15,17 @@ from spiffe._proto import workload_pb2
 from knhk_sidecar.client import NotReachable
 from knhk_sidecar.credentials import Shown
 from knhk_sidecar.identity.tls import InvalidMaterial, Material
-from knhk_sidecar.identity.workload_api import HEADER, MESSAGE_BYTES_MAX, SERVICE, parse_x509, target_of
+from knhk_sidecar.identity.workload_api import (
+    HEADER,
+    MESSAGE_BYTES_MAX,
+    PAUSE_FIRST,
+    PAUSE_MAX,
+    SERVICE,
+    parse_x509,
+    target_of,
+)
 
 FIRST_SECONDS: Final = 10.0  # for the agent's first answer; a new entry reaches an agent within five
-PAUSE_FIRST: Final = 0.1  # s, before the agent is asked again; doubles
-PAUSE_MAX: Final = 5.0  # s
 
 
 class AgentSource:

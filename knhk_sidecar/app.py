@@ -16,7 +16,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import resources
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Final, Self, cast
 
 import structlog
 
+from knhk_sidecar import files
 from knhk_sidecar.api import pb
 from knhk_sidecar.api.faults import MemoryShort, RateLimited
 from knhk_sidecar.api.health import SERVICE as HEALTH
@@ -708,13 +708,14 @@ class Sidecar:
         return before
 
     def _write_ready_files(self) -> None:
-        content = json.dumps(asdict(self.addresses), indent=2) + "\n"
+        content = json.dumps(asdict(self.addresses), indent=2).encode() + b"\n"
         paths = [Path(self.config.ready_file)] if self.config.ready_file else []
         if self.config.dev:
             paths.append(Path(self.config.dev_directory) / "daemon.json")
         for path in paths:
             try:
-                _write(path, content)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files.replace(path, content, 0o600)
             except OSError as error:
                 raise CannotStart(f"{path} cannot be written: {error.strerror}", EXIT_FAILED) from error
             self._written.append(path)
@@ -831,15 +832,3 @@ def _told(addresses: Addresses) -> dict[str, str]:
         "health": addresses.health,
     }
     return {name: address for name, address in found.items() if address}
-
-
-def _write(path: Path, content: str) -> None:
-    """All or nothing: whoever waits for the file never reads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with suppress(FileNotFoundError):
-        part.unlink()
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(content)
-    part.replace(path)

@@ -17,6 +17,9 @@ from typing import Final, cast
 import grpc
 from google.protobuf.message import Message
 
+from knhk_sidecar import files
+from knhk_sidecar.call_details import CallDetails
+
 TokenSource = Callable[[], str]
 TOKEN_BYTES_MAX: Final = 8 * 1024  # what the daemon reads
 FETCH_SECONDS: Final = 5.0
@@ -37,7 +40,7 @@ class TokenFile:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
-        self._stamp = (0, 0, 0)
+        self._stamp = files.MISSING
         self._token = ""
 
     def __call__(self) -> str:
@@ -45,7 +48,7 @@ class TokenFile:
         mend = "name a file that has one token and nothing else"
         try:
             status = self._path.stat()
-            stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+            stamp = files.stamp_of(status)
             if stamp != self._stamp:
                 if status.st_size > TOKEN_BYTES_MAX:
                     raise NoToken(f"{self._path} has more than {TOKEN_BYTES_MAX} bytes", mend)
@@ -133,18 +136,6 @@ def with_token(channel: grpc.Channel, source: TokenSource) -> grpc.Channel:
     return grpc.intercept_channel(channel, _Interceptor(source))
 
 
-class _Details(grpc.ClientCallDetails):
-    """A call's details with the token."""
-
-    def __init__(self, given: grpc.ClientCallDetails, header: tuple[str, str]) -> None:
-        self.method = given.method
-        self.timeout = given.timeout
-        self.metadata = (*(given.metadata or ()), header)
-        self.credentials = given.credentials
-        self.wait_for_ready = given.wait_for_ready
-        self.compression = given.compression
-
-
 class _Interceptor(
     grpc.UnaryUnaryClientInterceptor,  # type: ignore[type-arg]  # generic in the stubs only, all four
     grpc.UnaryStreamClientInterceptor,  # type: ignore[type-arg]
@@ -189,7 +180,7 @@ class _Interceptor(
         return continuation(self._with(client_call_details), request_iterator)
 
     def _with(self, details: grpc.ClientCallDetails) -> grpc.ClientCallDetails:
-        return _Details(details, header_of(self._source))
+        return CallDetails(details, details.timeout, (header_of(self._source),))
 
 
 def _end_of(token: str) -> float:

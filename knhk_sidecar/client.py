@@ -6,7 +6,6 @@ Here belongs what a program needs to reach a daemon. What commands ask and how t
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import threading
@@ -23,6 +22,7 @@ import grpc
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.bearer import TokenSource, with_token
+from knhk_sidecar.hosts import is_this_host
 from knhk_sidecar.retries import Policy, Retries
 
 if TYPE_CHECKING:
@@ -200,16 +200,9 @@ def named_endpoint(
 
 
 def is_loopback(address: str) -> bool:
-    """True when an address `host:port` never leaves this host."""
-    if address.startswith("unix:"):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    """True when what is sent to a gRPC target (`host:port`, `unix:PATH`) never leaves this host; False for what is no
+    target."""
+    return address.startswith("unix:") or is_this_host(address.rpartition(":")[0].strip("[]"))
 
 
 class Client:
@@ -218,7 +211,6 @@ class Client:
     The certificates may change at any time: a service taken from the client afterwards (`client.cases.GetCase(...)`)
     uses the newest, and calls under way end on the connection that they began on. Taking a service raises NotReachable
     when certificates or server cannot be had, and WrongServer when it is not the expected one.
-
 
     Calls are made again where that is safe and the daemon has room for them, as knhk_sidecar/retries.py says.
     """

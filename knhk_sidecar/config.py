@@ -13,13 +13,14 @@ of the daemon that reads the environment.
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final, TypeVar, cast
+
+from knhk_sidecar.hosts import is_this_host
 
 PREFIX: Final = "KGC_SIDECAR_"
 FILE_VARIABLE: Final = "KGC_SIDECAR_CONFIG_FILE"
@@ -756,14 +757,8 @@ def join_address(host: str, port: int) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether a listener there is reached from this host (or pod) only."""
-    host, _ = split_address(address)
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    """Whether a listener there is reached from this host (or pod) only. Raises ValueError as `split_address`."""
+    return is_this_host(split_address(address)[0])
 
 
 # ------------------------------------------------------------------------------------------------------------- sources

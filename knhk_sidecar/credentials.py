@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 import grpc
 
+from knhk_sidecar import files
 from knhk_sidecar.client import DIRECT, Endpoint, NotReachable, WrongServer, channel_options
 from knhk_sidecar.identity.spiffe_id import TrustDomain
 
@@ -153,7 +154,7 @@ class FileSource:
     def __init__(self, endpoint: Endpoint) -> None:
         assert endpoint.ca is not None, "a connection without authorities is plain"
         self._ca, self._cert, self._key = endpoint.ca, endpoint.cert, endpoint.key
-        self._stamp = self._stamps()
+        self._stamps = self._look()
         self._shown = Shown(read_pem(self._cert), read_pem(self._key), read_pem(self._ca) or b"")
         self._looked = time.monotonic()
 
@@ -161,15 +162,15 @@ class FileSource:
         now = time.monotonic()
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now
-            stamp = self._stamps()
-            if stamp != self._stamp:
-                self._take(stamp)
+            stamps = self._look()
+            if stamps != self._stamps:
+                self._take(stamps)
         return self._shown
 
     def close(self) -> None:
         """There is nothing to let go of."""
 
-    def _take(self, stamp: tuple[_Stamp, ...]) -> None:
+    def _take(self, stamps: tuple[files.Stamp, ...]) -> None:
         from knhk_sidecar.identity.tls import InvalidMaterial, TlsFiles, read_material  # noqa: PLC0415  # as above
 
         try:
@@ -180,21 +181,10 @@ class FileSource:
                 self._shown = Shown(None, None, read_pem(self._ca) or b"")
         except (InvalidMaterial, NotReachable):
             return  # half of them is replaced: the next look sees the rest, and until then the old ones are good
-        self._stamp = stamp
+        self._stamps = stamps
 
-    def _stamps(self) -> tuple[_Stamp, ...]:
-        return tuple(_stamp(path) for path in (self._ca, self._cert, self._key) if path is not None)
-
-
-_Stamp = tuple[int, int, int]
-
-
-def _stamp(path: Path) -> _Stamp:
-    try:
-        status = path.stat()
-    except OSError:
-        return (0, 0, 0)
-    return (status.st_ino, status.st_mtime_ns, status.st_size)
+    def _look(self) -> tuple[files.Stamp, ...]:
+        return tuple(files.stamp(path) for path in (self._ca, self._cert, self._key) if path is not None)
 
 
 def read_pem(path: Path | None) -> bytes | None:

@@ -18,12 +18,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
 import grpc
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
+
+from knhk_sidecar.call_details import CallDetails
 
 ATTEMPTS: Final = 6  # with what the daemon asks for: a caller waits about a second for its turn
 BROKEN_ATTEMPTS: Final = 3  # without being asked: the connection is back at once, or somebody has to look
@@ -120,15 +122,6 @@ def asked_delay(status: Status) -> float | None:
     return None
 
 
-class _Details(NamedTuple):
-    method: str
-    timeout: float | None
-    metadata: Iterable[tuple[str, str | bytes]] | None
-    credentials: grpc.CallCredentials | None
-    wait_for_ready: bool | None
-    compression: grpc.Compression | None
-
-
 class Retries(grpc.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Makes the calls of a channel again by a policy: `grpc.intercept_channel(channel, Retries())`.
 
@@ -149,10 +142,7 @@ class Retries(grpc.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]  # ge
         given = client_call_details
 
         def attempt(left: float | None) -> grpc.CallFuture[Message]:
-            details = _Details(
-                given.method, left, given.metadata, given.credentials, given.wait_for_ready, given.compression
-            )
-            return continuation(cast("grpc.ClientCallDetails", details), request)
+            return continuation(CallDetails(given, left), request)
 
         return cast("grpc.CallFuture[Message]", _Attempts(attempt, request, given.timeout, self._policy, self._sleep))
 

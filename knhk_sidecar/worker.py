@@ -132,9 +132,9 @@ class Worker:
         grace: float = 30.0,
     ) -> None:
         """`endpoint`: the daemon, or what says where it is each time the worker connects; it connects anew when its
-        certificates change. `worker_id`: must be this
-        worker's own; empty: host, process and a random part. `credit`: items at once. `lease`: seconds that an item
-        stays with this worker when it is not heard of any more. `roles`: only items that one of them may take."""
+        certificates change. `worker_id`: must be this worker's own; empty: host, process and a random part. `credit`:
+        items at once. `lease`: seconds that an item stays with this worker when it is not heard of any more. `roles`:
+        only items that one of them may take."""
         if not handlers:
             raise ValueError("a worker needs at least one handler")
         self.worker_id = worker_id or f"{socket.gethostname()}-{os.getpid()}-{random.getrandbits(32):08x}"

@@ -1,8 +1,7 @@
 """The gRPC transport: listeners, hardening, and each operation as a handler that does nothing but run the pipeline.
 
 Handlers are made here from the pipeline's own list of methods, health and reflection included; the server has no other
-way to get one. The server's options are answers to attacks and accidents that were
-tried; each says which.
+way to get one. The server's options are answers to attacks and accidents that were tried; each says which.
 """
 
 from __future__ import annotations
@@ -105,17 +104,7 @@ class RpcServer:
         run, deadline = self._pipeline.run, self._pipeline.deadline
 
         async def unary(request: Message, context: Context) -> Message:
-            leaf, chain, tls = _security(context)
-            call = Call(
-                method,
-                protocol="grpc",
-                peer=context.peer(),
-                leaf=leaf,
-                tls=tls,
-                chain=chain,
-                deadline=deadline(context.time_remaining()),
-                metadata=cast("tuple[tuple[str, str | bytes], ...]", context.invocation_metadata()),
-            )
+            call = _call(method, context, deadline(context.time_remaining()))
             try:
                 return cast(Message, await run(call, request))
             except Refusal as refusal:
@@ -130,18 +119,8 @@ class RpcServer:
 
         async def stream(request: Message | AsyncIterator[Message], context: Context) -> Message | None:
             remaining = context.time_remaining()
-            leaf, chain, tls = _security(context)
-            call = Call(
-                method,
-                protocol="grpc",
-                peer=context.peer(),
-                leaf=leaf,
-                tls=tls,
-                chain=chain,
-                deadline=0 if remaining is None else deadline(remaining),
-                metadata=cast("tuple[tuple[str, str | bytes], ...]", context.invocation_metadata()),
-                send=context.write if method.server_streaming else None,
-            )
+            send = context.write if method.server_streaming else None
+            call = _call(method, context, 0 if remaining is None else deadline(remaining), send)
             try:
                 return await run(call, request)
             except Refusal as refusal:
@@ -189,6 +168,23 @@ def server_options(config: SidecarConfig) -> list[tuple[str, int]]:
 KEEPALIVE_TIMEOUT_MS: Final = 20_000  # gRPC's default; a paused container answers late
 PING_STRIKES_MAX: Final = 2  # gRPC's default
 _TLS = b"ssl"
+
+
+def _call(
+    method: Method, context: Context, deadline: int, send: Callable[[Message], Awaitable[None]] | None = None
+) -> Call:
+    leaf, chain, tls = _security(context)
+    return Call(
+        method,
+        protocol="grpc",
+        peer=context.peer(),
+        leaf=leaf,
+        tls=tls,
+        chain=chain,
+        deadline=deadline,
+        metadata=cast("tuple[tuple[str, str | bytes], ...]", context.invocation_metadata()),
+        send=send,
+    )
 
 
 def _security(context: Context) -> tuple[bytes | None, bytes, bool]:

@@ -1,10 +1,12 @@
 """The command line `knhk`.
 
-Here belongs reading arguments and printing answers. Commands talk gRPC to a running daemon; only `dev`, `serve`,
-`doctor`, `restore`, `verify` and `history verify` look at files. Modules load when their command is called, so that
-`knhk --help` and completion answer at once.
+Here belongs reading arguments and printing answers. Most commands talk gRPC to a running daemon. Others are one (`dev`,
+`serve`), look at files without one (`doctor`, `config`, `restore`, `verify`, what `history`, `audit` and `policy` do
+offline), or ask the SPIFFE agent (`token`). Modules load when their command is called, so that `knhk --help` and
+completion answer at once.
 
-Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not found, 4 denied, 5 precondition, 6 unavailable, 124 time-out.
+Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not found, 4 denied, 5 precondition, 6 unavailable, 124 time-out, 130
+interrupted.
 """
 
 from __future__ import annotations

@@ -15,9 +15,10 @@ from rich.text import Text
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.cli.failure import Exit, Failure, safe
+from knhk_sidecar.cli.pages import gathered
 from knhk_sidecar.cli.render import grid, moment, short, show, structured
 from knhk_sidecar.cli.schedules import time_of
-from knhk_sidecar.cli.session import OUTPUTS, Session, connected, read_file
+from knhk_sidecar.cli.session import FILE, OUTPUTS, Session, connected, read_file
 from knhk_sidecar.client import Client
 from knhk_workflow import (
     Checkpoint,
@@ -34,10 +35,8 @@ from knhk_workflow import (
     read_public_key,
 )
 
-PAGE: Final = 500  # entries per call while listing
 EXPORT_SECONDS: Final = 3_600.0  # a million entries take about two minutes
 RECEIPT: Final = b'{"format":"knhk-receipt"'
-_FILE: Final = click.Path(dir_okay=False, path_type=Path)
 _MEND: Final = "keep what you have as evidence, and find out who could write to the daemon's volume"
 
 
@@ -81,26 +80,23 @@ def list_entries(
         method=method,
         resource_prefix=resource,
         outcome=outcome.upper(),
-        page_size=min(PAGE, limit),
     )
     if after is not None:
         request.after.CopyFrom(time_of("--after", after))
     if before is not None:
         request.before.CopyFrom(time_of("--before", before))
-    whole = pb.ListAuditResponse()
     with session.client() as client:
-        while len(whole.entries) < limit:
-            page = client.admin.ListAudit(request, timeout=session.timeout)
-            whole.entries.extend(page.entries)
-            request.page_token = page.next_page_token
-            if not request.page_token:
-                break
-    del whole.entries[limit:]
+
+        def page(size: int, token: str) -> pb.ListAuditResponse:
+            request.page_size, request.page_token = size, token
+            return client.admin.ListAudit(request, timeout=session.timeout)
+
+        whole = gathered(limit, page, lambda found: found.entries)
     show(whole, session.output, lambda: _table(whole))
 
 
 @audit.command("export")
-@click.option("--out", "file", type=_FILE, required=True, help="Where to write it.")
+@click.option("--out", "file", type=FILE, required=True, help="Where to write it.")
 @click.option("--full", is_flag=True, help="With all commit records: who wrote what follows from the log alone.")
 @connected
 def export(session: Session, file: Path, full: bool) -> None:
@@ -124,7 +120,7 @@ def export(session: Session, file: Path, full: bool) -> None:
 
 
 @audit.command("checkpoint")
-@click.option("--out", "file", type=_FILE, help="Where to write it; otherwise standard output.")
+@click.option("--out", "file", type=FILE, help="Where to write it; otherwise standard output.")
 @connected
 def checkpoint(session: Session, file: Path | None) -> None:
     """Fetch a signed checkpoint of every log, to be kept elsewhere.
@@ -147,7 +143,7 @@ def checkpoint(session: Session, file: Path | None) -> None:
 @audit.command("receipt")
 @click.argument("case_id")
 @click.option("--sequence", type=click.IntRange(min=0), default=0, help="An event of the step; otherwise the latest.")
-@click.option("--out", "file", type=_FILE, required=True, help="Where to write it.")
+@click.option("--out", "file", type=FILE, required=True, help="Where to write it.")
 @connected
 def receipt(session: Session, case_id: str, sequence: int, file: Path) -> None:
     """Fetch the receipt of one durable step of a case; `knhk audit verify` proves it offline.
@@ -166,9 +162,9 @@ def receipt(session: Session, case_id: str, sequence: int, file: Path) -> None:
 
 
 @audit.command("verify")
-@click.argument("file", type=_FILE, required=False)
-@click.option("--key", "public", type=_FILE, help="The daemon's public key, SIGNING_KEY.pub: it must have signed.")
-@click.option("--checkpoint", "known_file", type=_FILE, help="A checkpoint that was kept elsewhere.")
+@click.argument("file", type=FILE, required=False)
+@click.option("--key", "public", type=FILE, help="The daemon's public key, SIGNING_KEY.pub: it must have signed.")
+@click.option("--checkpoint", "known_file", type=FILE, help="A checkpoint that was kept elsewhere.")
 @click.option(
     "--dir", "place", type=click.Path(file_okay=False, path_type=Path), help="A store that no daemon has open."
 )
@@ -194,8 +190,8 @@ def verify(file: Path | None, public: Path | None, known_file: Path | None, plac
 
 
 @audit.command("check")
-@click.argument("known_file", metavar="CHECKPOINT", type=_FILE)
-@click.option("--signed-by", "public", type=_FILE, help="The daemon's public key, SIGNING_KEY.pub.")
+@click.argument("known_file", metavar="CHECKPOINT", type=FILE)
+@click.option("--signed-by", "public", type=FILE, help="The daemon's public key, SIGNING_KEY.pub.")
 @connected
 def check(session: Session, known_file: Path, public: Path | None) -> None:
     """Let the running daemon prove that its log continues a checkpoint that was kept elsewhere.

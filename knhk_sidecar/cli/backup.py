@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from knhk_sidecar.api import pb
 from knhk_sidecar.cli.failure import Exit, Failure
 from knhk_sidecar.cli.render import console, structured
-from knhk_sidecar.cli.session import OUTPUTS, Session, connected
+from knhk_sidecar.cli.session import FILE, OUTPUTS, Session, connected
 from knhk_workflow import (
     Archive,
     Examination,
@@ -38,12 +38,11 @@ T = TypeVar("T")
 Bar = Callable[[int, int], None]
 
 SHOWN: Final = 20  # findings of a table; -o json has up to a thousand
-_FILE: Final = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("file", type=_FILE)
-@click.option("--after", type=_FILE, help="An earlier backup: only what happened since goes into this one.")
+@click.argument("file", type=FILE)
+@click.option("--after", type=FILE, help="An earlier backup: only what happened since goes into this one.")
 @connected
 def backup(session: Session, file: Path, after: Path | None) -> None:
     """Take a backup of a running daemon's store; its calls go on meanwhile.
@@ -80,7 +79,7 @@ def backup(session: Session, file: Path, after: Path | None) -> None:
 
 
 @click.command()
-@click.argument("backups", nargs=-1, required=True, type=_FILE)
+@click.argument("backups", nargs=-1, required=True, type=FILE)
 @click.option("--into", required=True, type=click.Path(path_type=Path), help="The new store: absent or empty.")
 @click.option("--until-position", type=click.IntRange(min=1), default=None, help="Leave out all behind it.")
 @click.option("--until-time", metavar="TIME", default=None, help="Leave out what happened later: 2026-03-01T12:00:00Z.")

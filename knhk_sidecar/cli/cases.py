@@ -17,6 +17,7 @@ from rich.text import Text
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.cli.failure import Exit, Failure, safe
+from knhk_sidecar.cli.pages import PAGE, gathered
 from knhk_sidecar.cli.render import (
     Timeline,
     ago,
@@ -55,7 +56,6 @@ OUTCOMES: Final = {
     pb.TRIGGER_OUTCOME_KEPT: "kept until somebody waits",
     pb.TRIGGER_OUTCOME_DROPPED: "lost, nobody waits",
 }
-PAGE: Final = 500  # cases per call while listing
 RECONNECT_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 2.0, 2.0)  # a daemon that restarts is back within these
 
 
@@ -222,20 +222,12 @@ def list_cases(
     wanted = pb.CaseFilter(states=numbers, spec_id=spec_id, business_key=business_key)
     with session.client() as client:
 
+        def page(size: int, token: str) -> pb.ListCasesResponse:
+            request = pb.ListCasesRequest(filter=wanted, page_size=size, page_token=token)
+            return client.cases.ListCases(request, timeout=session.timeout)
+
         def ask() -> pb.ListCasesResponse:
-            whole = pb.ListCasesResponse()
-            token = ""
-            while len(whole.cases) < limit:
-                size = min(PAGE, limit - len(whole.cases))
-                page = client.cases.ListCases(
-                    pb.ListCasesRequest(filter=wanted, page_size=size, page_token=token), timeout=session.timeout
-                )
-                whole.cases.extend(page.cases)
-                token = page.next_page_token
-                if not token:
-                    break
-            whole.next_page_token = token
-            return whole
+            return gathered(limit, page, lambda found: found.cases)
 
         present(session.output, ask, _cases_table, watch)
 
@@ -624,7 +616,6 @@ def _follow(session: Session, client: Client, case_id: str, after: int, types: S
 
 
 def _follow_all(session: Session, client: Client, spec_id: str, types: Sequence[str]) -> None:
-
     emit = _emitter(session, with_case=True)
     token = ""
 
@@ -664,7 +655,6 @@ def _reconnecting(messages: Callable[[], Iterator[bool]], done: Callable[[], boo
 
 
 def _emitter(session: Session, *, with_case: bool) -> Callable[[pb.HistoryEvent], None]:
-
     if session.output == "table":
         return Timeline(with_case=with_case).print
 
@@ -681,12 +671,10 @@ def _emitter(session: Session, *, with_case: bool) -> Callable[[pb.HistoryEvent]
 
 # -------------------------------------------------------------------------------------------------------------- tables
 def _show_case(session: Session, found: pb.Case) -> None:
-
     show(found, session.output, lambda: _case_table(found))
 
 
 def _show_run(session: Session, answer: pb.RunCaseResponse | pb.ExecuteCaseResponse) -> None:
-
     if session.output != "table":
         show(answer, session.output, lambda: "")
         return
@@ -701,7 +689,6 @@ def _show_run(session: Session, answer: pb.RunCaseResponse | pb.ExecuteCaseRespo
 
 
 def _cases_table(answer: pb.ListCasesResponse) -> RenderableType:
-
     if not answer.cases:
         return Text("No cases. `knhk case run WORKFLOW` makes one.", style="dim")
     table = grid("case", "workflow", ">version", "state", ">events", ">work", ">incidents", ">changed", "key")
@@ -725,7 +712,6 @@ def _deliveries(answer: pb.TriggerCaseResponse) -> RenderableType:
 
 
 def _case_table(found: pb.Case) -> RenderableType:
-
     head = pairs(
         (
             ("case", found.case_id),
@@ -751,7 +737,6 @@ def _case_table(found: pb.Case) -> RenderableType:
 
 
 def _data(data_json: bytes) -> str:
-
     if not data_json:
         return ""
     data = json.loads(data_json)
@@ -760,7 +745,6 @@ def _data(data_json: bytes) -> str:
 
 
 def _explanation(answer: pb.ExplainCaseResponse, everything: bool) -> RenderableType:
-
     head = Text.assemble((answer.case_id, "bold"), " is ", stated(case_state(answer.state)), f". {answer.sentence}")
     lines: list[Text] = [head]
     quiet = {pb.TASK_STATUS_IDLE, pb.TASK_STATUS_COMPLETED, pb.TASK_STATUS_UNREACHABLE}

@@ -18,7 +18,6 @@ def completion(shell: str) -> None:
       eval "$(knhk completion bash)"       in ~/.bashrc
       knhk completion fish > ~/.config/fish/completions/knhk.fish
     """
-
     found = get_completion_class(shell)
     assert found is not None, shell
     # The script alone is wanted; asking bash for its version, as some versions of click do here, has no place in it.

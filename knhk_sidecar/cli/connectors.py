@@ -10,10 +10,10 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from knhk_sidecar.api import pb
+from knhk_sidecar.cli.pages import PAGE, gathered
 from knhk_sidecar.cli.render import ago, grid, pairs, show, text_of
 from knhk_sidecar.cli.session import Session, connected, read_file, request_id_option
 
-PAGE: Final = 500  # elements per call while listing
 PROBE_SECONDS: Final = 10.0  # a probe takes up to five
 _HEALTH: Final = {
     pb.HEALTH_STATE_HEALTHY: ("reachable", "green"),
@@ -40,7 +40,7 @@ def list_connectors(session: Session) -> None:
     Example:
       knhk connector list
     """
-    whole = _connectors(session, probe=False)
+    whole = all_connectors(session)
     show(whole, session.output, lambda: _table(whole))
 
 
@@ -53,7 +53,7 @@ def probe(session: Session) -> None:
     Example:
       knhk connector probe
     """
-    whole = _connectors(session, probe=True)
+    whole = all_connectors(session, max(session.timeout, PROBE_SECONDS))
     show(whole, session.output, lambda: _table(whole))
 
 
@@ -119,18 +119,16 @@ def list_letters(session: Session, case_id: str, target: str, limit: int) -> Non
     Example:
       knhk dead-letter list --connector billing
     """
-    whole = pb.ListDeadLettersResponse()
-    token = ""
     with session.client() as client:
-        while len(whole.dead_letters) < limit:
+
+        def page(_: int, token: str) -> pb.ListDeadLettersResponse:
+            # As many on every page: they are filtered afterwards, and a page of one would most often be empty.
             request = pb.ListDeadLettersRequest(
                 case_id=case_id, target=target, page_size=min(PAGE, limit), page_token=token
             )
-            page = client.admin.ListDeadLetters(request, timeout=session.timeout)
-            whole.dead_letters.extend(page.dead_letters)
-            token = page.next_page_token
-            if not token:
-                break
+            return client.admin.ListDeadLetters(request, timeout=session.timeout)
+
+        whole = gathered(limit, page, lambda found: found.dead_letters)
     del whole.dead_letters[limit:]
     show(whole, session.output, lambda: _letters(whole))
 
@@ -170,17 +168,16 @@ def discard(session: Session, dead_letter_id: str, reason: str, request_id: str)
     show(answer, session.output, lambda: _letter(answer.dead_letter))
 
 
-def _connectors(session: Session, *, probe: bool) -> pb.ListConnectorsResponse:
-    whole = pb.ListConnectorsResponse()
-    token = ""
+def all_connectors(session: Session, probe_seconds: float = 0.0) -> pb.ListConnectorsResponse:
+    """Every connector. With `probe_seconds` it is tried whether the other side of each can be reached; they bound the
+    wait for an answer."""
     with session.client() as client:
-        while True:
-            request = pb.ListConnectorsRequest(page_size=PAGE, page_token=token, probe=probe)
-            page = client.admin.ListConnectors(request, timeout=max(session.timeout, PROBE_SECONDS if probe else 0.0))
-            whole.connectors.extend(page.connectors)
-            token = page.next_page_token
-            if not token:
-                return whole
+
+        def page(size: int, token: str) -> pb.ListConnectorsResponse:
+            request = pb.ListConnectorsRequest(page_size=size, page_token=token, probe=bool(probe_seconds))
+            return client.admin.ListConnectors(request, timeout=probe_seconds or session.timeout)
+
+        return gathered(None, page, lambda found: found.connectors)
 
 
 def _table(answer: pb.ListConnectorsResponse) -> RenderableType:

@@ -21,6 +21,7 @@ from cryptography import x509
 from rich.text import Text
 
 from knhk_sidecar.api import pb
+from knhk_sidecar.cli.connectors import PROBE_SECONDS, all_connectors
 from knhk_sidecar.cli.failure import Exit, Failure
 from knhk_sidecar.cli.render import console, structured
 from knhk_sidecar.cli.session import Session, connected
@@ -36,7 +37,6 @@ SPACE_MIN: Final = 64 * 1024 * 1024  # bytes; below it the store refuses writes 
 SPACE_GOOD: Final = 1024 * 1024 * 1024  # bytes; a day of a busy sidecar
 EXPIRY_NEAR: Final = timedelta(hours=1)  # a certificate that is replaced in time never comes this close
 YEAR_MIN: Final = 2025  # a clock before the product existed is not set
-PROBE_SECONDS: Final = 10.0  # a probe of a connector takes up to five
 DAEMON_SECONDS: Final = 3.0  # a daemon that is well answers in milliseconds
 
 
@@ -76,7 +76,6 @@ def doctor(session: Session) -> None:
 
 
 def _findings(session: Session) -> Iterator[Finding]:
-
     yield _python()
     yield _clock()
     try:
@@ -134,9 +133,7 @@ def _limits(status: pb.GetStatusResponse) -> Finding:
 def _connectors(session: Session) -> Iterator[Finding]:
     """Whether the daemon reaches what its connectors call."""
     try:
-        with session.client() as client:
-            request = pb.ListConnectorsRequest(probe=True)
-            found = client.admin.ListConnectors(request, timeout=PROBE_SECONDS).connectors
+        found = all_connectors(session, PROBE_SECONDS).connectors
     except Failure as failure:
         yield Finding("connectors", "warning", failure.message, failure.mend)
         return
@@ -258,7 +255,6 @@ def _space(store: Path) -> Finding:
 
 
 def _certificates(config: SidecarConfig) -> Iterator[Finding]:
-
     if not (config.tls_cert and config.tls_key and config.tls_ca) or not (config.tls_enabled or config.spiffe_enabled):
         if config.spiffe_enabled:
             said = f"they come from the SPIFFE agent at {config.spiffe_socket}; no files stand in for it"
@@ -314,7 +310,6 @@ def _issuers(config: SidecarConfig) -> Iterator[Finding]:
 
 
 def _expiry(path: str, pem: bytes) -> Finding:
-
     leaf = x509.load_pem_x509_certificates(pem)[0]
     now = datetime.now(tz=UTC)
     left = leaf.not_valid_after_utc - now
@@ -343,7 +338,6 @@ def _expiry(path: str, pem: bytes) -> Finding:
 
 
 def _ports(config: SidecarConfig, running: bool) -> Iterator[Finding]:
-
     for name in ("address", "http_address", "metrics_address"):
         address: str = getattr(config, name)
         if not address:
@@ -395,7 +389,6 @@ def _daemon(session: Session) -> tuple[Finding, pb.GetStatusResponse | None]:
 
 
 def _print(findings: Sequence[Finding]) -> None:
-
     styles = {"ok": "green", "warning": "yellow", "error": "bold red"}
     for each in findings:
         line = Text.assemble((f"{each.verdict:<8}", styles[each.verdict]), (f"{each.check:<16}", "bold"), each.message)

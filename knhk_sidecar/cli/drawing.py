@@ -290,10 +290,8 @@ def _box(canvas: _Canvas, x: int, y: int, width: int, lines: Sequence[str]) -> N
 
 
 def _channel(canvas: _Canvas, x: int, pairs: Sequence[tuple[str, str]], middle: Mapping[str, int], net: Net) -> int:
-    """Draws the edges between two columns, each source bending in a track of its own;
-
-    answers where the next column begins.
-    """
+    """Draws the edges between two columns, each source bending in a track of its own. Answers where the next column
+    begins."""
     bending = sorted(
         {source for source, target in pairs if middle[source] != middle[target]}, key=lambda name: middle[name]
     )

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.progress import track
 
 from knhk_sidecar.api import pb
-from knhk_sidecar.cli.cases import PAGE, history_events, show_events
+from knhk_sidecar.cli.cases import history_events, show_events
 from knhk_sidecar.cli.failure import Exit, Failure, safe
+from knhk_sidecar.cli.pages import PAGE
 from knhk_sidecar.cli.render import plain, structured
-from knhk_sidecar.cli.session import OUTPUTS, Session, connected, read_file
+from knhk_sidecar.cli.session import FILE, OUTPUTS, Session, connected, read_file
 from knhk_sidecar.client import Client
 from knhk_workflow import InvalidInput, prove_export, read_public_key
 
@@ -52,9 +53,7 @@ def show(session: Session, case_id: str) -> None:
 @history.command("export")
 @click.argument("case_ids", nargs=-1, metavar="[CASE]...")
 @click.option("--workflow", "spec_id", default="", help="Without case ids: only cases of this workflow.")
-@click.option(
-    "--file", type=click.Path(dir_okay=False, path_type=Path), help="Where to write; otherwise standard output."
-)
+@click.option("--file", type=FILE, help="Where to write; otherwise standard output.")
 @click.option("--proof", is_flag=True, help="One case as a document that `knhk history verify` proves offline.")
 @connected
 def export(session: Session, case_ids: tuple[str, ...], spec_id: str, file: Path | None, proof: bool) -> None:
@@ -86,7 +85,7 @@ def export(session: Session, case_ids: tuple[str, ...], spec_id: str, file: Path
 @click.option(
     "--key",
     "key",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     help="The daemon's public key, SIGNING_KEY.pub: it must have signed the file.",
 )
 @click.option("-o", "--output", type=click.Choice(OUTPUTS), default="table", show_default=True)
@@ -146,7 +145,6 @@ def _export_proof(session: Session, case_ids: tuple[str, ...], file: Path | None
 def _write(
     session: Session, client: Client, case_ids: tuple[str, ...], spec_id: str, stream: TextIO
 ) -> tuple[int, int]:
-
     chosen = case_ids or tuple(_every_case(session, client, spec_id))
     events = 0
     if stream.isatty() or not sys.stderr.isatty():
@@ -164,13 +162,12 @@ def _write(
 
 
 def _every_case(session: Session, client: Client, spec_id: str) -> list[str]:
-
     found: list[str] = []
     token = ""
     while True:
         request = pb.ListCasesRequest(filter=pb.CaseFilter(spec_id=spec_id), page_size=PAGE, page_token=token)
         page = client.cases.ListCases(request, timeout=session.timeout)
-        found += [each.case_id for each in page.cases]
+        found += [each.case_id for each in page.cases]  # the ids only: there may be a million cases
         token = page.next_page_token
         if not token:
             return found

@@ -148,7 +148,6 @@ def _folded(name: str) -> str:
 
 
 def _patterns_table(answer: pb.ListPatternsResponse) -> RenderableType:
-
     table = grid(">", "pattern", "category", "construct", "can run")
     for each in answer.patterns:
         runs = Text("yes", style="green") if each.available else Text("later", style="dim")
@@ -157,7 +156,6 @@ def _patterns_table(answer: pb.ListPatternsResponse) -> RenderableType:
 
 
 def _pattern_page(found: pb.Pattern) -> RenderableType:
-
     script = ", then ".join(
         " ".join(part for part in (each.move.replace("_", " "), each.task or each.name) if part)
         for each in found.default_script
@@ -181,7 +179,6 @@ def _pattern_page(found: pb.Pattern) -> RenderableType:
 
 
 def _result(answer: pb.ExecutePatternResponse) -> RenderableType:
-
     verdict = Text("yes", style="green") if answer.success else Text("no", style="bold red")
     return Group(
         Text(""),

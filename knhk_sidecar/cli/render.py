@@ -87,10 +87,8 @@ def show(message: Message, output: str, table: Callable[[], RenderableType], mem
 def present(
     output: str, ask: Callable[[], M], table: Callable[[M], RenderableType], watch: bool, member: str = ""
 ) -> None:
-    """Prints an answer once, or with `watch` again and again until interrupted;
-
-    without a terminal only when it changed.
-    """
+    """Prints an answer once, or with `watch` again and again until interrupted; without a terminal only when it
+    changed."""
     if not watch:
         answer = ask()
         show(answer, output, lambda: table(answer), member)

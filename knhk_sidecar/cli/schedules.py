@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Final
 
 import click
 from google.protobuf.duration_pb2 import Duration
@@ -13,11 +12,10 @@ from rich.text import Text
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.cli.failure import Exit, Failure
+from knhk_sidecar.cli.pages import gathered
 from knhk_sidecar.cli.render import grid, moment, pairs, present, short, show, text_of
 from knhk_sidecar.cli.session import Session, connected, data_argument, data_option, request_id_option, set_option
 from knhk_workflow import CATCH_UPS, OVERLAPS, parse_duration
-
-PAGE: Final = 500  # schedules per call while listing
 
 
 @click.group()
@@ -125,18 +123,13 @@ def list_schedules(session: Session, limit: int) -> None:
     Example:
       knhk schedule list
     """
-    whole = pb.ListSchedulesResponse()
-    token = ""
     with session.client() as client:
-        while len(whole.schedules) < limit:
-            size = min(PAGE, limit - len(whole.schedules))
+
+        def page(size: int, token: str) -> pb.ListSchedulesResponse:
             request = pb.ListSchedulesRequest(page_size=size, page_token=token)
-            page = client.schedules.ListSchedules(request, timeout=session.timeout)
-            whole.schedules.extend(page.schedules)
-            token = page.next_page_token
-            if not token:
-                break
-    whole.next_page_token = token
+            return client.schedules.ListSchedules(request, timeout=session.timeout)
+
+        whole = gathered(limit, page, lambda found: found.schedules)
     show(whole, session.output, lambda: _table(whole))
 
 

@@ -52,7 +52,6 @@ class Session:
 
     def endpoint(self) -> Endpoint:
         """Where the daemon is. Raises `Failure` when that cannot be known."""
-
         try:
             token = self._token()
             if self.address:
@@ -82,7 +81,6 @@ class Session:
     @contextmanager
     def client(self) -> Iterator[Client]:
         """A client for the length of a command; gRPC errors leave it as `Failure`."""
-
         endpoint = self.endpoint()
         try:
             with Client(endpoint, _retries()) as client:
@@ -97,7 +95,6 @@ class Session:
 
 def ready_path(data_dir: Path | None) -> Path:
     """Where a daemon in developer mode says how to reach it: what `knhk dev` with the same settings would write."""
-
     try:
         config = load({"data_dir": str(data_dir)} if data_dir is not None else {}).config
     except ConfigError as error:
@@ -119,7 +116,7 @@ def _store(ctx: click.Context, parameter: click.Parameter, value: object) -> Non
     setattr(ctx.ensure_object(Session), parameter.name, value)
 
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
+FILE: Final = click.Path(dir_okay=False, path_type=Path)
 _OPTIONS: Final = (
     click.option(
         "-o", "--output", type=click.Choice(OUTPUTS), default="table", show_default=True, expose_value=False,
@@ -130,11 +127,11 @@ _OPTIONS: Final = (
         help="The daemon's gRPC address; otherwise the running daemon of --data-dir.",
     ),
     click.option(
-        "--ca", envvar="KNHK_CA", type=_FILE, expose_value=False, callback=_store,
+        "--ca", envvar="KNHK_CA", type=FILE, expose_value=False, callback=_store,
         help="Authority of the daemon's certificate.",
     ),
-    click.option("--cert", envvar="KNHK_CERT", type=_FILE, expose_value=False, callback=_store, help="Certificate."),
-    click.option("--key", envvar="KNHK_KEY", type=_FILE, expose_value=False, callback=_store, help="Its key."),
+    click.option("--cert", envvar="KNHK_CERT", type=FILE, expose_value=False, callback=_store, help="Certificate."),
+    click.option("--key", envvar="KNHK_KEY", type=FILE, expose_value=False, callback=_store, help="Its key."),
     click.option(
         "--server-name", envvar="KNHK_SERVER_NAME", default="", metavar="NAME", expose_value=False, callback=_store,
         help="DNS name in the daemon's certificate, when it is not the host of --address.",
@@ -144,7 +141,7 @@ _OPTIONS: Final = (
         help="Bearer token, instead of --cert and --key. Others on this host see it; prefer the variable or the file.",
     ),
     click.option(
-        "--token-file", envvar="KNHK_TOKEN_FILE", type=_FILE, expose_value=False, callback=_store,
+        "--token-file", envvar="KNHK_TOKEN_FILE", type=FILE, expose_value=False, callback=_store,
         help="File with a bearer token, read again when it changes.",
     ),
     click.option(
@@ -201,10 +198,8 @@ request_id_option = click.option(
 
 
 def data_argument(data: str | None, assignments: Sequence[str] = ()) -> bytes:
-    """`--data` and `--set` together as a JSON object;
-
-    empty when neither is given. `--set` wins over the same name in `--data`.
-    """
+    """`--data` and `--set` together as a JSON object; no bytes when neither is given. `--set` wins over the same name
+    in `--data`."""
     if data is None and not assignments:
         return b""
     value: object = {} if data is None else _json(_text(data))
@@ -303,7 +298,6 @@ _MENDS_BY_CODE: Final[Mapping[str, str]] = {
 
 def failure_of(error: grpc.Call, address: str) -> Failure:
     """What an error of a call means on the command line."""
-
     code = error.code().name
     message = error.details() or code
     reason, info, lines = "", {}, []

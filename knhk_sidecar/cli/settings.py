@@ -9,7 +9,7 @@ from rich.text import Text
 
 from knhk_sidecar.cli.failure import settings_refused
 from knhk_sidecar.cli.render import console, grid, structured
-from knhk_sidecar.cli.session import OUTPUTS
+from knhk_sidecar.cli.session import FILE, OUTPUTS
 from knhk_sidecar.config import ConfigError, load
 
 
@@ -24,7 +24,7 @@ def config() -> None:
 
 
 @config.command("show")
-@click.option("--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="A TOML file with settings.")
+@click.option("--config", "file", type=FILE, help="A TOML file with settings.")
 @click.option("--changed", is_flag=True, help="Only those that are not the default.")
 @click.option(
     "-o", "--output", type=click.Choice(OUTPUTS), default="table", show_default=True, help="How to print the answer."
@@ -36,7 +36,6 @@ def show(file: Path | None, changed: bool, output: str) -> None:
     Example:
       KGC_SIDECAR_LOG_LEVEL=debug knhk config show --changed
     """
-
     try:
         lines = load(file=str(file) if file is not None else None).describe()
     except ConfigError as error:

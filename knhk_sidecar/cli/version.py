@@ -37,7 +37,6 @@ def version(output: str) -> None:
     Example:
       knhk version -o json
     """
-
     found = {"knhk-sidecar": __version__, "python": platform.python_version()}
     found |= {name: _installed(name) for name in PARTS}
     if output == "table":

@@ -13,6 +13,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from knhk_sidecar.api import pb
+from knhk_sidecar.cli.pages import gathered
 from knhk_sidecar.cli.render import (
     ago,
     case_state,
@@ -41,7 +42,6 @@ STATES: Final = (
     "withdrawn",
     "terminated",
 )
-PAGE: Final = 500  # items per call while listing
 
 
 @click.group()
@@ -83,21 +83,14 @@ def list_items(
     number = pb.WorkItemState.Value(f"WORK_ITEM_STATE_{state.upper()}") if state else pb.WORK_ITEM_STATE_UNSPECIFIED
     with session.client() as client:
 
+        def page(size: int, token: str) -> pb.ListWorkItemsResponse:
+            request = pb.ListWorkItemsRequest(
+                role=role, user=user, state=number, case_id=case_id, task_id=task_id, page_size=size, page_token=token
+            )
+            return client.work.ListWorkItems(request, timeout=session.timeout)
+
         def ask() -> pb.ListWorkItemsResponse:
-            whole = pb.ListWorkItemsResponse()
-            token = ""
-            while len(whole.items) < limit:
-                request = pb.ListWorkItemsRequest(
-                    role=role, user=user, state=number, case_id=case_id, task_id=task_id,
-                    page_size=min(PAGE, limit - len(whole.items)), page_token=token,
-                )  # fmt: skip
-                page = client.work.ListWorkItems(request, timeout=session.timeout)
-                whole.items.extend(page.items)
-                token = page.next_page_token
-                if not token:
-                    break
-            whole.next_page_token = token
-            return whole
+            return gathered(limit, page, lambda found: found.items)
 
         present(session.output, ask, lambda answer: items_table(answer.items), watch)
 
@@ -437,12 +430,10 @@ def leases_table(items: Iterable[pb.LeasedWorkItem]) -> RenderableType:
 
 
 def _show(session: Session, item: pb.WorkItem) -> None:
-
     show(item, session.output, lambda: _item_table(item))
 
 
 def _item_table(item: pb.WorkItem, *more: tuple[str, RenderableType]) -> RenderableType:
-
     return pairs(
         (
             ("item", item.item_id),
@@ -465,5 +456,4 @@ def _item_table(item: pb.WorkItem, *more: tuple[str, RenderableType]) -> Rendera
 
 
 def _after(item: pb.WorkItem, case: pb.CaseState.ValueType, opened: Iterable[str]) -> RenderableType:
-
     return _item_table(item, ("the case is", stated(case_state(case))), ("next work", "\n".join(opened)))

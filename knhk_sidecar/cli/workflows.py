@@ -13,10 +13,10 @@ from rich.text import Text
 from knhk_sidecar.api import pb
 from knhk_sidecar.cli.drawing import drawing_of
 from knhk_sidecar.cli.failure import Exit, Failure, safe
+from knhk_sidecar.cli.pages import gathered
 from knhk_sidecar.cli.render import ago, console, grid, moment, pairs, short, show
 from knhk_sidecar.cli.session import Session, connected, read_file, request_id_option
 
-PAGE: Final = 500  # workflows per call while listing
 TRACE_SHOWN: Final = 20  # tasks of a counterexample on the terminal; --output json has them all
 FORMATS: Final = ("json", "yaml", "yawl", "bpmn")
 _SUFFIXES: Final = {".json": "json", ".yaml": "yaml", ".yml": "yaml", ".yawl": "yawl", ".bpmn": "bpmn"}
@@ -90,22 +90,15 @@ def list_workflows(session: Session, prefix: str, all_versions: bool, limit: int
     Example:
       knhk workflow list
     """
-    whole = pb.ListWorkflowsResponse()
-    token = ""
     with session.client() as client:
-        while len(whole.workflows) < limit:
+
+        def page(size: int, token: str) -> pb.ListWorkflowsResponse:
             request = pb.ListWorkflowsRequest(
-                spec_id_prefix=prefix,
-                all_versions=all_versions,
-                page_size=min(PAGE, limit - len(whole.workflows)),
-                page_token=token,
+                spec_id_prefix=prefix, all_versions=all_versions, page_size=size, page_token=token
             )
-            page = client.workflows.ListWorkflows(request, timeout=session.timeout)
-            whole.workflows.extend(page.workflows)
-            token = page.next_page_token
-            if not token:
-                break
-    whole.next_page_token = token
+            return client.workflows.ListWorkflows(request, timeout=session.timeout)
+
+        whole = gathered(limit, page, lambda found: found.workflows)
     show(whole, session.output, lambda: _workflows_table(whole))
 
 
@@ -154,7 +147,6 @@ def _format_of(file: Path, given: str | None) -> str:
 
 
 def _findings(findings: Iterable[pb.Finding]) -> list[RenderableType]:
-
     lines: list[RenderableType] = []
     styles = {pb.SEVERITY_ERROR: ("error", "bold red"), pb.SEVERITY_WARNING: ("warning", "yellow")}
     for each in findings:
@@ -181,7 +173,6 @@ def _soundness(verdict: pb.Soundness.ValueType) -> str:
 
 
 def _registered(answer: pb.RegisterWorkflowResponse) -> RenderableType:
-
     done = "registered" if answer.created else "was registered before"
     line = Text.assemble(
         (answer.spec_id, "bold"), f" {done}: version {answer.version}, {_soundness(answer.soundness)}."
@@ -190,7 +181,6 @@ def _registered(answer: pb.RegisterWorkflowResponse) -> RenderableType:
 
 
 def _validated(answer: pb.ValidateWorkflowResponse) -> RenderableType:
-
     verdict = ("valid", "green") if answer.valid else ("refused", "bold red")
     return Group(
         Text.assemble((answer.spec_id or "(no id)", "bold"), ": ", verdict, f", {_soundness(answer.soundness)}."),
@@ -199,7 +189,6 @@ def _validated(answer: pb.ValidateWorkflowResponse) -> RenderableType:
 
 
 def _workflows_table(answer: pb.ListWorkflowsResponse) -> RenderableType:
-
     if not answer.workflows:
         return Text("No workflows. `knhk workflow register FILE` adds one.", style="dim")
     table = grid("workflow", ">version", "name", ">tasks", "soundness", ">registered", "by")
@@ -212,7 +201,6 @@ def _workflows_table(answer: pb.ListWorkflowsResponse) -> RenderableType:
 
 
 def _workflow_page(found: pb.Workflow) -> RenderableType:
-
     head = pairs(
         (
             ("workflow", found.spec_id),

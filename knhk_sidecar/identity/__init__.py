@@ -1,4 +1,5 @@
-"""Who is calling, and who we are: SPIFFE ids, certificates, TLS, the developer's certificate authority.
+"""Who is calling, who we are, and what somebody may do: SPIFFE ids, certificates, TLS, tokens, the policy, the
+developer's certificate authority and agent, the key that signs.
 
-What a caller may do is decided in `pipeline`; nothing here knows about calls.
+Nothing here knows about calls: what one needs, and that it is refused, is the pipeline's business.
 """

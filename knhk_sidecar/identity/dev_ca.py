@@ -6,7 +6,6 @@ Leaves are X509-SVIDs; the server's also carries DNS and IP names, since gRPC cl
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from knhk_sidecar import files
 from knhk_sidecar.identity.spiffe_id import SpiffeId, TrustDomain
 
 TRUST_DOMAIN: Final = TrustDomain("knhk.dev")
@@ -63,8 +63,8 @@ class DevAuthority:
         spiffe_id = SpiffeId.parse(f"spiffe://{self.trust_domain}{path}")
         key, leaf = self.sign(name, spiffe_id, dns=dns, addresses=addresses, life=life)
         svid = Svid(self.directory / f"{name}.pem", self.directory / f"{name}.key", spiffe_id)
-        _write(svid.key, _private(key), 0o600)
-        _write(svid.cert, leaf.public_bytes(serialization.Encoding.PEM), 0o644)
+        files.replace(svid.key, _private(key), 0o600)
+        files.replace(svid.cert, leaf.public_bytes(serialization.Encoding.PEM), 0o644)
         return svid
 
     def sign(
@@ -157,8 +157,8 @@ def _made(root: Path, trust_domain: TrustDomain) -> DevAuthority:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    _write(root / "ca.key", _private(key), 0o600)
-    _write(root / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    files.replace(root / "ca.key", _private(key), 0o600)
+    files.replace(root / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
     return DevAuthority(root, trust_domain, certificate, key)
 
 
@@ -186,13 +186,3 @@ def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Replaces the file at once, with its mode from the first byte on."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.unlink(missing_ok=True)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with open(descriptor, "wb") as stream:
-        stream.write(content)
-    part.replace(path)

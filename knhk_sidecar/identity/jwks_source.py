@@ -7,31 +7,28 @@ so: an issuer that is down stops no call whose token can be verified. Nothing he
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Final
 
 import msgspec
 import structlog
-from grpc import aio
 
+from knhk_sidecar import files
 from knhk_sidecar.identity.jwks import InvalidKeys, KeySet, read_key_set
 from knhk_sidecar.identity.oidc import Issuer, fetchable
 from knhk_sidecar.identity.spiffe_id import TrustDomain
-from knhk_sidecar.identity.tls import InvalidMaterial
-from knhk_sidecar.identity.workload_api import explained, workload_api
+from knhk_sidecar.identity.workload_api import keep_up, workload_api
 
 REFRESH_SECONDS: Final = 300.0  # a key that was taken back counts this long at most while its issuer can be reached
 FETCH_SECONDS: Final = 5.0  # for the discovery document and the keys together; a caller may be waiting
 DOCUMENT_BYTES_MAX: Final = 256 * 1024  # of either; large providers have 20 KB
 WAITING_MAX: Final = 64  # calls that wait for one fetch; made-up key ids must not pile calls up
 LOOK_SECONDS: Final = 1.0  # between two looks at a file
-PAUSE_FIRST: Final = 0.1  # s, before the agent is asked again
-PAUSE_MAX: Final = 5.0  # s
 DISCOVERY: Final = "/.well-known/openid-configuration"
 
 _log = structlog.get_logger(__name__)
@@ -41,7 +38,7 @@ def _nobody() -> None:
     """Nothing depends on these keys yet."""
 
 
-class KeySource:
+class KeySource(ABC):
     """The newest keys of one issuer or trust domain."""
 
     def __init__(self, name: str) -> None:
@@ -53,12 +50,12 @@ class KeySource:
         self.changed: Callable[[], None] = _nobody
         """Called when keys were replaced: what was verified with the old ones counts no more."""
 
-    async def renew(self) -> None:
+    async def renew(self) -> None:  # noqa: B027  # most sources hear of newer keys without asking
         """A token names an unknown key: gets newer keys if that is possible now."""
 
+    @abstractmethod
     async def follow(self) -> None:
         """Keeps the keys new, until cancelled."""
-        raise NotImplementedError
 
     def adopt(self, keys: KeySet) -> None:
         """From now on these count."""
@@ -232,7 +229,7 @@ class FileKeys(KeySource):
         """Reads the file. Raises InvalidKeys."""
         super().__init__(name)
         self._path = path
-        self._stamp = _stamp(path)
+        self._stamp = files.stamp(path)
         self.adopt(self._read())
 
     async def follow(self) -> None:
@@ -246,7 +243,7 @@ class FileKeys(KeySource):
                 self.lose(str(error))
 
     def _changed(self) -> KeySet | None:
-        stamp = _stamp(self._path)
+        stamp = files.stamp(self._path)
         if stamp == self._stamp:
             return None
         self._stamp = stamp
@@ -295,35 +292,18 @@ class AgentBundles:
 
     async def follow(self) -> None:
         """Keeps the keys of every domain new, until cancelled."""
-        pause = PAUSE_FIRST
-        while True:
-            try:
-                async with workload_api(self._endpoint) as api, aclosing(api.jwt_bundles()) as states:
-                    async for state in states:
-                        self._take(state)
-                        pause = PAUSE_FIRST
-                problem = "the agent ended the stream"
-            except (aio.AioRpcError, InvalidMaterial) as error:
-                problem = explained(error)
-            except Exception as error:  # noqa: BLE001  # whoever stops asking never hears of the next keys
-                problem = f"what the agent sent cannot be used: {error!r}"
-            for source in self.domains.values():
-                source.lose(problem)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, PAUSE_MAX) * random.uniform(0.8, 1.0)
+        await keep_up(self._states, self._take, self._lose)
+
+    async def _states(self) -> AsyncGenerator[Mapping[TrustDomain, bytes], None]:
+        async with workload_api(self._endpoint) as api, aclosing(api.jwt_bundles()) as states:
+            async for state in states:
+                yield state
 
     def _take(self, state: Mapping[TrustDomain, bytes]) -> None:
         """Each message is the whole state."""
         for domain, source in self.domains.items():
             source.take(state.get(domain))
 
-
-_Stamp = tuple[int, int, int]
-
-
-def _stamp(path: str) -> _Stamp:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return (0, 0, 0)
-    return (status.st_ino, status.st_mtime_ns, status.st_size)
+    def _lose(self, problem: str) -> None:
+        for source in self.domains.values():
+            source.lose(problem)

@@ -15,7 +15,6 @@ refetch_seconds = 10                      # an unknown key id makes the keys be 
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from typing import Annotated, Final
 from urllib.parse import urlsplit
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from knhk_sidecar.config import ISSUERS_TABLE, ConfigError, Problem
+from knhk_sidecar.hosts import is_this_host
 from knhk_sidecar.identity.jwks import ALGORITHMS
 
 ISSUERS_MAX: Final = 16  # each is fetched from time to time
@@ -89,16 +89,7 @@ def fetchable(url: str) -> bool:
         return False
     if not host or port == 0 or parts.username is not None or parts.password is not None or parts.fragment:
         return False
-    return parts.scheme == "https" or (parts.scheme == "http" and _on_this_host(host))
-
-
-def _on_this_host(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and is_this_host(host))
 
 
 def _wrong(issuer: Issuer) -> list[str]:

@@ -111,7 +111,7 @@ class Policy:
         steps = tuple(self._steps(caller, permission, resources, verdict))
         applying = {rule.id: rule for rule in self.document.rules if rule.id in decided.grants.rules}
         roles = dict.fromkeys(role for rule in applying.values() if rule.effect == "allow" for role in rule.roles)
-        needed = () if verdict.allowed else tuple(self._needed(caller, decided, permission, verdict, steps))
+        needed = () if verdict.allowed else tuple(self._needed(caller, permission, verdict, steps))
         return Explanation(
             verdict.allowed,
             verdict.rule,
@@ -160,7 +160,6 @@ class Policy:
     def _needed(
         self,
         caller: Principal,
-        decided: Principal,
         permission: Permission | None,
         verdict: Verdict,
         steps: Sequence[Step],

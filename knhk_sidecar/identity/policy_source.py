@@ -7,12 +7,12 @@ it, could be a valid policy without its last denials. What cannot be used is tol
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import structlog
 
+from knhk_sidecar import files
 from knhk_sidecar.identity.policy import Policy
 from knhk_sidecar.identity.policy_document import (
     DOCUMENT_BYTES_MAX,
@@ -28,7 +28,6 @@ STAYS: Final = "the previous policy stays in force"
 PROBLEMS_TOLD: Final = 10  # in one line; the log has all of them
 
 _log = structlog.get_logger(__name__)
-_Stamp = tuple[int, int, int]
 
 
 class Policies:
@@ -46,12 +45,12 @@ class Policies:
         self.changed: list[Callable[[], None]] = []
         """Called after another policy has come into force."""
         self._unjudged = frozenset(unjudged)
-        self._stamp = _stamp(path)
+        self._stamp = files.stamp(path)
 
     @classmethod
     def of_file(cls, path: str) -> Policies:
         """The policy of a file. Raises InvalidPolicy."""
-        before = _stamp(path)
+        before = files.stamp(path)
         unjudged: tuple[Kind, ...] = ("dev",)
         found = cls(read(path), path, unjudged)
         found._stamp = before  # a change while it was read is found at the next look
@@ -88,10 +87,10 @@ class Policies:
 
     async def follow(self, interval: float = LOOK_INTERVAL) -> None:
         """Keeps up with the file, a look every `interval` seconds, until cancelled."""
-        fresh: _Stamp | None = None
+        fresh: files.Stamp | None = None
         while self.path:
             await asyncio.sleep(interval)
-            stamp = await asyncio.to_thread(_stamp, self.path)
+            stamp = await asyncio.to_thread(files.stamp, self.path)
             if stamp == self._stamp:
                 fresh = None
             elif stamp != fresh:
@@ -125,12 +124,3 @@ def read(path: str, unjudged: frozenset[Kind] = frozenset({"dev"})) -> Policy:
     except OSError as error:
         raise InvalidPolicy([Problem("", "policy", f"{path} cannot be read: {error.strerror}")]) from error
     return Policy(parse(text), origin=path, unjudged=unjudged)
-
-
-def _stamp(path: str) -> _Stamp:
-    """Changes when the file is replaced or rewritten; a missing file is a change too."""
-    try:
-        status = os.stat(path) if path else None
-    except OSError:
-        return (0, 0, -1)
-    return (status.st_ino, status.st_mtime_ns, status.st_size) if status is not None else (0, 0, 0)

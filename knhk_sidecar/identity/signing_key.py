@@ -6,10 +6,10 @@ gets a key of its own, unless the old one is configured.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final
 
+from knhk_sidecar import files
 from knhk_workflow import InvalidInput, SigningKey
 
 KEY_NAME: Final = "SIGNING_KEY"
@@ -39,29 +39,11 @@ def read_or_make_key(path: Path) -> SigningKey:
     """The key at `path`, made there when there is none; `path`.pub always has its public half. Raises InvalidKey."""
     try:
         if not path.exists():
-            _write(path, SigningKey.generate().pem(), 0o600)
+            files.replace(path, SigningKey.generate().pem(), 0o600, durable=True)
         key = read_key(path)
         public = path.with_name(f"{path.name}.pub")
         if not public.exists() or public.read_bytes() != key.public_pem():
-            _write(public, key.public_pem(), 0o644)
+            files.replace(public, key.public_pem(), 0o644, durable=True)
     except OSError as error:
         raise InvalidKey(f"the signing key {path} cannot be written: {error.strerror}") from error
     return key
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    """All of it or nothing, and safe from a loss of power."""
-    making = path.with_name(f"{path.name}.new")
-    making.unlink(missing_ok=True)
-    file = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        os.write(file, data)
-        os.fsync(file)
-    finally:
-        os.close(file)
-    making.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

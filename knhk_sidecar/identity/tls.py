@@ -9,7 +9,7 @@ fit together is logged once, and what was in use stays.
 from __future__ import annotations
 
 import asyncio
-import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, cast
@@ -21,6 +21,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
+from knhk_sidecar.files import Stamp, stamp
 from knhk_sidecar.identity.certificate import Bundles, LeafCheck
 from knhk_sidecar.identity.spiffe_id import SpiffeId, TrustDomain
 
@@ -70,7 +71,7 @@ class Material:
         return grpc.ssl_server_certificate_configuration([(self.key, self.cert)], self.roots)
 
 
-class TlsSource:
+class TlsSource(ABC):
     """Credentials for the mTLS listeners and the check of their callers, both of the newest material."""
 
     def __init__(self, material: Material, trust_domain: TrustDomain) -> None:
@@ -105,9 +106,9 @@ class TlsSource:
         fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", newer)  # the stubs do not know of None
         return grpc.dynamic_ssl_server_credentials(offered.configuration, fetch, client_certificate)
 
+    @abstractmethod
     async def follow(self) -> None:
         """Keeps up with where the material comes from, until cancelled."""
-        raise NotImplementedError
 
     def adopt(self, material: Material) -> None:
         """From now on this counts, for new connections and for every call of open ones."""
@@ -126,7 +127,7 @@ class FileSource(TlsSource):
     def __init__(self, files: TlsFiles, trust_domain: TrustDomain | None = None) -> None:
         """Reads the files. Without `trust_domain`, callers have to be of the server's own. Raises InvalidMaterial."""
         self._files = files
-        self._stamp = _stamp(files)
+        self._stamps = _stamps(files)
         material = read_material(files)
         if trust_domain is None:
             if material.spiffe_id is None:
@@ -155,10 +156,10 @@ class FileSource(TlsSource):
 
     def _changed(self) -> Material | None:
         """The files' new content when they changed and fit together."""
-        stamp = _stamp(self._files)
-        if stamp == self._stamp:
+        stamps = _stamps(self._files)
+        if stamps == self._stamps:
             return None
-        self._stamp = stamp
+        self._stamps = stamps
         try:
             material = read_material(self._files)
         except InvalidMaterial as error:
@@ -218,17 +219,5 @@ def _read(path: str) -> bytes:
     return content
 
 
-_Stamp = tuple[tuple[int, int, int], ...]
-
-
-def _stamp(files: TlsFiles) -> _Stamp:
-    """Changes when a file is replaced or rewritten; a missing file is a change too."""
-    return tuple(_file_stamp(path) for path in (files.cert, files.key, files.ca))
-
-
-def _file_stamp(path: str) -> tuple[int, int, int]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return (0, 0, 0)
-    return (status.st_ino, status.st_mtime_ns, status.st_size)
+def _stamps(files: TlsFiles) -> tuple[Stamp, ...]:
+    return tuple(stamp(path) for path in (files.cert, files.key, files.ca))

@@ -9,10 +9,12 @@ The messages are those of the `spiffe` package: registering a second copy of the
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import grpc
 import structlog
@@ -20,6 +22,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from google.protobuf.message import Message
 from grpc import aio
 from spiffe._proto import workload_pb2
 
@@ -30,6 +33,12 @@ SERVICE: Final = "SpiffeWorkloadAPI"
 HEADER: Final = (("workload.spiffe.io", "true"),)
 MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024  # bundles of many federated domains
 RECONNECT_MS: Final = 1_000  # an agent that restarts is back within seconds; grpc's own longest pause is two minutes
+
+PAUSE_FIRST: Final = 0.1  # s, before the agent is asked again
+PAUSE_MAX: Final = 5.0  # s; an agent that is back is noticed within this
+
+State = TypeVar("State")
+Answer = TypeVar("Answer", bound=Message)
 
 _log = structlog.get_logger(__name__)
 
@@ -78,43 +87,65 @@ class WorkloadApi:
     def __init__(self, channel: aio.Channel) -> None:
         self._channel = channel
 
-    async def x509(self) -> AsyncGenerator[X509State, None]:
+    def x509(self) -> AsyncGenerator[X509State, None]:
         """Our SVIDs and bundles, now and after each change, until the stream breaks."""
-        call = self._channel.unary_stream(
-            f"/{SERVICE}/FetchX509SVID",
-            request_serializer=workload_pb2.X509SVIDRequest.SerializeToString,
-            response_deserializer=workload_pb2.X509SVIDResponse.FromString,
-        )(workload_pb2.X509SVIDRequest(), metadata=HEADER)
-        try:
-            async for answer in call:
-                yield parse_x509(answer)
-        finally:
-            call.cancel()
+        return self._states("FetchX509SVID", workload_pb2.X509SVIDRequest(), workload_pb2.X509SVIDResponse, parse_x509)
 
-    async def jwt_bundles(self) -> AsyncGenerator[Mapping[TrustDomain, bytes], None]:
+    def jwt_bundles(self) -> AsyncGenerator[Mapping[TrustDomain, bytes], None]:
         """The key sets (RFC 7517, JSON) that JWT-SVIDs of each trust domain are verified with, whole each time."""
+        return self._states(
+            "FetchJWTBundles", workload_pb2.JWTBundlesRequest(), workload_pb2.JWTBundlesResponse, _key_sets
+        )
+
+    async def _states(
+        self, method: str, request: Message, response: type[Answer], parse: Callable[[Answer], State]
+    ) -> AsyncGenerator[State, None]:
         call = self._channel.unary_stream(
-            f"/{SERVICE}/FetchJWTBundles",
-            request_serializer=workload_pb2.JWTBundlesRequest.SerializeToString,
-            response_deserializer=workload_pb2.JWTBundlesResponse.FromString,
-        )(workload_pb2.JWTBundlesRequest(), metadata=HEADER)
+            f"/{SERVICE}/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=response.FromString,
+        )(request, metadata=HEADER)
         try:
             async for answer in call:
-                yield {_domain(name): bundle for name, bundle in answer.bundles.items()}
+                yield parse(answer)
         finally:
             call.cancel()
 
-    async def jwt_svid(self, audience: Sequence[str], spiffe_id: str = "") -> str:
-        """A new JWT-SVID of ours for this audience."""
-        call = self._channel.unary_unary(
-            f"/{SERVICE}/FetchJWTSVID",
-            request_serializer=workload_pb2.JWTSVIDRequest.SerializeToString,
-            response_deserializer=workload_pb2.JWTSVIDResponse.FromString,
-        )
-        answer = await call(workload_pb2.JWTSVIDRequest(audience=audience, spiffe_id=spiffe_id), metadata=HEADER)
-        if not answer.svids:
-            raise InvalidMaterial("the agent sent no JWT-SVID")
-        return str(answer.svids[0].svid)
+
+async def keep_up(
+    states: Callable[[], AsyncGenerator[State, None]], take: Callable[[State], None], lose: Callable[[str], None]
+) -> None:
+    """Hands on every state of a stream as it comes, until cancelled. Whenever it breaks, `lose` is told why, and it is
+    opened again after a pause that grows. Raises what `lose` raises; what `take` raises counts as a broken stream."""
+    pause = PAUSE_FIRST
+    while True:
+        try:
+            async with aclosing(states()) as stream:
+                async for state in stream:
+                    take(state)
+                    pause = PAUSE_FIRST
+            problem = "the agent ended the stream"
+        except (aio.AioRpcError, InvalidMaterial) as error:
+            problem = explained(error)
+        except Exception as error:  # noqa: BLE001  # whoever stops asking never hears of the next state
+            problem = f"what the agent sent cannot be used: {error!r}"
+        lose(problem)
+        await asyncio.sleep(pause)
+        pause = longer(pause)
+
+
+def longer(pause: float) -> float:
+    """Twice the pause, at most PAUSE_MAX, with up to a fifth off so that many sidecars do not come at once."""
+    return min(pause * 2, PAUSE_MAX) * random.uniform(0.8, 1.0)
+
+
+def explained(error: Exception) -> str:
+    """Why the agent did not help, in words."""
+    if isinstance(error, aio.AioRpcError):
+        if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+            return f"the agent has no identity for this process: {error.details()}"
+        return f"the agent cannot be asked: {error.code().name}: {error.details()}"
+    return str(error)
 
 
 def parse_x509(answer: workload_pb2.X509SVIDResponse) -> X509State:
@@ -128,6 +159,10 @@ def parse_x509(answer: workload_pb2.X509SVIDResponse) -> X509State:
         except InvalidMaterial as refused:  # whose callers are refused then; our own identity does not hang on it
             _log.warning("federated_bundle_refused", problem=str(refused))
     return X509State(tuple(_material(svid, federated) for svid in answer.svids))
+
+
+def _key_sets(answer: workload_pb2.JWTBundlesResponse) -> Mapping[TrustDomain, bytes]:
+    return {_domain(name): bundle for name, bundle in answer.bundles.items()}
 
 
 def _material(svid: workload_pb2.X509SVID, federated: Mapping[TrustDomain, bytes]) -> Material:
@@ -193,12 +228,3 @@ def _domain(name: str) -> TrustDomain:
         return TrustDomain.parse(name)
     except InvalidSpiffeId as error:
         raise InvalidMaterial(f"the agent's bundle is of no trust domain: {error}") from error
-
-
-def explained(error: Exception) -> str:
-    """Why the agent did not help, in words."""
-    if isinstance(error, aio.AioRpcError):
-        if error.code() is grpc.StatusCode.PERMISSION_DENIED:
-            return f"the agent has no identity for this process: {error.details()}"
-        return f"the agent cannot be asked: {error.code().name}: {error.details()}"
-    return str(error)

@@ -8,7 +8,6 @@ whenever they hold a certificate that lives longer than the one in use.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -19,13 +18,11 @@ from grpc import aio
 
 from knhk_sidecar.identity.spiffe_id import TrustDomain
 from knhk_sidecar.identity.tls import FileSource, InvalidMaterial, Material, TlsSource
-from knhk_sidecar.identity.workload_api import X509State, explained, workload_api
+from knhk_sidecar.identity.workload_api import PAUSE_FIRST, X509State, explained, keep_up, longer, workload_api
 
 FIRST_SECONDS: Final = 30.0  # for the first SVID; an entry that was just made reaches the agent within five seconds
 FALLBACK_SECONDS: Final = 5.0  # the same when files can stand in
 STAYS: Final = "the last SVID stays in use until it ends"
-PAUSE_FIRST: Final = 0.1  # s
-PAUSE_MAX: Final = 5.0  # s; an agent that is back is noticed within this
 
 _log = structlog.get_logger(__name__)
 
@@ -85,7 +82,7 @@ class WorkloadSource(TlsSource):
             if loop.time() + pause >= until:
                 break
             await asyncio.sleep(pause)
-            pause = _longer(pause)
+            pause = longer(pause)
         if files is None:
             raise InvalidMaterial(f"no SVID from {agent.endpoint} within {FIRST_SECONDS:.0f} s: {told}")
         source = cls(agent, files.material, files)
@@ -97,24 +94,7 @@ class WorkloadSource(TlsSource):
         return not self.problem
 
     async def follow(self) -> None:
-        pause = PAUSE_FIRST
-        while True:
-            try:
-                async with aclosing(self._agent.states()) as states:
-                    async for material in states:
-                        self._take(material)
-                        pause = PAUSE_FIRST
-                problem = "the agent ended the stream"
-            except (aio.AioRpcError, InvalidMaterial) as error:
-                problem = explained(error)
-            except Exception as error:  # noqa: BLE001  # whoever stops asking never hears of the next SVID
-                problem = f"what the agent sent cannot be used: {error!r}"
-            if problem != self.problem:
-                self.problem = problem
-                _log.warning("workload_api_lost", problem=problem, consequence=STAYS)
-            self._stand_in()
-            await asyncio.sleep(pause)
-            pause = _longer(pause)
+        await keep_up(self._agent.states, self._take, self._lose)
 
     def _take(self, material: Material) -> None:
         if material.spiffe_id is None or material.spiffe_id.trust_domain != self.trust_domain:
@@ -124,6 +104,12 @@ class WorkloadSource(TlsSource):
             self.problem = ""
         if material != self.material:
             self.adopt(material)
+
+    def _lose(self, problem: str) -> None:
+        if problem != self.problem:
+            self.problem = problem
+            _log.warning("workload_api_lost", problem=problem, consequence=STAYS)
+        self._stand_in()
 
     def _stand_in(self) -> None:
         """Files that were renewed meanwhile. Those of another trust domain vouch for nobody here."""
@@ -136,10 +122,5 @@ class WorkloadSource(TlsSource):
             ours = own is not None and own.trust_domain == self.trust_domain
             if ours and files.material.not_after > self.material.not_after:
                 self.adopt(files.material)
-        except Exception as error:  # noqa: BLE001  # as above: the agent is asked again whatever the files are
+        except Exception as error:  # noqa: BLE001  # the agent is asked again whatever the files are
             _log.error("tls_material_refused", problem=repr(error), consequence=STAYS, exc_info=error)
-
-
-def _longer(pause: float) -> float:
-    """Twice the pause, at most PAUSE_MAX, with up to a fifth off so that many sidecars do not come at once."""
-    return min(pause * 2, PAUSE_MAX) * random.uniform(0.8, 1.0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from google.protobuf.message import Message
 
+from knhk_sidecar.api.services import function_of
 from knhk_sidecar.config import SidecarConfig
 from knhk_sidecar.identity.certificate import LeafCheck
 from knhk_sidecar.identity.grants import Rate
@@ -27,8 +27,6 @@ from knhk_workflow import Like, Operation
 
 if TYPE_CHECKING:
     from knhk_sidecar.identity.jwt_check import TokenCheck
-
-_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +162,7 @@ def handlers_of(methods: Mapping[str, Method], services: Mapping[str, object]) -
     """The function of each RPC that its service has."""
     found: dict[str, Handler] = {}
     for path, method in methods.items():
-        handler = getattr(services.get(method.service), _WORD.sub("_", method.name).lower(), None)
+        handler = getattr(services.get(method.service), function_of(method.name), None)
         if handler is not None:
             found[path] = cast(Handler, handler)
     return found

@@ -47,14 +47,6 @@ PRINCIPALS_MAX: Final = 4_096  # as many as leaves are remembered
 _log = structlog.get_logger("knhk_sidecar.call")
 
 
-class Stage(Protocol):
-    """One step of a call's way."""
-
-    async def run(self, call: Call, request: Request) -> Message | None:
-        """Does its part and lets the next stage do the rest."""
-        ...
-
-
 class Refusal(Exception):
     """How a call ends that did not succeed; the only exception besides CancelledError that leaves the pipeline.
 

@@ -1,16 +1,15 @@
 """Checkpoints of the audit, carried off the host: what is kept elsewhere tells later whether the log has lost anything.
 
 Now and then, when there is something new, the signed checkpoints of all logs go to a file in a directory (a mounted
-volume, best one that this daemon can only write to) and as a POST to an address. The file is named after the store, so
-many daemons can share a directory. Before it is replaced, what is there is held against the store: one that does not
-continue it (an older copy was brought back, or history was rewritten) is not pushed; the daemon says so in its log, its
-health and its metrics, and the evidence stays as it is until an operator moves it away.
+volume, best one of another host that nobody but this daemon can write to) and as a POST to an address. The file is
+named after the store, so many daemons can share a directory. Before it is replaced, what is there is held against the
+store: one that does not continue it (an older copy was brought back, or history was rewritten) is not pushed; the
+daemon says so in its log, its health and its metrics, and the evidence stays as it is until an operator moves it away.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from knhk_sidecar import files
 from knhk_sidecar.telemetry.counters import Family
 from knhk_workflow import Checkpoint, InvalidInput, WorkflowEngine, WorkflowError, read_checkpoints
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SUFFIX: Final = ".checkpoint"
 FILE_BYTES_MAX: Final = 16 * 1024 * 1024  # 4,097 logs of 400 bytes are a tenth of that
+FILE_MODE: Final = 0o666  # nothing in it is secret: the umask decides
 POST_SECONDS: Final = 10.0  # whoever takes longer is asked again at the next time
 LAST_SECONDS: Final = 2.0  # for what is pushed while going down
 
@@ -100,7 +101,8 @@ class CheckpointPush:
                 if why:
                     self.conflict = True
                     return f"{path} is not continued by this store: {why}"
-            await asyncio.to_thread(_write, path, "\n".join(each.note for each in checkpoints))
+            text = "\n".join(each.note for each in checkpoints)
+            await asyncio.to_thread(files.replace, path, text.encode(), FILE_MODE, durable=True)
         except InvalidInput as error:
             return f"{path} is there and cannot be understood ({error.message}); it is left as it is"
         except OSError as error:
@@ -161,18 +163,3 @@ def _read(path: Path) -> str:
             return file.read(FILE_BYTES_MAX).decode("utf-8", "replace")
     except FileNotFoundError:
         return ""
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing, and safe from a loss of power."""
-    making = path.with_name(f".{path.name}.{os.getpid()}")
-    with making.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    making.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -21,8 +21,7 @@ those of cases with sensitive data (model/veil.py), whose records are withheld.
 from __future__ import annotations
 
 import asyncio
-import binascii
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Final, TypeVar
@@ -45,6 +44,7 @@ from knhk_workflow.runtime.records import (
 )
 from knhk_workflow.runtime.retention import note_digest
 from knhk_workflow.runtime.signature import AUDIT_EXPORT, PUBLIC_BYTES, fingerprint, signed_by
+from knhk_workflow.runtime.spelled import from_base64, from_hex
 from knhk_workflow.store import (
     CODEC_LOG,
     GENESIS,
@@ -582,13 +582,13 @@ def _decoded(body: bytes, kind: type[S]) -> S:
 
 def _unhex(text: str) -> bytes:
     try:
-        return bytes.fromhex(text)
+        return from_hex(text)
     except ValueError as error:
         raise _Bad("something is not hexadecimal") from error
 
 
 def _unbase64(text: str) -> bytes:
     try:
-        return b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+        return from_base64(text)
+    except ValueError as error:
         raise _Bad("something is not base64") from error

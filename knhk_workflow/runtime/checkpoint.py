@@ -15,9 +15,8 @@ lost or changed something: a log that continues it proves so, any other cannot.
 
 from __future__ import annotations
 
-import binascii
 import re
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -27,6 +26,7 @@ import msgspec
 
 from knhk_workflow.errors import InvalidInput
 from knhk_workflow.runtime.signature import SigningKey, note_signed_by
+from knhk_workflow.runtime.spelled import from_base64
 
 ORIGIN: Final = "sidecar.knhk.org/audit/"
 CHECKPOINTS_MAX: Final = 8_192  # in one file: a store has at most 4,097 logs
@@ -87,8 +87,8 @@ def signed(checkpoint: Checkpoint, public: bytes) -> bool:
     for line in signatures.splitlines():
         name, _, mark = line.removeprefix(_DASH).partition(" ")
         try:
-            raw = b64decode(mark, validate=True)
-        except (binascii.Error, ValueError):
+            raw = from_base64(mark)
+        except ValueError:
             continue
         if name == checkpoint.origin and raw[:_KEY_ID_BYTES] == _key_id(name, public):
             return note_signed_by(public, f"{text}\n".encode(), raw[_KEY_ID_BYTES:])
@@ -103,9 +103,9 @@ def _read(text: str, signature: str) -> Checkpoint:
         raise _no_checkpoint()
     store, _, shard = name.partition("/")
     try:
-        root = b64decode(lines[2], validate=True)
+        root = from_base64(lines[2])
         at = datetime.fromisoformat(told[1]).replace(tzinfo=UTC)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise _no_checkpoint() from error
     time_ns = int(at.timestamp()) * 1_000_000_000 + int(told[2])
     found = Checkpoint(store, int(shard), int(lines[1]), root, time_ns, f"{text}\n{signature}\n")

@@ -20,8 +20,7 @@ not; the proof counts what is tied to the log and what only has its digest.
 from __future__ import annotations
 
 import asyncio
-import binascii
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from functools import cache
 from hashlib import blake2b
@@ -40,6 +39,7 @@ from knhk_workflow.runtime.history import render
 from knhk_workflow.runtime.query import Veils
 from knhk_workflow.runtime.records import COMMITS, DEFINITIONS, HEADS
 from knhk_workflow.runtime.signature import CASE_EXPORT, CASE_RECORD, PUBLIC_BYTES, SigningKey, fingerprint, signed_by
+from knhk_workflow.runtime.spelled import from_base64, from_hex
 from knhk_workflow.store import CODEC_LOG, Keyspace, LogEntry, LogRecord, Reads, digest, seal, unseal, unseal_log
 from knhk_workflow.store.chain import Link, walk
 from knhk_workflow.store.codec import UNREADABLE
@@ -503,7 +503,7 @@ class _Prover:
             below = batches.get(batch.position - 1)
             if below is not None and decoded[batch.position].previous.hex() != below.hash:
                 raise _Bad(first, f"the chain is broken at log position {batch.position}")
-        named = LogEntry(case.tenant, case.case_id, first, count, bytes.fromhex(record.digest))
+        named = LogEntry(case.tenant, case.case_id, first, count, _unhex(record.digest, first, "its digest"))
         if named not in decoded[batch.position].entries:
             raise _Bad(first, f"log position {batch.position} does not name the record of event {first}")
         self._tied += 1
@@ -533,7 +533,7 @@ def _state_hash(state: Case) -> str:
 
 def _unhex(text: str, sequence: int, what: str) -> bytes:
     try:
-        found = bytes.fromhex(text)
+        found = from_hex(text)
     except ValueError as error:
         raise _Bad(sequence, f"{what} is not hexadecimal") from error
     if not 1 <= len(found) <= 64:
@@ -543,8 +543,8 @@ def _unhex(text: str, sequence: int, what: str) -> bytes:
 
 def _unbase64(text: str, sequence: int, what: str) -> bytes:
     try:
-        return b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+        return from_base64(text)
+    except ValueError as error:
         raise _Bad(sequence, f"{what} is not base64") from error
 
 

@@ -11,8 +11,7 @@ is its word too. So the whole document is signed: nobody else can put words into
 
 from __future__ import annotations
 
-import binascii
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from typing import Final
 
 import msgspec
@@ -26,6 +25,7 @@ from knhk_workflow.runtime.meta import CallMeta
 from knhk_workflow.runtime.query import Veils
 from knhk_workflow.runtime.records import COMMIT_HEADERS, COMMITS
 from knhk_workflow.runtime.signature import RECEIPT, fingerprint, signed_by
+from knhk_workflow.runtime.spelled import from_base64, from_hex
 from knhk_workflow.store import CODEC_LOG, Keyspace, LogEntry, LogRecord, Reads, digest, seal, unseal, unseal_log
 from knhk_workflow.store.codec import UNREADABLE
 from knhk_workflow.store.keys import parse_case_record, parse_log
@@ -262,7 +262,7 @@ def prove_receipt(document: bytes, key: bytes | None = None) -> ReceiptVerdict:
         return _proven(proof, key)
     except (StoreError, InvalidInput) as error:
         return msgspec.structs.replace(verdict, problem=error.message)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         return msgspec.structs.replace(verdict, problem=f"something in it cannot be read: {error}")
 
 
@@ -270,7 +270,7 @@ def _proven(proof: ReceiptProof, key: bytes | None) -> ReceiptVerdict:
     checkpoint = read_checkpoints(proof.checkpoint)[0]
     unsigned = msgspec.json.encode(msgspec.structs.replace(proof, signature=""))
     verdict = ReceiptVerdict(proof.shard, proof.position, checkpoint.size)
-    public = bytes.fromhex(proof.key)
+    public = from_hex(proof.key)
 
     def wrong(problem: str) -> ReceiptVerdict:
         return msgspec.structs.replace(verdict, problem=problem)
@@ -281,26 +281,26 @@ def _proven(proof: ReceiptProof, key: bytes | None) -> ReceiptVerdict:
         return wrong("the checkpoint was not signed by this key")
     if checkpoint.shard != proof.shard:
         return wrong("the checkpoint is of another log")
-    leaf = leaf_hash(bytes.fromhex(proof.hash))
-    path = [bytes.fromhex(each) for each in proof.path]
+    leaf = leaf_hash(from_hex(proof.hash))
+    path = [from_hex(each) for each in proof.path]
     if root_of_inclusion(proof.position - 1, checkpoint.size, leaf, path) != checkpoint.root:
         return wrong("the path does not lead from the batch record to the root of the checkpoint")
     record: LogRecord | None = None
     if proof.batch:
-        record, hashed = unseal_log(b"", seal(b64decode(proof.batch, validate=True), codec=CODEC_LOG))
+        record, hashed = unseal_log(b"", seal(from_base64(proof.batch), codec=CODEC_LOG))
         if hashed.hex() != proof.hash:
             return wrong("the batch record has another hash")
     step = proof.step
     if step is not None:
         withheld = not (step.record or step.salt)
         if not withheld:
-            payload, salt = b64decode(step.record, validate=True), bytes.fromhex(step.salt)
+            payload, salt = from_base64(step.record), from_hex(step.salt)
             if not salt or digest(payload, salt).hex() != step.digest:
                 return wrong("the record of the step does not match its digest")
             header = COMMIT_HEADERS.read_payload(b"", payload)
             if (header.principal, method_name(header.method), header.time) != (step.principal, step.method, step.time):
                 return wrong("who made the step is not what its record says")
-        entry = LogEntry(step.tenant, step.case_id, step.first_sequence, step.count, bytes.fromhex(step.digest))
+        entry = LogEntry(step.tenant, step.case_id, step.first_sequence, step.count, from_hex(step.digest))
         if record is not None and entry not in record.entries:
             return wrong("the batch record does not name the step")
         verdict = msgspec.structs.replace(
@@ -312,7 +312,7 @@ def _proven(proof: ReceiptProof, key: bytes | None) -> ReceiptVerdict:
             time=step.time,
             withheld=withheld,
         )
-    if not signed_by(public, RECEIPT, unsigned, bytes.fromhex(proof.signature)):
+    if not signed_by(public, RECEIPT, unsigned, from_hex(proof.signature)):
         return wrong("the receipt was not signed like this: it was changed, or made by somebody else")
     told = proof.entry
     if told is not None:

@@ -164,6 +164,14 @@ def forged(value: Any, chance: random.Random) -> bool:
     return True
 
 
+@pytest.mark.parametrize("spelled", [str.upper, lambda text: f" {text}", lambda text: f"{text[:2]} {text[2:]}"])
+def test_a_signature_has_one_spelling(history: History, spelled: Callable[[str], str]) -> None:
+    lines = lines_of(history.plain)
+    ending = lines[-1]["end"]
+    ending["signature"] = spelled(ending["signature"])
+    assert "not hexadecimal" in proven(summed(lines), history).problem
+
+
 def test_in_a_full_export_even_the_signer_cannot_change_who_did_what(history: History) -> None:
     """Whoever has the key signs the changed file anew: the log itself tells."""
     lines = lines_of(history.full)

@@ -46,10 +46,8 @@ class RestServer:
     def __init__(
         self, pipeline: Pipeline, health: HealthView, config: SidecarConfig, tls: TlsSource | None = None
     ) -> None:
-        """With `tls` it speaks HTTPS;
-
-        a client certificate is then asked for, and demanded by the pipeline except for health.
-        """
+        """With `tls` it speaks HTTPS: a client certificate is then asked for, and demanded by the pipeline except for
+        health."""
         self._config = config
         self._tls = tls
         self._leaving = asyncio.Event()
@@ -71,11 +69,6 @@ class RestServer:
         self._server.handshake_seconds = config.handshake_timeout_ms / 1000
         self._serving: asyncio.Task[None] | None = None
         self.address = ""
-
-    @property
-    def url(self) -> str:
-        """`http://127.0.0.1:8080`."""
-        return f"{'https' if self._tls is not None else 'http'}://{self.address}"
 
     async def start(self) -> None:
         """Listens. Raises OSError when the address cannot be had."""

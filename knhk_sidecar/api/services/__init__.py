@@ -23,6 +23,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
 from knhk_sidecar.api import pb
+from knhk_sidecar.api.services.absence import ENGINE, engine_off
 from knhk_sidecar.api.services.admin import AdminService, Component, Daemon, Health, Setting
 from knhk_sidecar.api.services.cases import CaseService
 from knhk_sidecar.api.services.patterns import PatternService
@@ -32,9 +33,8 @@ from knhk_sidecar.api.services.work_items import WorkItemService
 from knhk_sidecar.api.services.workflows import WorkflowService
 from knhk_workflow import CallMeta, Unsupported, WorkflowEngine
 
-__all__ = ["services", "unavailable", "Daemon", "Component", "Health", "Setting"]
+__all__ = ["services", "unavailable", "function_of", "Daemon", "Component", "Health", "Setting"]
 
-ENGINE_OFF = "workflow engine"
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 Refusing = Callable[[object, CallMeta], Awaitable[Message]] | Callable[[object, CallMeta], AsyncIterator[Message]]
@@ -65,25 +65,30 @@ def services(engine: WorkflowEngine | None, daemon: Daemon) -> Mapping[str, obje
 def unavailable(implementations: Mapping[str, object]) -> tuple[str, ...]:
     """The features of the contract that answer UNIMPLEMENTED, sorted: `CaseService.MigrateCases`."""
     missing = (
-        ENGINE_OFF if isinstance(implementation, SimpleNamespace) else f"{service.name}.{method.name}"
+        ENGINE if isinstance(implementation, SimpleNamespace) else f"{service.name}.{method.name}"
         for service in pb.SERVICES
         for implementation in (implementations.get(service.full_name),)
         for method in service.methods
-        if isinstance(implementation, SimpleNamespace) or not hasattr(implementation, _snake(method.name))
+        if isinstance(implementation, SimpleNamespace) or not hasattr(implementation, function_of(method.name))
     )
     return tuple(sorted(set(missing)))
 
 
+def function_of(call: str) -> str:
+    """The name of the method that carries a call out: `GetCase` -> `get_case`."""
+    return _WORD.sub("_", call).lower()
+
+
 def _switched_off(service: ServiceDescriptor) -> SimpleNamespace:
-    return SimpleNamespace(**{_snake(method.name): _refusing(method) for method in service.methods})
+    return SimpleNamespace(**{function_of(method.name): _refusing(method) for method in service.methods})
 
 
 def _refusing(method: MethodDescriptor) -> Refusing:
     async def refuse(request: object, meta: CallMeta) -> Message:
-        raise _engine_off()
+        raise engine_off()
 
     async def refuse_stream(request: object, meta: CallMeta) -> AsyncIterator[Message]:
-        for never in _raising(_engine_off()):
+        for never in _raising(engine_off()):
             yield never
 
     return refuse_stream if method.server_streaming else refuse
@@ -91,11 +96,3 @@ def _refusing(method: MethodDescriptor) -> Refusing:
 
 def _raising(error: Unsupported) -> Iterator[Message]:
     raise error
-
-
-def _engine_off() -> Unsupported:
-    return Unsupported(ENGINE_OFF, "set KGC_SIDECAR_WORKFLOW_ENABLED=true and restart the sidecar")
-
-
-def _snake(name: str) -> str:
-    return _WORD.sub("_", name).lower()

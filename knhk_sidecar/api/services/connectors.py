@@ -8,10 +8,10 @@ import binascii
 from typing import Final
 
 from knhk_sidecar.api import pb, wire
-from knhk_workflow import CallMeta, InvalidInput, Unsupported, WorkflowEngine
+from knhk_sidecar.api.services.absence import engine_off
+from knhk_sidecar.api.services.pages import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
+from knhk_workflow import CallMeta, InvalidInput, WorkflowEngine
 
-PAGE_SIZE: Final = 100
-PAGE_SIZE_MAX: Final = 1_000
 LETTER_KINDS: Final = ("", "connector", "webhook")
 
 
@@ -35,7 +35,7 @@ class ConnectorCalls:
     async def list_connectors(self, request: pb.ListConnectorsRequest, meta: CallMeta) -> pb.ListConnectorsResponse:
         """By name; the token of a page is the last name on it."""
         engine = self._running()
-        size = request.page_size or PAGE_SIZE
+        size = request.page_size or PAGE_SIZE_DEFAULT
         if size > PAGE_SIZE_MAX:
             raise InvalidInput.field("page_size", f"is at most {PAGE_SIZE_MAX}")
         after = _name(request.page_token)
@@ -87,7 +87,7 @@ class ConnectorCalls:
 
     def _running(self) -> WorkflowEngine:
         if self._engine is None:
-            raise Unsupported("workflow engine", "set KGC_SIDECAR_WORKFLOW_ENABLED=true and restart the sidecar")
+            raise engine_off()
         return self._engine
 
 

@@ -30,9 +30,8 @@ async def multiplexed(
 ) -> AsyncGenerator[B, None]:
     """`carry_out` of every request, answers as they become ready; at most `limit` are under way or not yet taken.
 
-    What `carry_out` tells before its answer comes before it.
-    `carry_out` turns an element's error into an answer; what it raises ends the stream. A change that the engine has
-    begun to commit is finished even when the stream is cancelled.
+    What `carry_out` tells before its answer comes before it. It turns an element's error into an answer; what it raises
+    ends the stream. A change that the engine has begun to commit is finished even when the stream is cancelled.
     """
     room = asyncio.Semaphore(limit)
     buffer = asyncio.Semaphore(BUFFERED_EVENTS)

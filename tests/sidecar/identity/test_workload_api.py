@@ -27,6 +27,7 @@ from spiffe._proto import workload_pb2
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.app import CannotStart, Sidecar
+from knhk_sidecar.bearer import AgentToken, NoToken
 from knhk_sidecar.config import SidecarConfig
 from knhk_sidecar.identity import dev_ca
 from knhk_sidecar.identity.dev_agent import DevAgent
@@ -137,9 +138,9 @@ async def test_everything_that_an_agent_says(tmp_path: Path) -> None:
             assert (await anext(states)).of("spiffe://a.org/web").cert != material.cert
         async with aclosing(api.jwt_bundles()) as bundles:
             assert b'"kid":"' in (await anext(bundles))[OWN]
-        assert (await api.jwt_svid(["x"])).count(".") == 2
-        with pytest.raises(aio.AioRpcError, match="only identity"):
-            await api.jwt_svid(["x"], "spiffe://a.org/somebody-else")
+        assert (await asyncio.to_thread(AgentToken(agent.endpoint, "x"))).count(".") == 2
+        with pytest.raises(NoToken, match="only identity"):
+            await asyncio.to_thread(AgentToken(agent.endpoint, "x", "spiffe://a.org/somebody-else"))
 
 
 async def test_requests_without_the_header_are_refused(tmp_path: Path) -> None:
@@ -386,7 +387,7 @@ async def test_what_nobody_thought_of_does_not_end_the_asking(tmp_path: Path, mo
             raise ArithmeticError("nobody thought of this")
 
         with monkeypatch.context() as breaking:
-            breaking.setattr(source, "_take", broken)
+            breaking.setattr(source, "adopt", broken)
             await until(lambda: "nobody thought of this" in source.problem)
         before = source.material
         await until(lambda: source.material is not before and not source.problem)

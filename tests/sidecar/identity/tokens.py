@@ -130,6 +130,9 @@ class GivenKeys(KeySource):
     async def renew(self) -> None:
         self.asked += 1
 
+    async def follow(self) -> None:
+        """They stay what they are."""
+
 
 class HttpIssuer:
     """An issuer's HTTP side. What it answers, and whether it does, can be changed while it runs."""
