@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from knhk_sidecar.api import pb, wire
+from knhk_sidecar.api.services.absence import EngineCalls
 from knhk_sidecar.api.services.audit import AuditCalls
 from knhk_sidecar.api.services.connectors import ConnectorCalls
 from knhk_sidecar.api.services.policy import PolicyCalls, PolicyView
@@ -81,7 +82,7 @@ class AdminService(AuditCalls, ConnectorCalls, PolicyCalls):
     """Over the daemon's own state; the engine may be absent."""
 
     def __init__(self, engine: WorkflowEngine | None, daemon: Daemon, unavailable: Callable[[], Sequence[str]]) -> None:
-        ConnectorCalls.__init__(self, engine)
+        EngineCalls.__init__(self, engine)
         PolicyCalls.__init__(self, daemon.policy)
         self._daemon = daemon
         self._unavailable = unavailable

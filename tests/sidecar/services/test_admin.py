@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -12,7 +13,18 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.api.services.admin import AdminService
-from knhk_workflow import CallMeta, InvalidInput, RequestMismatch, SkippingClock, StateStore, WorkflowEngine
+from knhk_workflow import (
+    LOCAL,
+    CallMeta,
+    ConnectorSetup,
+    ConnectorView,
+    InvalidInput,
+    RequestMismatch,
+    SkippingClock,
+    StateStore,
+    Unsupported,
+    WorkflowEngine,
+)
 from tests.sidecar.services.server import CALLER, Sidecar, daemon, refused
 
 ANNA = CallMeta(principal="anna", method="AdminService/AdvanceTime")
@@ -97,3 +109,29 @@ async def test_what_makes_no_sense_is_not_recorded_as_done(tmp_path: Path) -> No
         assert not (await engine.list_audit()).items
         await admin.advance_time(pb.AdvanceTimeRequest(request_id="r", duration=Duration(seconds=1)), ANNA)
         assert [entry.operation.resource for entry in (await engine.list_audit()).items] == ["time"]
+
+
+async def test_without_a_policy_the_call_that_was_made_is_named_as_missing() -> None:
+    admin = AdminService(None, replace(daemon(), policy=None), tuple)
+    with pytest.raises(Unsupported, match=r"AdminService\.ExplainPolicy"):
+        await admin.explain_policy(pb.ExplainPolicyRequest(), ANNA)
+    with pytest.raises(Unsupported, match=r"AdminService\.GetPolicy"):
+        await admin.get_policy(pb.GetPolicyRequest(), ANNA)
+
+
+class _Deleting(WorkflowEngine):
+    """An engine one of whose connectors is deleted as soon as they were listed."""
+
+    async def list_connectors(self, *, meta: CallMeta = LOCAL) -> tuple[ConnectorView, ...]:
+        listed = await super().list_connectors(meta=meta)
+        await self.delete_connector("gone", meta=meta)
+        return listed
+
+
+async def test_a_connector_that_is_deleted_while_they_are_probed_is_left_out(tmp_path: Path) -> None:
+    setup = ConnectorSetup(allow=("http://127.0.0.1:*",), networks=("127.0.0.0/8",))
+    async with _Deleting(StateStore(str(tmp_path / "db")), connectors=setup) as engine:
+        for name in ("gone", "here"):
+            await engine.put_connector(name, "http", {"base_url": "http://127.0.0.1:1"})
+        found = await AdminService(engine, daemon(), tuple).list_connectors(pb.ListConnectorsRequest(probe=True), LOCAL)
+    assert [(each.name, each.health) for each in found.connectors] == [("here", pb.HEALTH_STATE_UNHEALTHY)]
