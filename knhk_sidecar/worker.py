@@ -8,7 +8,8 @@
 A handler takes the item's input as what its first parameter is annotated with (dict, dataclass, msgspec.Struct,
 TypedDict, or bytes for the JSON itself), and a `Job` where it asks for one; what it returns, an object of the same
 kinds or None, is the item's output. A plain function runs in a thread, which goes on when nobody wants its result any
-more. An exception fails the item: `Failed` as it says, any other with the name of its class as code.
+more. An exception fails the item: `Failed` as it says, any other with the name of its class as code. What the daemon
+cannot take fails it for good, as `invalid_output`, `output_too_large` (2 MB) or `invalid_failure`.
 
 The worker keeps its items' leases while it works on them, connects again after a pause when the connection breaks, and
 goes on with what it has: results that were not acknowledged are sent again, items that were given to somebody else
