@@ -60,17 +60,20 @@ Connect = Callable[[], AbstractAsyncContextManager[Exchange]]
 """Makes a connection to a daemon; it is left when it breaks."""
 
 RESULTS_MAX: Final = 1_000  # in one message: the contract's bound
-RESULTS_BYTES: Final = 1024 * 1024  # in one message; one more of 2 MB still fits the 4 MB that the daemon accepts
+RESULTS_BYTES: Final = 1024 * 1024  # in one message of several; a larger one goes alone
+MESSAGE_BYTES: Final = 4 * 1024 * 1024  # what a daemon accepts that was not told otherwise
 KEEPALIVE_MS: Final = 30_000  # a connection that is gone without a word is noticed; the daemon allows this often
 PAUSE_FIRST_S: Final = 0.1  # before connecting again; doubles, and a random part of it is taken
 PAUSE_MAX_S: Final = 10.0
 BEATS: Final = 3  # extensions per lease: two may be lost
 SETTLE_S: Final = 10.0  # for a moment without results on their way, before a connection is left for newer certificates
 SETTLE_LOOK_S: Final = 0.005
+RESULT_FRAME: Final = 8  # bytes around a result in a message
 DATA_BYTES_MAX: Final = 2 * 1024 * 1024  # of an output: what the engine takes, as GetStatus says (case_data_bytes)
 CODE_BYTES_MAX: Final = 256  # the engine's limit of an id
 MESSAGE_BYTES_MAX: Final = 4_000  # of a failure, for people; the whole text is in this process's log
 PAUSE_ASKED_MAX_S: Final = 9.2e9  # by a handler; 292 years, which the engine's nanoseconds hold
+OUTPUT_TOO_LARGE: Final = "output_too_large"
 INVALID_FAILURE: Final = "invalid_failure"  # the code of a failure that cannot be told as it is
 TELL_S: Final = 5.0  # for the last results to be acknowledged when the worker stops
 _NO_SENSE: Final = grpc.StatusCode.INVALID_ARGUMENT.value[0]
@@ -78,6 +81,7 @@ _HOPELESS: Final = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMEN
 
 _log = logging.getLogger("knhk_sidecar.worker")
 _encode = msgspec.json.Encoder().encode
+_LARGER = re.compile(r"larger than max \(\d+ vs\. (\d+)\)")  # as every gRPC server in C says it
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -161,6 +165,7 @@ class Worker:
         self._unsent: dict[str, None] = {}  # those of them that go with the next message
         self._extensions: dict[str, pb.LeaseExtension] = {}
         self._returned: set[str] = set()  # items given back, not acknowledged yet
+        self._room = _room(MESSAGE_BYTES)  # for results in one message
         self._connection = 0
         self._heard = False  # anything, on this connection
         self._something = asyncio.Event()
@@ -226,6 +231,8 @@ class Worker:
                         problem = error.details() or error.code().name
                         _log.error("worker %s is refused: %s", self.worker_id, problem)
                         raise Refused(problem) from error
+                    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                        self._narrow(error.details() or "")
                     if self._heard and error.code() is not grpc.StatusCode.ABORTED:
                         pause = PAUSE_FIRST_S
                     problem = f"{error.code().name}: {error.details()}"
@@ -287,11 +294,14 @@ class Worker:
             return None
         results: list[Result] = []
         size = 0
-        while self._unsent and len(results) < RESULTS_MAX and size < RESULTS_BYTES:
+        while self._unsent and len(results) < RESULTS_MAX:
             name = next(iter(self._unsent))
+            result = self._results[name]
+            size += result.ByteSize() + RESULT_FRAME
+            if results and size > min(RESULTS_BYTES, self._room):
+                break
             del self._unsent[name]
-            results.append(self._results[name])
-            size += results[-1].ByteSize()
+            results.append(result)
         extensions, self._extensions = self._extensions, {}
         self._drain_told = self._draining
         return pb.StreamWorkItemsRequest(
@@ -334,9 +344,27 @@ class Worker:
         finally:
             self._jobs.pop(name, None)
         self._extensions.pop(name, None)
-        self._results[name] = result
+        self._results[name] = self._fitting(result)
         self._unsent[name] = None
         self._something.set()
+
+    def _narrow(self, details: str) -> None:
+        """A message was too large: the daemon takes less than it would by itself, and says how much."""
+        found = _LARGER.search(details)
+        if found is not None:
+            self._room = min(self._room, _room(int(found[1])))
+            self._results = {name: self._fitting(result) for name, result in self._results.items()}
+
+    def _fitting(self, result: Result) -> Result:
+        """The result, or that it is too large for any message: else what is behind it would wait for ever."""
+        size = result.ByteSize() + RESULT_FRAME
+        if size <= self._room:
+            return result
+        code = OUTPUT_TOO_LARGE if isinstance(result, pb.CompleteWorkItemRequest) else INVALID_FAILURE
+        message = f"the result has {size:,} bytes, {self._room:,} fit into a message to the daemon"
+        return pb.FailWorkItemRequest(
+            item_id=result.item_id, attempt=result.attempt, code=code, message=message, permanent=True
+        )
 
     def _give_back(self, name: str) -> None:
         self._returned.add(name)
@@ -415,7 +443,7 @@ class _Handler:
         output = result if isinstance(result, bytes) else _encode(result)
         if len(output) > DATA_BYTES_MAX:  # larger than a message, it would break the connection again and again
             too_large = f"the output has {len(output):,} bytes, at most {DATA_BYTES_MAX:,} are taken"
-            raise Failed("output_too_large", too_large, permanent=True)
+            raise Failed(OUTPUT_TOO_LARGE, too_large, permanent=True)
         if not output.lstrip().startswith(b"{"):
             raise Failed("invalid_output", f"the output is not a JSON object: {output[:80]!r}", permanent=True)
         return output
@@ -428,6 +456,11 @@ def _argument(hint: object) -> Callable[[Job], object]:
         return lambda job: job.data
     decode = msgspec.json.Decoder(cast("type[object]", hint)).decode
     return lambda job: decode(job.data)
+
+
+def _room(message_bytes: int) -> int:
+    """What results may take of a message; the rest is for leases."""
+    return message_bytes - message_bytes // 4
 
 
 def _again(error: Status) -> bool:
