@@ -683,6 +683,8 @@ class Sidecar:
             region=config.region,
             features=tuple(features),
             document_schema=resources.files("knhk_workflow").joinpath("model/schema.json").read_bytes(),
+            request_bytes=config.max_message_bytes,
+            streams_per_connection=config.max_streams_per_connection,
             now=self._clock,
             components=lambda: [
                 AdminComponent(part.name, _ADMIN_HEALTH[part.status], part.detail, self._clock())
@@ -707,9 +709,7 @@ class Sidecar:
             for line in self._loaded.describe()
         ]
 
-    def _set_log_level(self, level: str, logger: str, seconds: float) -> str:
-        if logger:
-            raise InvalidInput.field("logger", "there is one level for all loggers", "leave it empty")
+    def _set_log_level(self, level: str, seconds: float) -> str:
         try:
             before = self._log.set_level(level)
         except ValueError as error:

@@ -347,8 +347,8 @@ class SidecarConfig:
     )
     retry_max_attempts: int = setting(
         3,
-        "attempts that service configuration allows clients for UNAVAILABLE",
-        "one restart takes two",
+        "attempts that `knhk` makes of a call whose connection breaks, where it is safe to repeat it",
+        "the connection is back at once, or somebody has to look",
         at_least=1,
         at_most=10,
     )

@@ -67,8 +67,12 @@ class Budget:
 class Policy:
     """The rules above, for one client."""
 
-    def __init__(self, attempts: int = ATTEMPTS, budget: Budget | None = None) -> None:
+    def __init__(
+        self, attempts: int = ATTEMPTS, budget: Budget | None = None, broken_attempts: int = BROKEN_ATTEMPTS
+    ) -> None:
+        """`attempts` of one call in all; `broken_attempts` of one whose connection broke."""
         self.attempts = attempts
+        self.broken_attempts = broken_attempts
         self.budget = budget or Budget()
 
     def pause(
@@ -81,7 +85,7 @@ class Policy:
         asked = push_back(trailing)
         if asked is not None:
             wait = asked * (1 + random.random() * SPREAD)
-        elif code is grpc.StatusCode.UNAVAILABLE and attempt < BROKEN_ATTEMPTS and repeatable(request):
+        elif code is grpc.StatusCode.UNAVAILABLE and attempt < self.broken_attempts and repeatable(request):
             wait = random.random() * min(PAUSE_FIRST_S * 2**attempt, PAUSE_MAX_S)
         else:
             return None

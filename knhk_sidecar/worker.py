@@ -8,7 +8,8 @@
 A handler takes the item's input as what its first parameter is annotated with (dict, dataclass, msgspec.Struct,
 TypedDict, or bytes for the JSON itself), and a `Job` where it asks for one; what it returns, an object of the same
 kinds or None, is the item's output. A plain function runs in a thread, which goes on when nobody wants its result any
-more. An exception fails the item: `Failed` as it says, any other with the name of its class as code.
+more. An exception fails the item: `Failed` as it says, any other with the name of its class as code. What the daemon
+cannot take fails it for good, as `invalid_output`, `output_too_large` (2 MB) or `invalid_failure`.
 
 The worker keeps its items' leases while it works on them, connects again after a pause when the connection breaks, and
 goes on with what it has: results that were not acknowledged are sent again, items that were given to somebody else
@@ -23,6 +24,7 @@ import inspect
 import logging
 import os
 import random
+import re
 import socket
 import typing
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -51,22 +53,36 @@ Handlers = Mapping[str, Handler]
 Exchange = Callable[[AsyncIterator[pb.StreamWorkItemsRequest]], AsyncIterator[pb.StreamWorkItemsResponse]]
 """StreamWorkItems."""
 
+Result = pb.CompleteWorkItemRequest | pb.FailWorkItemRequest
+"""What became of an item."""
+
 Connect = Callable[[], AbstractAsyncContextManager[Exchange]]
 """Makes a connection to a daemon; it is left when it breaks."""
 
 RESULTS_MAX: Final = 1_000  # in one message: the contract's bound
-RESULTS_BYTES: Final = 1024 * 1024  # in one message; one more of 2 MB still fits the 4 MB that the daemon accepts
+RESULTS_BYTES: Final = 1024 * 1024  # in one message of several; a larger one goes alone
+MESSAGE_BYTES: Final = 4 * 1024 * 1024  # what a daemon accepts that was not told otherwise
 KEEPALIVE_MS: Final = 30_000  # a connection that is gone without a word is noticed; the daemon allows this often
 PAUSE_FIRST_S: Final = 0.1  # before connecting again; doubles, and a random part of it is taken
 PAUSE_MAX_S: Final = 10.0
 BEATS: Final = 3  # extensions per lease: two may be lost
 SETTLE_S: Final = 10.0  # for a moment without results on their way, before a connection is left for newer certificates
 SETTLE_LOOK_S: Final = 0.005
+RESULT_FRAME: Final = 8  # bytes around a result in a message
+DATA_BYTES_MAX: Final = 2 * 1024 * 1024  # of an output: what the engine takes, as GetStatus says (case_data_bytes)
+CODE_BYTES_MAX: Final = 256  # the engine's limit of an id
+MESSAGE_BYTES_MAX: Final = 4_000  # of a failure, for people; the whole text is in this process's log
+PAUSE_ASKED_MAX_S: Final = 9.2e9  # by a handler; 292 years, which the engine's nanoseconds hold
+OUTPUT_TOO_LARGE: Final = "output_too_large"
+INVALID_FAILURE: Final = "invalid_failure"  # the code of a failure that cannot be told as it is
 TELL_S: Final = 5.0  # for the last results to be acknowledged when the worker stops
+_NO_SENSE: Final = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 _HOPELESS: Final = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
 
 _log = logging.getLogger("knhk_sidecar.worker")
 _encode = msgspec.json.Encoder().encode
+_LARGER = re.compile(r"larger than max \(\d+ vs\. (\d+)\)")  # as every gRPC server in C says it
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Failed(Exception):
@@ -145,10 +161,11 @@ class Worker:
         self._lease = lease
         self._grace = grace
         self._jobs: dict[str, asyncio.Task[None]] = {}
-        self._results: dict[str, pb.CompleteWorkItemRequest | pb.FailWorkItemRequest] = {}  # not acknowledged yet
+        self._results: dict[str, Result] = {}  # not acknowledged yet
         self._unsent: dict[str, None] = {}  # those of them that go with the next message
         self._extensions: dict[str, pb.LeaseExtension] = {}
         self._returned: set[str] = set()  # items given back, not acknowledged yet
+        self._room = _room(MESSAGE_BYTES)  # for results in one message
         self._connection = 0
         self._heard = False  # anything, on this connection
         self._something = asyncio.Event()
@@ -214,6 +231,8 @@ class Worker:
                         problem = error.details() or error.code().name
                         _log.error("worker %s is refused: %s", self.worker_id, problem)
                         raise Refused(problem) from error
+                    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                        self._narrow(error.details() or "")
                     if self._heard and error.code() is not grpc.StatusCode.ABORTED:
                         pause = PAUSE_FIRST_S
                     problem = f"{error.code().name}: {error.details()}"
@@ -273,13 +292,16 @@ class Worker:
     def _message(self) -> pb.StreamWorkItemsRequest | None:
         if not (self._unsent or self._extensions or (self._draining and not self._drain_told)):
             return None
-        results: list[pb.CompleteWorkItemRequest | pb.FailWorkItemRequest] = []
+        results: list[Result] = []
         size = 0
-        while self._unsent and len(results) < RESULTS_MAX and size < RESULTS_BYTES:
+        while self._unsent and len(results) < RESULTS_MAX:
             name = next(iter(self._unsent))
+            result = self._results[name]
+            size += result.ByteSize() + RESULT_FRAME
+            if results and size > min(RESULTS_BYTES, self._room):
+                break
             del self._unsent[name]
-            results.append(self._results[name])
-            size += results[-1].ByteSize()
+            results.append(result)
         extensions, self._extensions = self._extensions, {}
         self._drain_told = self._draining
         return pb.StreamWorkItemsRequest(
@@ -314,24 +336,35 @@ class Worker:
         self._jobs[name] = asyncio.create_task(self._carry_out(handler, job))
 
     async def _carry_out(self, handler: _Handler, job: Job) -> None:
-        name, attempt = job.item_id, job.attempt
-        result: pb.CompleteWorkItemRequest | pb.FailWorkItemRequest
+        name = job.item_id
         try:
-            output = await handler.run(job)
-            result = pb.CompleteWorkItemRequest(item_id=name, attempt=attempt, output_json=output)
+            result = await _result(handler, job)
         except asyncio.CancelledError:
-            self._jobs.pop(name, None)
             return
-        except Failed as failure:
-            result = _failure(name, attempt, failure)
-        except Exception as error:  # noqa: BLE001  # whatever a handler raises is the item's failure
-            _log.warning("the handler of %s failed at %s", job.task_id, name, exc_info=error)
-            result = _failure(name, attempt, Failed(type(error).__name__, str(error)))
-        self._jobs.pop(name, None)
+        finally:
+            self._jobs.pop(name, None)
         self._extensions.pop(name, None)
-        self._results[name] = result
+        self._results[name] = self._fitting(result)
         self._unsent[name] = None
         self._something.set()
+
+    def _narrow(self, details: str) -> None:
+        """A message was too large: the daemon takes less than it would by itself, and says how much."""
+        found = _LARGER.search(details)
+        if found is not None:
+            self._room = min(self._room, _room(int(found[1])))
+            self._results = {name: self._fitting(result) for name, result in self._results.items()}
+
+    def _fitting(self, result: Result) -> Result:
+        """The result, or that it is too large for any message: else what is behind it would wait for ever."""
+        size = result.ByteSize() + RESULT_FRAME
+        if size <= self._room:
+            return result
+        code = OUTPUT_TOO_LARGE if isinstance(result, pb.CompleteWorkItemRequest) else INVALID_FAILURE
+        message = f"the result has {size:,} bytes, {self._room:,} fit into a message to the daemon"
+        return pb.FailWorkItemRequest(
+            item_id=result.item_id, attempt=result.attempt, code=code, message=message, permanent=True
+        )
 
     def _give_back(self, name: str) -> None:
         self._returned.add(name)
@@ -356,6 +389,9 @@ class Worker:
                 self._results[name] = result
                 wait = (asked_delay(receipt.error) or PAUSE_FIRST_S) * random.uniform(1, 1 + SPREAD)
                 asyncio.get_running_loop().call_later(wait, self._send_again, name)
+            elif refused and (failure := _instead(result, receipt.error)) is not None:
+                self._results[name] = failure
+                self._send_again(name)
             elif refused:
                 self.refused += 1
                 _log.info("the result of %s is refused: %s", name, receipt.error.message)
@@ -405,6 +441,9 @@ class _Handler:
         if result is None:
             return b""
         output = result if isinstance(result, bytes) else _encode(result)
+        if len(output) > DATA_BYTES_MAX:  # larger than a message, it would break the connection again and again
+            too_large = f"the output has {len(output):,} bytes, at most {DATA_BYTES_MAX:,} are taken"
+            raise Failed(OUTPUT_TOO_LARGE, too_large, permanent=True)
         if not output.lstrip().startswith(b"{"):
             raise Failed("invalid_output", f"the output is not a JSON object: {output[:80]!r}", permanent=True)
         return output
@@ -419,22 +458,83 @@ def _argument(hint: object) -> Callable[[Job], object]:
     return lambda job: decode(job.data)
 
 
+def _room(message_bytes: int) -> int:
+    """What results may take of a message; the rest is for leases."""
+    return message_bytes - message_bytes // 4
+
+
 def _again(error: Status) -> bool:
     """Whether the same result may be taken later."""
     codes = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
     return error.code in [code.value[0] for code in codes]
 
 
-def _failure(name: str, attempt: int, failure: Failed) -> pb.FailWorkItemRequest:
+async def _result(handler: _Handler, job: Job) -> Result:
+    """What becomes of an item. Raises nothing but CancelledError, whatever the handler does: an item without a result
+    would keep its place for ever."""
+    try:
+        output = await handler.run(job)
+        return pb.CompleteWorkItemRequest(item_id=job.item_id, attempt=job.attempt, output_json=output)
+    except Failed as error:
+        failure = error
+    except Exception as error:  # noqa: BLE001  # whatever a handler raises is the item's failure
+        _log.warning("the handler of %s failed at %s", job.task_id, job.item_id, exc_info=error)
+        failure = Failed(type(error).__name__, _said(error))
+    try:
+        return _failure(job, failure)
+    except Exception as error:  # noqa: BLE001  # as above: it is the handler that made it
+        _log.warning("the failure of %s at %s cannot be told", job.task_id, job.item_id, exc_info=error)
+        message = f"the failure cannot be told: {_said(error)}; it was: {_said(failure)}"
+        return _failure(job, Failed(INVALID_FAILURE, message, permanent=True))
+
+
+def _instead(result: Result, error: Status) -> pb.FailWorkItemRequest | None:
+    """What is told in place of a result that makes no sense to the daemon, and would not the next time either."""
+    if error.code != _NO_SENSE or (isinstance(result, pb.FailWorkItemRequest) and result.code == INVALID_FAILURE):
+        return None
+    code = "invalid_output" if isinstance(result, pb.CompleteWorkItemRequest) else INVALID_FAILURE
+    message = _cut(error.message, MESSAGE_BYTES_MAX)
     return pb.FailWorkItemRequest(
-        item_id=name,
-        attempt=attempt,
-        code=failure.code,
-        message=failure.message,
-        permanent=failure.permanent,
-        retry_after=None if failure.retry_after is None else _duration(failure.retry_after),
-        data_json=b"" if failure.data is None else _encode(failure.data),
+        item_id=result.item_id, attempt=result.attempt, code=code, message=message, permanent=True
     )
+
+
+def _failure(job: Job, failure: Failed) -> pb.FailWorkItemRequest:
+    """Raises ValueError or TypeError when code, data or pause make no sense."""
+    data = b"" if failure.data is None else _encode(failure.data)
+    if len(data) > DATA_BYTES_MAX:
+        raise ValueError(f"its data has {len(data):,} bytes, at most {DATA_BYTES_MAX:,} are taken")
+    if data and not data.startswith(b"{"):
+        raise ValueError("its data is not a JSON object")
+    if _CONTROL.search(failure.code):
+        raise ValueError(f"its code {failure.code[:CODE_BYTES_MAX]!r} has control characters")
+    return pb.FailWorkItemRequest(
+        item_id=job.item_id,
+        attempt=job.attempt,
+        code=_cut(failure.code, CODE_BYTES_MAX),
+        message=_cut(failure.message, MESSAGE_BYTES_MAX),
+        permanent=failure.permanent,
+        retry_after=None if failure.retry_after is None else _pause(failure.retry_after),
+        data_json=data,
+    )
+
+
+def _said(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception as other:  # noqa: BLE001  # the text of an error may be made by anybody
+        return f"its text cannot be made: {type(other).__name__}"
+
+
+def _cut(text: str, most: int) -> str:
+    """Text of at most `most` bytes. What is no Unicode, as in the names of old files, is written as its code."""
+    return text[:most].encode(errors="backslashreplace")[:most].decode(errors="ignore")
+
+
+def _pause(seconds: float) -> Duration:
+    if not 0 <= seconds <= PAUSE_ASKED_MAX_S:
+        raise ValueError(f"its retry_after is {seconds} s")
+    return _duration(seconds)
 
 
 def _extension(name: str, seconds: float | None = None) -> pb.LeaseExtension:

@@ -71,22 +71,7 @@ DURATION_NS_MAX = 2**63 - 1  # a record holds 64 bits
 LEASE_DEFAULT = 30 * NS_PER_S  # several heart-beats of a worker, and no long wait after its death
 FAILED = "failed"  # the code of a failure that its reporter gave none
 
-LIMITS: Final = pb.Limits(
-    request_bytes=4 * 1024 * 1024,
-    document_bytes=5 * 1024 * 1024,
-    case_data_bytes=2 * 1024 * 1024,
-    batch_elements=BATCH_MAX,
-    page_elements=1_000,
-    subnet_depth=256,
-    live_tokens=10_000,
-    open_items=10_000,
-    instances=10_000,
-    request_id_bytes=REQUEST_ID_BYTES_MAX,
-    request_id_window=Duration(seconds=24 * 3600),
-    settle_firings=100_000,
-    streams_per_connection=16,
-)
-"""What no request may exceed, as GetStatus tells it."""
+CASE_DATA_BYTES_MAX = 2 * 1024 * 1024  # the engine's limit of data and of an output
 
 CaseState: TypeAlias = "pb.CaseState.ValueType"
 
@@ -851,6 +836,28 @@ def pattern_ran(result: PatternResult) -> pb.ExecutePatternResponse:
         trace=[history_event(event) for event in result.trace],
         case_id=result.case_id,
         message=result.message,
+    )
+
+
+# -- the daemon -------------------------------------------------------------------------------------------------------
+
+
+def limits(request_bytes: int, streams_per_connection: int) -> pb.Limits:
+    """What no request may exceed, as GetStatus tells it; the operator sets some of it."""
+    return pb.Limits(
+        request_bytes=request_bytes,
+        document_bytes=5 * 1024 * 1024,
+        case_data_bytes=CASE_DATA_BYTES_MAX,
+        batch_elements=BATCH_MAX,
+        page_elements=1_000,
+        subnet_depth=256,
+        live_tokens=10_000,
+        open_items=10_000,
+        instances=10_000,
+        request_id_bytes=REQUEST_ID_BYTES_MAX,
+        request_id_window=Duration(seconds=24 * 3600),
+        settle_firings=100_000,
+        streams_per_connection=streams_per_connection,
     )
 
 

@@ -15,9 +15,10 @@ from rich.text import Text
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.cli.failure import Exit, Failure, safe
+from knhk_sidecar.cli.moments import time_of
 from knhk_sidecar.cli.pages import gathered
+from knhk_sidecar.cli.places import arriving, store_in
 from knhk_sidecar.cli.render import grid, moment, short, show, structured
-from knhk_sidecar.cli.schedules import time_of
 from knhk_sidecar.cli.session import FILE, OUTPUTS, Session, connected, read_file
 from knhk_sidecar.client import Client
 from knhk_workflow import (
@@ -106,16 +107,9 @@ def export(session: Session, file: Path, full: bool) -> None:
     Example:
       knhk audit export --out audit.jsonl
     """
-    partial = file.with_name(f"{file.name}.partial")
-    try:
-        with session.client() as client, partial.open("wb") as out:
-            for piece in client.admin.ExportAudit(pb.ExportAuditRequest(full=full), timeout=EXPORT_SECONDS):
-                out.write(piece.chunk)
-        partial.replace(file)
-    except OSError as error:
-        raise Failure(Exit.FAILED, f"{file}: {error.strerror}", "choose another --out") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with session.client() as client, arriving(file) as out:
+        for piece in client.admin.ExportAudit(pb.ExportAuditRequest(full=full), timeout=EXPORT_SECONDS):
+            out.write(piece.chunk)
     sys.stderr.write(f"the audit was written to {file}\n")
 
 
@@ -262,13 +256,15 @@ def _verify_receipt(output: str, file: Path, document: bytes, key: bytes | None)
 
 
 def _verify_store(output: str, place: Path, known: Sequence[Checkpoint]) -> None:
-    inside = place / "workflow_db"
-    if not (place / "FORMAT").exists() and inside.is_dir():
-        place = inside  # the data directory of a daemon
+    place = store_in(place)
     try:
         problems = asyncio.run(check_store_audit(str(place), known))
     except StoreLocked as error:
-        raise Failure(Exit.UNAVAILABLE, error.message, "stop the daemon first, or verify without --dir") from error
+        raise Failure(
+            Exit.UNAVAILABLE,
+            error.message,
+            "stop the daemon first, or let it prove that itself: `knhk audit check CHECKPOINT`",
+        ) from error
     except NotFound as error:
         raise Failure(Exit.NOT_FOUND, error.message, "check the path") from error
     except WorkflowError as error:

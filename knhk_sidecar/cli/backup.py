@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -18,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.cli.failure import Exit, Failure
+from knhk_sidecar.cli.moments import time_of
+from knhk_sidecar.cli.places import arriving, store_in
 from knhk_sidecar.cli.render import console, structured
 from knhk_sidecar.cli.session import FILE, OUTPUTS, Session, connected
 from knhk_workflow import (
@@ -55,26 +55,18 @@ def backup(session: Session, file: Path, after: Path | None) -> None:
       knhk backup tuesday.knhk --after monday.knhk
     """
     token = _checked(after).token if after is not None else ""
-    partial = file.with_name(f"{file.name}.partial")
     digest = hashlib.blake2b(digest_size=32)
     told = ""
-    try:
-        with session.client() as client, _bar("Backup") as show, partial.open("wb") as out:
-            for piece in client.admin.Backup(pb.BackupRequest(after_token=token)):
-                out.write(piece.chunk)
-                digest.update(piece.chunk)
-                show(piece.record_count, piece.record_estimate)
-                told = piece.digest or told
-            out.flush()
-            os.fsync(out.fileno())
+    with session.client() as client, _bar("Backup") as show, arriving(file) as out:
+        for piece in client.admin.Backup(pb.BackupRequest(after_token=token)):
+            out.write(piece.chunk)
+            digest.update(piece.chunk)
+            show(piece.record_count, piece.record_estimate)
+            told = piece.digest or told
+        out.flush()
         if told != digest.hexdigest():
             raise Failure(Exit.FAILED, f"{file}: what arrived is not what was sent", "take the backup again")
-        archive = _checked(partial)
-        partial.replace(file)
-    except OSError as error:
-        raise Failure(Exit.FAILED, f"{file}: {error.strerror}", "choose another place") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        archive = _checked(Path(out.name))
     _answer(session.output, f"{_about(archive)} written to {file}", {"file": str(file), **_archive(archive)})
 
 
@@ -98,7 +90,9 @@ def restore(
     """
     if until_position is not None and until_time is not None:
         raise Failure(Exit.USAGE, "--until-position and --until-time exclude each other", "give one of them")
-    until = Moment(until_position or 0, _nanoseconds(until_time) if until_time is not None else 0)
+    until = Moment(
+        until_position or 0, time_of("--until-time", until_time).ToNanoseconds() if until_time is not None else 0
+    )
     with _bar("Restore") as show:
         made = _told(lambda: restore_store([str(each) for each in backups], str(into), until=until, progress=show))
     found = made.examination
@@ -126,9 +120,7 @@ def verify(place: Path, output: str) -> None:
         archive = _checked(place)
         _answer(output, f"{place}: {_about(archive)}, nothing is wrong", {"file": str(place), **_archive(archive)})
         return
-    inside = place / "workflow_db"
-    if not (place / "FORMAT").exists() and inside.is_dir():
-        place = inside  # the data directory of a daemon
+    place = store_in(place)
     with _bar("Verify") as show:
         found = _told(lambda: verify_store(str(place), show))
     lines = [
@@ -191,17 +183,6 @@ def _bar(title: str) -> Iterator[Bar]:
     with Progress(*columns, console=screen, transient=True) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def _nanoseconds(text: str) -> int:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise Failure(Exit.USAGE, f"{text!r} is not a time", "write it like 2026-03-01T12:00:00Z") from error
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    seconds = (moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
-    return round(seconds * 1_000_000) * 1_000
 
 
 def _about(archive: Archive) -> str:

@@ -46,7 +46,7 @@ from knhk_sidecar.cli.session import (
     set_option,
 )
 from knhk_sidecar.cli.work import items_table
-from knhk_sidecar.client import Client
+from knhk_sidecar.client import Client, NotReachable, WrongServer
 
 STATES: Final = ("created", "running", "completed", "cancelled", "failed", "suspended")
 ENDED: Final = frozenset({"completed", "cancelled", "failed"})
@@ -634,15 +634,21 @@ def _follow_all(session: Session, client: Client, spec_id: str, types: Sequence[
 def _reconnecting(messages: Callable[[], Iterator[bool]], done: Callable[[], bool]) -> None:
     """Reads a stream; when the daemon goes away, tries again for a while."""
     attempt = 0
+    connected = False
     while True:
         try:
             for _ in messages():
-                attempt = 0
+                attempt, connected = 0, True
             if done():
                 return
         except grpc.RpcError as error:
             code = cast("grpc.Call", error).code()  # what a call raises is that call
             if code is not grpc.StatusCode.UNAVAILABLE or attempt >= len(RECONNECT_SECONDS):
+                raise
+        except WrongServer:
+            raise  # somebody answers, who is not the daemon
+        except NotReachable:  # nobody answers where the server is checked before the call
+            if not connected or attempt >= len(RECONNECT_SECONDS):
                 raise
         time.sleep(RECONNECT_SECONDS[min(attempt, len(RECONNECT_SECONDS) - 1)])
         attempt += 1

@@ -14,11 +14,12 @@ import click
 
 from knhk_sidecar.cli.failure import Exit, Failure, settings_refused
 from knhk_sidecar.config import ConfigError, Loaded, Value, load
-from knhk_workflow import NotFound, StoreLocked, WorkflowError, plan_upgrade
+from knhk_workflow import InvalidInput, NotFound, StoreLocked, WorkflowError, plan_upgrade
 
 if TYPE_CHECKING:
     from knhk_sidecar.app import Addresses
     from knhk_sidecar.config import SidecarConfig
+    from knhk_workflow import WorkflowEngine
 
 FINDINGS_SHOWN: Final = 20
 POLICY: Final = "policy.yaml"  # among the samples, no workflow
@@ -186,22 +187,28 @@ def _register_samples(config: SidecarConfig) -> None:
     """Registers the workflows of `knhk_sidecar/samples`. What was registered before stays as it is.
 
     A store that cannot be opened is the daemon's to report: it opens it again in a moment, and says why it cannot.
+    Raises Failure for connectors that cannot be used, and for what else the engine refuses.
     """
     from knhk_sidecar.service import engine_of  # noqa: PLC0415 - only `knhk dev` pays for the engine here
     from knhk_workflow import StoreError  # noqa: PLC0415 - as above
 
-    engine = engine_of(config)
-    if engine is None:
-        return
-
-    async def register() -> None:
+    async def register(engine: WorkflowEngine) -> None:
         async with engine:
             samples = resources.files("knhk_sidecar").joinpath("samples").iterdir()
             texts = [each.read_bytes() for each in samples if each.name.endswith(".yaml") and each.name != POLICY]
             await asyncio.gather(*(engine.register_workflow(text, format="yaml") for text in texts))
 
-    with suppress(StoreError, OSError):
-        asyncio.run(register())
+    try:
+        made = engine_of(config)
+        with suppress(StoreError, OSError):
+            if made is not None:
+                asyncio.run(register(made))
+    except ConfigError as error:
+        raise settings_refused(error) from error
+    except WorkflowError as error:
+        found = [str(each) for each in error.problems] if isinstance(error, InvalidInput) else [error.message]
+        mend = "mend what is listed, in connectors_file where it is about a connector"
+        raise Failure(Exit.USAGE, "the settings cannot be used", mend, found) from error
 
 
 def _loaded(flags: Mapping[str, Value | None], file: Path | None) -> Loaded:

@@ -91,8 +91,8 @@ def _findings(session: Session) -> Iterator[Finding]:
             )
         return
     yield Finding("settings", "ok", "can be used")
-    daemon = _daemon(session)
-    running = daemon.verdict == "ok"
+    daemon, status = _daemon(session)
+    running = status is not None
     store = Path(config.store_path)
     yield _directory(store, running)
     yield from _mendings(store)
@@ -102,8 +102,8 @@ def _findings(session: Session) -> Iterator[Finding]:
     yield from _policy(config)
     yield from _ports(config, running)
     yield daemon
-    if running:
-        yield from _limits(session)
+    if status is not None:
+        yield _limits(status)
         yield from _connectors(session)
 
 
@@ -124,16 +124,10 @@ def _policy(config: SidecarConfig) -> Iterator[Finding]:
         yield Finding("policy", "warning", f"rule {rule} {remark}", "see Who may do what in the README")
 
 
-def _limits(session: Session) -> Iterator[Finding]:
+def _limits(status: pb.GetStatusResponse) -> Finding:
     """Which calls the daemon's limits have refused."""
-    try:
-        with session.client() as client:
-            status = client.admin.GetStatus(pb.GetStatusRequest(omit_document_schema=True), timeout=DAEMON_SECONDS)
-    except Failure as failure:
-        yield Finding("limits", "warning", failure.message, failure.mend)
-        return
     said = next((each.message for each in status.components if each.name == "limits"), "")
-    yield Finding("limits", "ok", said or "no call was refused since the start")
+    return Finding("limits", "ok", said or "no call was refused since the start")
 
 
 def _connectors(session: Session) -> Iterator[Finding]:
@@ -261,8 +255,12 @@ def _space(store: Path) -> Finding:
 
 
 def _certificates(config: SidecarConfig) -> Iterator[Finding]:
-    if not config.tls_enabled or not (config.tls_cert and config.tls_key and config.tls_ca):
-        yield Finding("certificates", "ok", "none are configured; `knhk dev` makes its own")
+    if not (config.tls_cert and config.tls_key and config.tls_ca) or not (config.tls_enabled or config.spiffe_enabled):
+        if config.spiffe_enabled:
+            said = f"they come from the SPIFFE agent at {config.spiffe_socket}; no files stand in for it"
+        else:
+            said = "none are configured; `knhk dev` makes its own"
+        yield Finding("certificates", "ok", said)
         return
     try:
         material = read_material(TlsFiles(config.tls_cert, config.tls_key, config.tls_ca))
@@ -371,13 +369,14 @@ def _bind(host: str, port: int) -> None:
         probe.bind(target)
 
 
-def _daemon(session: Session) -> Finding:
+def _daemon(session: Session) -> tuple[Finding, pb.GetStatusResponse | None]:
+    """Whether a daemon answers, and what it answers: one that is not well has its store and its ports all the same."""
     try:
         with session.client() as client:
             status = client.admin.GetStatus(pb.GetStatusRequest(omit_document_schema=True), timeout=DAEMON_SECONDS)
     except Failure as failure:
         verdict: Verdict = "error" if session.address else "warning"
-        return Finding("daemon", verdict, failure.message, failure.mend)
+        return Finding("daemon", verdict, failure.message, failure.mend), None
     health = pb.HealthState.Name(status.health).removeprefix("HEALTH_STATE_").lower()
     text = f"{client.endpoint.address} answers: version {status.version}, {health}, store {status.store_kind}"
     text += f", you are {status.principal}"
@@ -385,8 +384,8 @@ def _daemon(session: Session) -> Finding:
         ill = "; ".join(
             f"{each.name}: {each.message}" for each in status.components if each.state != pb.HEALTH_STATE_HEALTHY
         )
-        return Finding("daemon", "warning", f"{text}. {ill}", "its log says more")
-    return Finding("daemon", "ok", text)
+        return Finding("daemon", "warning", f"{text}. {ill}", "its log says more"), status
+    return Finding("daemon", "ok", text), status
 
 
 def _print(findings: Sequence[Finding]) -> None:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import click
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from knhk_sidecar.api import pb
-from knhk_sidecar.cli.failure import Exit, Failure
+from knhk_sidecar.cli.moments import length_of, time_of
 from knhk_sidecar.cli.pages import gathered
 from knhk_sidecar.cli.render import grid, moment, pairs, present, short, show, text_of
 from knhk_sidecar.cli.session import Session, connected, data_argument, data_option, request_id_option, set_option
-from knhk_workflow import CATCH_UPS, OVERLAPS, parse_duration
+from knhk_workflow import CATCH_UPS, OVERLAPS
 
 
 @click.group()
@@ -265,29 +261,6 @@ def delete(session: Session, schedule_id: str, yes: bool, request_id: str) -> No
         request = pb.DeleteScheduleRequest(schedule_id=schedule_id, request_id=request_id)
         answer = client.schedules.DeleteSchedule(request, timeout=session.timeout)
     show(answer, session.output, lambda: f"Deleted {answer.schedule_id}.")
-
-
-def time_of(option: str, text: str) -> Timestamp:
-    """A time given on the command line. Raises `Failure`."""
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        found = None
-    if found is None or found.tzinfo is None:
-        raise Failure(Exit.USAGE, f"{option} {text!r} is no time with its offset", "for example 2030-01-31T12:00:00Z")
-    stamp = Timestamp()
-    stamp.FromDatetime(found.astimezone(UTC))
-    return stamp
-
-
-def length_of(option: str, text: str) -> Duration:
-    """A length of time given on the command line. Raises `Failure`."""
-    seconds = parse_duration(text)
-    if seconds is None:
-        raise Failure(Exit.USAGE, f"{option} {text!r} is no duration", "for example 14d, 1h30m or PT5M")
-    length = Duration()
-    length.FromNanoseconds(round(seconds * 1_000_000_000))
-    return length
 
 
 def _policy(name: str | None) -> pb.ScheduleOverlap.ValueType:

@@ -22,6 +22,7 @@ from knhk_sidecar.bearer import NoToken, TokenFile, TokenSource, one_token
 from knhk_sidecar.cli.failure import Exit, Failure, settings_refused
 from knhk_sidecar.client import Client, Endpoint, NotReachable, is_loopback, named_endpoint, read_ready
 from knhk_sidecar.config import ConfigError, load
+from knhk_sidecar.retries import ATTEMPTS, Policy
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -82,7 +83,7 @@ class Session:
         """A client for the length of a command; gRPC errors leave it as `Failure`."""
         endpoint = self.endpoint()
         try:
-            with Client(endpoint) as client:
+            with Client(endpoint, _retries()) as client:
                 yield client
         except NotReachable as error:
             raise Failure(Exit.UNAVAILABLE, str(error), error.mend) from error
@@ -99,6 +100,15 @@ def ready_path(data_dir: Path | None) -> Path:
     except ConfigError as error:
         raise settings_refused(error) from error
     return Path(config.dev_directory) / READY_NAME
+
+
+def _retries() -> Policy:
+    """How often a call is made. Settings that cannot be used are for those to tell who need them."""
+    try:
+        most = load().config.retry_max_attempts
+    except ConfigError:
+        return Policy()
+    return Policy(max(ATTEMPTS, most), broken_attempts=most)
 
 
 def _store(ctx: click.Context, parameter: click.Parameter, value: object) -> None:

@@ -8,8 +8,8 @@ from rich.console import RenderableType
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.cli.failure import Exit, Failure
+from knhk_sidecar.cli.moments import length_of, time_of
 from knhk_sidecar.cli.render import moment, pairs, show
-from knhk_sidecar.cli.schedules import length_of, time_of
 from knhk_sidecar.cli.session import Session, connected, request_id_option
 
 

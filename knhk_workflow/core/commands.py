@@ -84,9 +84,10 @@ class ClaimItem(Command, frozen=True, tag=7):
 
 
 class ReleaseItem(Command, frozen=True, tag=8):
-    """allocated -> offered."""
+    """allocated -> offered. With an `owner` only when it is that one's."""
 
     item: ItemRef
+    owner: str = ""
 
 
 class StartItem(Command, frozen=True, tag=9):
@@ -117,10 +118,11 @@ class FailItem(Command, frozen=True, tag=11):
 
 
 class SkipItem(Command, frozen=True, tag=12):
-    """Go on without this work."""
+    """Go on without this work. An item not yet started is started first, in the same step."""
 
     item: ItemRef
     reason: str = ""
+    owner: str = ""
 
 
 class ResolveIncident(Command, frozen=True, tag=13):

@@ -162,6 +162,7 @@ def _claim(step: Step, command: c.ClaimItem) -> None:
 
 def _release(step: Step, command: c.ReleaseItem) -> None:
     _, _, activation, run = _item(step, command.item, "release", ("allocated",))
+    _own(step, activation, run, command.owner)
     step.emit(e.ItemReleased(*place_of(activation, run)))
     step.changed(activation, run)
 
@@ -253,7 +254,7 @@ def _complete_item(step: Step, command: c.CompleteItem) -> None:
 
 def _skip_item(step: Step, command: c.SkipItem) -> None:
     _need(step, "running", "suspended")
-    _, node, activation, run = _begin(step, command.item, "skip", "")
+    _, node, activation, run = _begin(step, command.item, "skip", command.owner)
     step.emit(e.ItemSkipped(*place_of(activation, run), step.told(command.reason)))
     if run.timer:
         step.disarm(run.timer)

@@ -383,10 +383,13 @@ class WorkflowEngine:
         await self._schedules.start_due()
         await self._schedules.settled()
 
-    async def advance_time(self, by: float | str | None = None, *, until: int = 0) -> TimeView:
+    async def advance_time(
+        self, by: float | str | None = None, *, until: int = 0, meta: CallMeta | None = None
+    ) -> TimeView:
         """Let time pass, from one moment at which something is due to the next: by seconds or a duration such as `14d`,
         until a time in ns since the epoch, or without either to the next such moment. What is due is done, and what
-        follows from it by itself, before time goes on. Raises Unsupported unless the engine's clock can be moved."""
+        follows from it by itself, before time goes on. With a `meta` it is recorded first who does that. Raises
+        Unsupported unless the engine's clock can be moved."""
         clock = self._clock
         if not isinstance(clock, VirtualClock | SkippingClock):
             raise Unsupported("skipping time", "start the daemon with `knhk dev --virtual-time`, or use a VirtualClock")
@@ -399,6 +402,8 @@ class WorkflowEngine:
             until = clock.now() + round(seconds * NS_PER_S)
         elif until and until < clock.now():
             raise InvalidInput.field("until", "has passed", "time does not run backwards")
+        if meta is not None:
+            await self.audit("time", meta=meta)
         skipping = Skipping(clock, self._timers, self._schedules, lambda: self._tasks.keys() - self._lasting)
         return await skipping.skip(until or None)
 
@@ -982,10 +987,10 @@ class WorkflowEngine:
         ref, case_id = parse_item_id(item_id)
         return await self._on_item(case_id, c.ClaimItem(ref, user), meta)
 
-    async def release_work_item(self, item_id: str, *, meta: CallMeta = LOCAL) -> WorkItemView:
-        """allocated -> offered."""
+    async def release_work_item(self, item_id: str, user: str = "", *, meta: CallMeta = LOCAL) -> WorkItemView:
+        """allocated -> offered. With a `user`, WrongState when it is allocated to somebody else."""
         ref, case_id = parse_item_id(item_id)
-        return await self._on_item(case_id, c.ReleaseItem(ref), meta)
+        return await self._on_item(case_id, c.ReleaseItem(ref, user), meta)
 
     async def start_work_item(self, item_id: str, user: str = "", *, meta: CallMeta = LOCAL) -> WorkItemView:
         """offered or allocated -> started; rivals in a deferred choice are withdrawn."""
@@ -1038,10 +1043,12 @@ class WorkflowEngine:
         ref, case_id = parse_item_id(item_id)
         return await self._on_item(case_id, c.FailItem(ref, code, message, user, body, permanent, retry_after), meta)
 
-    async def skip_work_item(self, item_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> WorkItemView:
-        """Go on without this work."""
+    async def skip_work_item(
+        self, item_id: str, reason: str = "", user: str = "", *, meta: CallMeta = LOCAL
+    ) -> WorkItemView:
+        """Go on without this work. With a `user`, WrongState when it is somebody else's."""
         ref, case_id = parse_item_id(item_id)
-        return await self._on_item(case_id, c.SkipItem(ref, reason), meta)
+        return await self._on_item(case_id, c.SkipItem(ref, reason, user), meta)
 
     # -- patterns -----------------------------------------------------------------------------------------------------
 

@@ -59,6 +59,8 @@ def test_help_loads_nothing_heavy() -> None:
         (["case", "run", "x", "--set", "amount"], 2, "'amount' is no assignment"),
         (["case", "update", "x"], 2, "there is nothing to change"),
         (["case", "resolve", "7", "--action", "retry"], 2, "names no case"),
+        (["restore", "a.knhk", "--into", "b", "--until-time", "2026-03-01"], 2, "is no time with its offset"),
+        (["audit", "list", "--after", "2026-03-01"], 2, "is no time with its offset"),
         (["case", "history", "x", "--watch", "--reverse"], 6, "no running daemon"),
         (["pattern", "run", "-5"], 2, "No such option"),
         (["case", "list", "--address", "10.0.0.1:50051"], 6, "has to be mTLS"),

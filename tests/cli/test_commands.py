@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
 from knhk_sidecar.bearer import NoToken, TokenFile
@@ -251,6 +254,29 @@ def test_doctor_finds_a_healthy_daemon(daemon: Daemon) -> None:
     assert found["data directory"] == "ok"
 
 
+def test_doctor_knows_that_a_degraded_daemon_runs(tmp_path: Path) -> None:
+    with running(tmp_path / "data", "--no-samples", extra={"KGC_SIDECAR_DISK_LOW_MB": str(2**40)}) as degraded:
+        done = degraded.knhk("doctor", "-o", "json")
+    found = {each["check"]: each for each in json.loads(done.stdout)}
+    assert found["daemon"]["verdict"] == "warning"
+    assert "degraded" in found["daemon"]["message"]
+    assert "in use by the running daemon" in found["data directory"]["message"]
+    assert found["ports"]["message"] == "the running daemon has its ports"
+    assert found["limits"]["verdict"] == "ok"
+    assert done.returncode == 0, done.stdout
+
+
+def test_doctor_says_where_certificates_come_from(tmp_path: Path) -> None:
+    extra = {
+        "KGC_SIDECAR_DATA_DIR": str(tmp_path / "data"),
+        "KGC_SIDECAR_SPIFFE_ENABLED": "true",
+        "KGC_SIDECAR_SPIFFE_SOCKET": "unix:///run/spire/agent.sock",
+    }
+    found = json.loads(knhk("doctor", "-o", "json", extra=extra).stdout)
+    (certificates,) = [each["message"] for each in found if each["check"] == "certificates"]
+    assert "unix:///run/spire/agent.sock" in certificates
+
+
 def test_doctor_tries_the_issuers(tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_bytes(key_set(jwk(key("curve", "ES256"), "curve")))
     file = tmp_path / "issuers.toml"
@@ -324,6 +350,23 @@ def test_doctor_finds_damage(tmp_path: Path) -> None:
     assert "backup" in found["mend"]
 
 
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ('[connectors]\nallow = 5\n[connectors.billing]\nknd = "http"\n', "allow: must be a list of texts"),
+        ('[connectors.billing]\nkind = "nonsense"\n', "'nonsense' is not a kind of connector"),
+    ],
+)
+def test_dev_says_in_words_what_is_wrong_with_the_connectors(tmp_path: Path, table: str, problem: str) -> None:
+    file = tmp_path / "connectors.toml"
+    file.write_text(table)
+    listeners = [part for name in ("grpc", "plain", "http") for part in (f"--{name}-address", "127.0.0.1:0")]
+    extra = {"KGC_SIDECAR_CONNECTORS_FILE": str(file)}
+    done = knhk("dev", "--data-dir", str(tmp_path / "data"), "--metrics-address", "off", *listeners, extra=extra)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert problem in done.stderr
+
+
 def test_two_daemons_on_one_directory_are_refused(daemon: Daemon, tmp_path: Path) -> None:
     done = daemon.knhk("dev", "--data-dir", str(daemon.data_dir), "--ready-file", str(tmp_path / "ready.json"))
     assert done.returncode == 5
@@ -354,6 +397,63 @@ def test_what_was_acknowledged_is_there_after_kill_and_restart(tmp_path: Path) -
         assert mapping(daemon.json("case", "show", "kept"))["open_work_item_count"] == 1
 
 
+@pytest.mark.long
+def test_watch_goes_on_after_a_restart_with_a_server_id(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    others = ("plain", "http", "metrics")
+    with running(tmp_path / "data", "--grpc-address", address, addresses=others) as daemon:
+        daemon.json("case", "run", "order-approval", "--id", "w", "--data", SMALL_ORDER)
+        named = [part for name in ("ca", "cert", "key") for part in (f"--{name}", daemon.ready[name])]
+        watching = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "knhk_sidecar", "case", "watch", "w", "-o", "json", "--address", address),
+                *(*named, "--server-id", "spiffe://knhk.dev/sidecar"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        assert watching.stdout is not None
+        first = watching.stdout.readline()
+        daemon.process.kill()
+        daemon.process.wait()
+    with running(tmp_path / "data", "--grpc-address", address, addresses=others) as daemon:
+        daemon.knhk("case", "cancel", "w")
+        out, err = watching.communicate(timeout=30)
+    assert watching.returncode == 0, err
+    events = [json.loads(line) for line in (first + out).splitlines()]
+    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+    assert events[-1]["event_type"] == "state_changed"
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_call_whose_connection_breaks_is_made_as_often_as_the_settings_say(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], attempts: int
+) -> None:
+    calls: list[bytes] = []
+
+    def refuse(request: bytes, context: grpc.ServicerContext) -> bytes:
+        calls.append(request)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "going")
+
+    handlers = {"ListCases": grpc.unary_unary_rpc_method_handler(refuse)}
+    generic = grpc.method_handlers_generic_handler("knhk.sidecar.v1.CaseService", handlers)
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[generic])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    monkeypatch.setenv("KGC_SIDECAR_RETRY_MAX_ATTEMPTS", str(attempts))
+    try:
+        assert run(["case", "list", "--address", f"127.0.0.1:{port}"]) == 6
+    finally:
+        server.stop(0).wait()
+    assert len(calls) == attempts
+    assert "going" in capsys.readouterr().err
+
+
+SMALL_ORDER = '{"order": "1", "customer": "a", "amount": 900}'
 CONSTRUCTS = """
 id: cli-constructs
 tasks:

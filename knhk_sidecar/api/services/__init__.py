@@ -47,7 +47,7 @@ def services(engine: WorkflowEngine | None, daemon: Daemon) -> Mapping[str, obje
     refuses it, naming the engine as what is missing; AdminService works all the same.
     """
     found: dict[str, object] = {}
-    by_name: dict[str, object] = {"AdminService": AdminService(engine, daemon, lambda: unavailable(found))}
+    by_name: dict[str, object] = {"AdminService": AdminService(engine, daemon, lambda: unavailable(found, engine))}
     if engine is not None:
         by_name |= {
             "PatternService": PatternService(engine),
@@ -62,16 +62,15 @@ def services(engine: WorkflowEngine | None, daemon: Daemon) -> Mapping[str, obje
     return found
 
 
-def unavailable(implementations: Mapping[str, object]) -> tuple[str, ...]:
-    """The features of the contract that answer UNIMPLEMENTED, sorted: `CaseService.MigrateCases`."""
-    missing = (
-        ENGINE if isinstance(implementation, SimpleNamespace) else f"{service.name}.{method.name}"
+def unavailable(implementations: Mapping[str, object], engine: WorkflowEngine | None) -> tuple[str, ...]:
+    """The features of the contract that answer UNIMPLEMENTED, sorted: `CaseService.MigrateCases`, the engine itself."""
+    missing = [
+        f"{service.name}.{method.name}"
         for service in pb.SERVICES
-        for implementation in (implementations.get(service.full_name),)
         for method in service.methods
-        if isinstance(implementation, SimpleNamespace) or not hasattr(implementation, function_of(method.name))
-    )
-    return tuple(sorted(set(missing)))
+        if not hasattr(implementations.get(service.full_name), function_of(method.name))
+    ]
+    return tuple(sorted(missing if engine is not None else [*missing, ENGINE]))
 
 
 def function_of(call: str) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from knhk_sidecar.api import pb, wire
+from knhk_sidecar.api.services.absence import EngineCalls
 from knhk_sidecar.api.services.audit import AuditCalls
 from knhk_sidecar.api.services.connectors import ConnectorCalls
 from knhk_sidecar.api.services.policy import PolicyCalls, PolicyView
 from knhk_sidecar.api.services.streams import closed_after
-from knhk_workflow import CallMeta, InvalidInput, StoreCorrupt, WorkflowEngine, prove_export
+from knhk_workflow import CallMeta, InvalidInput, RequestMismatch, StoreCorrupt, WorkflowEngine, prove_export
 
 Health = Literal["healthy", "degraded", "unhealthy"]
 
@@ -63,11 +65,15 @@ class Daemon:
     """What works here beyond the calls, e.g. `rest`, `mtls`, `reflection`."""
     document_schema: bytes
     """JSON Schema of the workflow document."""
+    request_bytes: int
+    """No message to the daemon may be larger."""
+    streams_per_connection: int
+    """Open at once."""
     now: Callable[[], int]
     components: Callable[[], Sequence[Component]]
     settings: Callable[[], Sequence[Setting]]
-    set_log_level: Callable[[str, str, float], str]
-    """(level, logger, seconds; 0 = until restart) -> the level before. Raises InvalidInput for an unknown logger."""
+    set_log_level: Callable[[str, float], str]
+    """(level, seconds; 0 = until restart) -> the level before."""
     policy: PolicyView | None = None
     """Who may do what; None where nothing decides that."""
 
@@ -76,11 +82,11 @@ class AdminService(AuditCalls, ConnectorCalls, PolicyCalls):
     """Over the daemon's own state; the engine may be absent."""
 
     def __init__(self, engine: WorkflowEngine | None, daemon: Daemon, unavailable: Callable[[], Sequence[str]]) -> None:
-        ConnectorCalls.__init__(self, engine)
+        EngineCalls.__init__(self, engine)
         PolicyCalls.__init__(self, daemon.policy)
         self._daemon = daemon
         self._unavailable = unavailable
-        self._advanced: dict[tuple[str, str, str], pb.AdvanceTimeResponse] = {}
+        self._advances: dict[tuple[str, str, str], _Advance] = {}
 
     async def get_status(self, request: pb.GetStatusRequest, meta: CallMeta) -> pb.GetStatusResponse:
         """The daemon at a glance. The health of the whole is that of its worst part."""
@@ -113,34 +119,25 @@ class AdminService(AuditCalls, ConnectorCalls, PolicyCalls):
             principal=meta.principal,
             roles=filter(None, meta.roles),
             region=daemon.region,
-            limits=wire.LIMITS,
+            limits=wire.limits(daemon.request_bytes, daemon.streams_per_connection),
             pattern_ids=[view.pattern_id for view in patterns if view.available],
         )
 
     async def advance_time(self, request: pb.AdvanceTimeRequest, meta: CallMeta) -> pb.AdvanceTimeResponse:
         """Skip time, in a daemon that was started for that. A repeated request id skips nothing more."""
         engine = self._running()
+        asked = request.SerializeToString(deterministic=True)
+        if not request.request_id:
+            return await _advanced(engine, request, meta)
         name = (meta.tenant, meta.principal, request.request_id)
-        answered = self._advanced.get(name) if request.request_id else None
-        if answered is not None:
-            return answered
-        how_far = request.WhichOneof("how_far")
-        if how_far is not None:
-            await engine.audit("time", meta=meta)
-        if how_far == "duration":
-            view = await engine.advance_time(wire.duration_ns(request.duration, "duration") / wire.NS_PER_S)
-        elif how_far == "until":
-            view = await engine.advance_time(until=wire.moment(request.until))
-        elif request.to_next:
-            view = await engine.advance_time()
-        else:
-            raise InvalidInput.field("duration", "is missing", "expected duration, until or to_next", code="required")
-        answer = pb.AdvanceTimeResponse(time=wire.time(view.now), stop_count=view.stops, next_time=wire.time(view.next))
-        if request.request_id:
-            self._advanced[name] = answer
-            if len(self._advanced) > ADVANCES_REMEMBERED:
-                self._advanced.pop(next(iter(self._advanced)))
-        return answer
+        advance = self._advances.get(name)
+        if advance is None:
+            advance = _Advance(asked, asyncio.create_task(_advanced(engine, request, meta)))
+            advance.answer.add_done_callback(lambda _: self._advance_over(name))
+            self._advances[name] = advance
+        elif advance.asked != asked:
+            raise RequestMismatch(request.request_id)
+        return await asyncio.shield(advance.answer)
 
     async def backup(self, request: pb.BackupRequest, meta: CallMeta) -> AsyncIterator[pb.BackupResponse]:
         """The store as one file, in pieces; other calls go on meanwhile."""
@@ -200,11 +197,42 @@ class AdminService(AuditCalls, ConnectorCalls, PolicyCalls):
                 "level", f"{request.level!r} is not a log level", f"one of {', '.join(LOG_LEVELS)}"
             )
         seconds = wire.duration_ns(request.duration, "duration") / wire.NS_PER_S
+        if request.logger:
+            raise InvalidInput.field("logger", "there is one level for all loggers", "leave it empty")
         if self._engine is not None:
             await self._engine.audit(f"log-level/{level}", meta=meta)
-        return pb.SetLogLevelResponse(
-            previous_level=self._daemon.set_log_level(level, request.logger, seconds), level=level
-        )
+        return pb.SetLogLevelResponse(previous_level=self._daemon.set_log_level(level, seconds), level=level)
+
+    def _advance_over(self, name: tuple[str, str, str]) -> None:
+        """What skipped time is remembered; what failed may be tried again."""
+        answer = self._advances[name].answer
+        if answer.cancelled() or answer.exception() is not None:
+            del self._advances[name]
+        ended = [each for each, advance in self._advances.items() if advance.answer.done()]
+        for oldest in ended[: len(ended) - ADVANCES_REMEMBERED]:
+            del self._advances[oldest]
+
+
+@dataclass(frozen=True, slots=True)
+class _Advance:
+    """A request to skip time, and its answer, which may be on its way."""
+
+    asked: bytes
+    answer: asyncio.Task[pb.AdvanceTimeResponse]
+
+
+async def _advanced(engine: WorkflowEngine, request: pb.AdvanceTimeRequest, meta: CallMeta) -> pb.AdvanceTimeResponse:
+    how_far = request.WhichOneof("how_far")
+    if how_far == "duration":
+        seconds = wire.duration_ns(request.duration, "duration") / wire.NS_PER_S
+        view = await engine.advance_time(seconds, meta=meta)
+    elif how_far == "until":
+        view = await engine.advance_time(until=wire.moment(request.until), meta=meta)
+    elif request.to_next:
+        view = await engine.advance_time(meta=meta)
+    else:
+        raise InvalidInput.field("duration", "is missing", "expected duration, until or to_next", code="required")
+    return pb.AdvanceTimeResponse(time=wire.time(view.now), stop_count=view.stops, next_time=wire.time(view.next))
 
 
 async def _case_proven(engine: WorkflowEngine, case_id: str, meta: CallMeta) -> pb.VerifyHistoryResponse:

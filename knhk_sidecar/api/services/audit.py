@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from knhk_sidecar.api import pb, wire
-from knhk_sidecar.api.services.connectors import ConnectorCalls
+from knhk_sidecar.api.services.absence import EngineCalls
 from knhk_sidecar.api.services.streams import closed_after
 from knhk_workflow import AuditFilter, CallMeta, InvalidInput
 
 
-class AuditCalls(ConnectorCalls):
+class AuditCalls(EngineCalls):
     """Over the engine, which writes the audit; it may be absent."""
 
     async def list_audit(self, request: pb.ListAuditRequest, meta: CallMeta) -> pb.ListAuditResponse:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Iterable
+from contextlib import aclosing, suppress
 
 import msgspec
 
@@ -60,7 +60,7 @@ class CaseService:
 
     async def execute_case(self, request: pb.ExecuteCaseRequest, meta: CallMeta) -> pb.ExecuteCaseResponse:
         """Start if need be and run to rest, or until the wait is over."""
-        wait = wire.duration_ns(request.wait, "wait") if request.HasField("wait") else 0
+        wait = _wait(request)
         view = await self._engine.execute_case(wire.case_id(request.case_id), meta=meta)
         view = await self._waited(view, wait, meta)
         history = await self._history(view, meta) if request.include_history else None
@@ -75,34 +75,43 @@ class CaseService:
         elements = request.cases
         wire.batch(len(elements), "cases")
         results: list[pb.RunCaseResult | None] = [None] * len(elements)
-        together: list[tuple[int, RunRequest]] = []
+        together: list[tuple[int, RunRequest, int]] = []
         alone: list[int] = []
         for index, element in enumerate(elements):
             try:
                 if element.request_id:
                     alone.append(index)
                 else:
-                    together.append((index, wire.run_request(element)))
+                    together.append((index, wire.run_request(element), _wait(element)))
             except WorkflowError as error:
                 results[index] = pb.RunCaseResult(error=to_status(error))
 
-        async def one(index: int) -> pb.RunCaseResult:
+        async def one(index: int) -> None:
+            element = elements[index]
             try:
-                element = elements[index]
                 response = await self._run(element, wire.mutation(meta, element.request_id))
-                return pb.RunCaseResult(response=response)
+                results[index] = pb.RunCaseResult(response=response)
             except WorkflowError as error:
-                return pb.RunCaseResult(error=to_status(error))
+                results[index] = pb.RunCaseResult(error=to_status(error))
 
-        if together:
-            outcomes = await self._engine.run_cases([run for _, run in together], meta=meta)
-            for (index, _), outcome in zip(together, outcomes, strict=True):
+        async def ran(index: int, view: CaseView, wait_ns: int) -> None:
+            try:
+                response = await self._ran(view, elements[index], wait_ns, meta)
+                results[index] = pb.RunCaseResult(response=response)
+            except WorkflowError as error:
+                results[index] = pb.RunCaseResult(error=to_status(error))
+
+        async def batch() -> None:
+            outcomes = await self._engine.run_cases([run for _, run, _ in together], meta=meta)
+            begun: list[Awaitable[None]] = []
+            for (index, _, wait_ns), outcome in zip(together, outcomes, strict=True):
                 if isinstance(outcome, WorkflowError):
                     results[index] = pb.RunCaseResult(error=to_status(outcome))
                 else:
-                    results[index] = pb.RunCaseResult(response=await self._ran(outcome, elements[index], meta))
-        for index, result in zip(alone, await asyncio.gather(*map(one, alone)), strict=True):
-            results[index] = result
+                    begun.append(ran(index, outcome, wait_ns))
+            await asyncio.gather(*begun)
+
+        await asyncio.gather(*([batch()] if together else []), *map(one, alone))
         return pb.RunCasesResponse(results=[result for result in results if result is not None])
 
     async def stream_run_case(
@@ -154,8 +163,14 @@ class CaseService:
         views: tuple[CaseView, ...] = page.items
         full = request.view == pb.CASE_VIEW_FULL
         if full:
-            views = tuple([await self._engine.get_case(view.case_id, meta=meta) for view in views])
+            views = tuple([view async for view in self._whole(views, meta)])
         return pb.ListCasesResponse(cases=[wire.case(view, full) for view in views], next_page_token=page.next_token)
+
+    async def _whole(self, listed: Iterable[CaseView], meta: CallMeta) -> AsyncIterator[CaseView]:
+        """Listed cases with everything that is known about them, without those that were purged since."""
+        for view in listed:
+            with suppress(NotFound):
+                yield await self._engine.get_case(view.case_id, meta=meta)
 
     async def list_incidents(self, request: pb.ListIncidentsRequest, meta: CallMeta) -> pb.ListIncidentsResponse:
         """Open incidents; of one case the resolved ones too."""
@@ -370,6 +385,7 @@ class CaseService:
     # -- shared -------------------------------------------------------------------------------------------------------
 
     async def _run(self, request: pb.RunCaseRequest, meta: CallMeta) -> pb.RunCaseResponse:
+        wait_ns = _wait(request)  # before anything is done
         view = await self._engine.run_case(
             wire.spec_id(request.spec_id),
             request.data_json or None,
@@ -378,11 +394,12 @@ class CaseService:
             version=request.spec_version,
             meta=meta,
         )
-        return await self._ran(view, request, meta)
+        return await self._ran(view, request, wait_ns, meta)
 
-    async def _ran(self, view: CaseView, request: pb.RunCaseRequest, meta: CallMeta) -> pb.RunCaseResponse:
-        if request.HasField("wait"):
-            view = await self._waited(view, wire.duration_ns(request.wait, "wait"), meta)
+    async def _ran(
+        self, view: CaseView, request: pb.RunCaseRequest, wait_ns: int, meta: CallMeta
+    ) -> pb.RunCaseResponse:
+        view = await self._waited(view, wait_ns, meta)
         history = await self._history(view, meta) if request.include_history else None
         return wire.ran(view, wire.whole(request.view), history)
 
@@ -420,6 +437,11 @@ class CaseService:
     async def _history(self, view: CaseView, meta: CallMeta) -> list[pb.HistoryEvent]:
         page = await self._engine.get_case_history(view.case_id, page_size=HISTORY_SHOWN, meta=meta)
         return [wire.history_event(event) for event in page.items]
+
+
+def _wait(request: pb.RunCaseRequest | pb.ExecuteCaseRequest) -> int:
+    """How long the caller waits for the case to end, in nanoseconds; 0: not at all."""
+    return wire.duration_ns(request.wait, "wait") if request.HasField("wait") else 0
 
 
 class _Known:

@@ -8,18 +8,15 @@ import binascii
 from typing import Final
 
 from knhk_sidecar.api import pb, wire
-from knhk_sidecar.api.services.absence import engine_off
+from knhk_sidecar.api.services.absence import EngineCalls
 from knhk_sidecar.api.services.pages import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
-from knhk_workflow import CallMeta, InvalidInput, WorkflowEngine
+from knhk_workflow import CallMeta, ConnectorView, InvalidInput, NotFound, WorkflowEngine
 
 LETTER_KINDS: Final = ("", "connector", "webhook")
 
 
-class ConnectorCalls:
-    """Connectors and dead letters; the engine may be absent."""
-
-    def __init__(self, engine: WorkflowEngine | None) -> None:
-        self._engine = engine
+class ConnectorCalls(EngineCalls):
+    """Connectors and dead letters."""
 
     async def put_connector(self, request: pb.PutConnectorRequest, meta: CallMeta) -> pb.PutConnectorResponse:
         """Create or replace one. The same again changes nothing, so the idempotency key needs no record."""
@@ -40,11 +37,12 @@ class ConnectorCalls:
             raise InvalidInput.field("page_size", f"is at most {PAGE_SIZE_MAX}")
         after = _name(request.page_token)
         found = [view for view in await engine.list_connectors(meta=meta) if view.name > after]
-        page = found[:size]
+        page = shown = found[:size]
         if request.probe:
-            page = list(await asyncio.gather(*(engine.probe_connector(view.name, meta=meta) for view in page)))
+            probed = await asyncio.gather(*(_probed(engine, view.name, meta) for view in page))
+            shown = [view for view in probed if view is not None]
         return pb.ListConnectorsResponse(
-            connectors=[wire.connector(view) for view in page],
+            connectors=[wire.connector(view) for view in shown],
             next_page_token=base64.urlsafe_b64encode(page[-1].name.encode()).decode() if len(found) > size else "",
         )
 
@@ -85,10 +83,13 @@ class ConnectorCalls:
         view = await self._running().discard_dead_letter(letter, request.reason, meta=meta)
         return pb.DiscardDeadLetterResponse(dead_letter=wire.dead_letter(view))
 
-    def _running(self) -> WorkflowEngine:
-        if self._engine is None:
-            raise engine_off()
-        return self._engine
+
+async def _probed(engine: WorkflowEngine, name: str, meta: CallMeta) -> ConnectorView | None:
+    """None when it was deleted since it was listed."""
+    try:
+        return await engine.probe_connector(name, meta=meta)
+    except NotFound:
+        return None
 
 
 def _name(token: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -9,7 +10,7 @@ import msgspec
 from knhk_sidecar.api import pb, wire
 from knhk_sidecar.api.faults import to_status
 from knhk_sidecar.api.services.streams import Tell, multiplexed
-from knhk_workflow import CallMeta, InvalidInput, PatternExecutionContext, Unsupported, WorkflowEngine, WorkflowError
+from knhk_workflow import CallMeta, InvalidInput, Unsupported, WorkflowEngine, WorkflowError
 
 
 class PatternService:
@@ -42,27 +43,20 @@ class PatternService:
         return await self._run(request, meta)
 
     async def execute_patterns(self, request: pb.ExecutePatternsRequest, meta: CallMeta) -> pb.ExecutePatternsResponse:
-        """Run a list. Elements without an idempotency key of their own go to the engine as one batch."""
+        """Run a list. Elements fail one by one; they are begun in order."""
         elements = request.executions
         wire.batch(len(elements), "executions")
         results: list[pb.ExecutePatternResult | None] = [None] * len(elements)
-        together: list[tuple[int, tuple[int, PatternExecutionContext]]] = []
-        for index, element in enumerate(elements):
+
+        async def one(index: int) -> None:
+            element = elements[index]
             try:
-                if element.request_id or request.request_id:
-                    key = element.request_id or wire.element_id(request.request_id, index)
-                    response = await self._run(element, wire.mutation(meta, key))
-                    results[index] = pb.ExecutePatternResult(response=response)
-                else:
-                    together.append((index, (self._available(element.pattern_id), wire.pattern_context(element))))
+                own = wire.mutation(meta, element.request_id or wire.element_id(request.request_id, index))
+                results[index] = pb.ExecutePatternResult(response=await self._run(element, own))
             except WorkflowError as error:
                 results[index] = pb.ExecutePatternResult(error=to_status(error))
-        outcomes = await self._engine.execute_patterns([run for _, run in together], meta=meta) if together else []
-        for (index, _), outcome in zip(together, outcomes, strict=True):
-            if isinstance(outcome, WorkflowError):
-                results[index] = pb.ExecutePatternResult(error=to_status(outcome))
-            else:
-                results[index] = pb.ExecutePatternResult(response=wire.pattern_ran(outcome))
+
+        await asyncio.gather(*map(one, range(len(elements))))  # begun in order, and durable runs share commits
         return pb.ExecutePatternsResponse(results=[result for result in results if result is not None])
 
     async def stream_execute_pattern(

@@ -39,7 +39,7 @@ class PolicyCalls:
 
     async def explain_policy(self, request: pb.ExplainPolicyRequest, meta: CallMeta) -> pb.ExplainPolicyResponse:
         """May somebody do something, and why; nothing is done."""
-        view = self._view()
+        view = self._view("ExplainPolicy")
         found = view.explain(
             request.principal or meta.principal, request.method, request.resource, _claims(request.claims_json)
         )
@@ -47,7 +47,7 @@ class PolicyCalls:
 
     async def get_policy(self, request: pb.GetPolicyRequest, meta: CallMeta) -> pb.GetPolicyResponse:
         """The policy in force."""
-        policies = self._view().policies
+        policies = self._view("GetPolicy").policies
         policy = policies.current
         return pb.GetPolicyResponse(
             policy_json=json.dumps(policy.document.source).encode(),
@@ -58,9 +58,9 @@ class PolicyCalls:
             schema_json=policy_document.schema(),
         )
 
-    def _view(self) -> PolicyView:
+    def _view(self, call: str) -> PolicyView:
         if self._policy is None:
-            raise Unsupported("AdminService.GetPolicy")
+            raise Unsupported(f"AdminService.{call}")
         return self._policy
 
 

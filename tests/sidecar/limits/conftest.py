@@ -32,6 +32,7 @@ async def narrow(tmp_path: Path) -> AsyncIterator[Sidecar]:
         max_message_bytes=64 * 1024,
         max_metadata_bytes=8_192,
         max_stream_messages=20,
+        max_streams_per_connection=15,
         drain_seconds=2,
     )
     async with Sidecar(config) as running:

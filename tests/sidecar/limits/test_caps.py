@@ -121,3 +121,9 @@ async def test_json_is_read_strictly(http: httpx2.AsyncClient) -> None:
             answer = await http.post("/api/v1/cases", content=body, headers={"content-type": "application/json"})
         assert answer.status_code in (400, 413), body[:60]
         assert answer.json()["reason"] in ("INVALID_ARGUMENT", "LIMIT_EXCEEDED")
+
+
+async def test_the_limits_that_are_told_are_those_in_force(narrow: Sidecar) -> None:
+    async with developer(narrow.addresses) as channel:
+        status = await pb.AdminServiceStub(channel).GetStatus(pb.GetStatusRequest(omit_document_schema=True))
+    assert (status.limits.request_bytes, status.limits.streams_per_connection) == (64 * 1024, 15)

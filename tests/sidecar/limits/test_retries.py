@@ -21,7 +21,7 @@ from knhk_sidecar.app import Sidecar
 from knhk_sidecar.client import Client, Endpoint
 from knhk_sidecar.config import SidecarConfig
 from knhk_sidecar.retries import ATTEMPTS, BROKEN_ATTEMPTS, Budget, Metadata, Policy, Retries, push_back
-from knhk_sidecar.worker import Worker
+from knhk_sidecar.worker import Job, Worker
 from knhk_workflow import Busy, LimitExceeded, StoreUnavailable
 from tests.sidecar.limits.conftest import BURST, endpoint_of, until
 from tests.sidecar.server.client import ANY_PORT, developer
@@ -165,6 +165,42 @@ async def test_a_worker_does_all_its_work_in_spite_of_the_limit(narrow: Sidecar)
             await done.wait()
             await until(lambda: worker.completed == len(cases))
     assert worker.completed == len(cases)
+
+
+async def test_a_worker_learns_how_large_its_messages_may_be(narrow: Sidecar) -> None:
+    document = (
+        b'{"id":"w","tasks":{"a":{"required_roles":["clerk"]}},'
+        b'"flows":[{"from":"start","to":"a"},{"from":"a","to":"end"}]}'
+    )
+    cases = [pb.RunCaseRequest(spec_id="w", case_id=f"c{number}") for number in range(20)]
+
+    def prepare() -> None:
+        with Client(endpoint_of(narrow.addresses)) as client:
+            client.workflows.RegisterWorkflow(pb.RegisterWorkflowRequest(spec_json=document), timeout=10)
+            client.cases.RunCases(pb.RunCasesRequest(cases=cases), timeout=10)
+
+    def failure() -> str:
+        with Client(endpoint_of(narrow.addresses)) as client:
+            request = pb.GetCaseHistoryRequest(case_id="c0", event_types=["item_failed"])
+            return client.cases.GetCaseHistory(request, timeout=10).events[0].data_json.decode()
+
+    await asyncio.to_thread(prepare)
+    together = asyncio.Event()
+    begun = 0
+
+    async def work(job: Job) -> dict[str, str]:
+        nonlocal begun
+        begun += 1
+        if begun == len(cases):
+            together.set()
+        await together.wait()
+        return {"large": "x" * (100_000 if job.case_id == "c0" else 6_000)}  # 64 KB fit into a message
+
+    async with Worker(endpoint_of(narrow.addresses), {"w/a": work}) as worker:
+        async with asyncio.timeout(20):
+            await until(lambda: worker.completed + worker.failed == len(cases))
+    assert (worker.completed, worker.failed) == (19, 1)
+    assert "output_too_large" in await asyncio.to_thread(failure)
 
 
 def test_nobody_there_is_told_within_the_deadline() -> None:

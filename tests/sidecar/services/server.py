@@ -48,7 +48,7 @@ class Levels:
 
     level: str = "info"
 
-    def change(self, level: str, logger: str, seconds: float) -> str:
+    def change(self, level: str, seconds: float) -> str:
         before, self.level = self.level, level
         return before
 
@@ -62,6 +62,8 @@ def daemon() -> Daemon:
         region="",
         features=("rest", "mtls"),
         document_schema=b'{"type":"object"}',
+        request_bytes=SidecarConfig().max_message_bytes,
+        streams_per_connection=SidecarConfig().max_streams_per_connection,
         now=lambda: START_NS + 2_500_000_000,
         components=lambda: (Component("store", "healthy"), Component("otel", "degraded", "no collector")),
         settings=lambda: (

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
 import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from knhk_sidecar.api import pb
-from tests.sidecar.services.server import CALLER, Sidecar, refused
+from knhk_sidecar.api.services.admin import AdminService
+from knhk_workflow import (
+    LOCAL,
+    CallMeta,
+    ConnectorSetup,
+    ConnectorView,
+    InvalidInput,
+    RequestMismatch,
+    SkippingClock,
+    StateStore,
+    Unsupported,
+    WorkflowEngine,
+)
+from tests.sidecar.services.server import CALLER, Sidecar, daemon, refused
+
+ANNA = CallMeta(principal="anna", method="AdminService/AdvanceTime")
 
 
 async def test_status_says_what_works_and_what_does_not(running: Sidecar) -> None:
@@ -52,3 +74,64 @@ async def test_the_log_level_changes(running: Sidecar) -> None:
     assert (answer.previous_level, answer.level) == ("info", "warning")
     refusal = await refused(running.admin.SetLogLevel(pb.SetLogLevelRequest(level="loud")))
     assert (refusal.code, refusal.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["level"])
+    refusal = await refused(running.admin.SetLogLevel(pb.SetLogLevelRequest(level="info", logger="one")))
+    assert (refusal.code, refusal.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["logger"])
+
+
+async def test_time_is_skipped_once_for_a_request_id_however_often_it_is_asked_at_once(tmp_path: Path) -> None:
+    clock = SkippingClock()
+    async with WorkflowEngine(StateStore(str(tmp_path / "db")), clock=clock) as engine:
+        admin = AdminService(engine, daemon(), tuple)
+        begin = clock.now()
+        hour = pb.AdvanceTimeRequest(request_id="once", duration=Duration(seconds=3600))
+        first, second = await asyncio.gather(admin.advance_time(hour, ANNA), admin.advance_time(hour, ANNA))
+        assert first == second == await admin.advance_time(hour, ANNA)
+        assert 3600 <= (clock.now() - begin) / 1e9 < 7200
+        with pytest.raises(RequestMismatch):
+            await admin.advance_time(pb.AdvanceTimeRequest(request_id="once", duration=Duration(seconds=1)), ANNA)
+        await admin.advance_time(hour, CallMeta(principal="ben"))
+        assert 7200 <= (clock.now() - begin) / 1e9 < 10800
+
+
+async def test_what_makes_no_sense_is_not_recorded_as_done(tmp_path: Path) -> None:
+    clock = SkippingClock()
+    async with WorkflowEngine(StateStore(str(tmp_path / "db")), clock=clock) as engine:
+        admin = AdminService(engine, daemon(), tuple)
+        begin = clock.now()
+        negative = pb.AdvanceTimeRequest(request_id="r", duration=Duration(seconds=-1))
+        past = pb.AdvanceTimeRequest(until=Timestamp(seconds=begin // 10**9 - 60))
+        for wrong in (negative, negative, past, pb.AdvanceTimeRequest(request_id="r")):
+            with pytest.raises(InvalidInput):
+                await admin.advance_time(wrong, ANNA)
+        for level in (pb.SetLogLevelRequest(level="info", logger="one"), pb.SetLogLevelRequest(level="loud")):
+            with pytest.raises(InvalidInput):
+                await admin.set_log_level(level, ANNA)
+        assert not (await engine.list_audit()).items
+        await admin.advance_time(pb.AdvanceTimeRequest(request_id="r", duration=Duration(seconds=1)), ANNA)
+        assert [entry.operation.resource for entry in (await engine.list_audit()).items] == ["time"]
+
+
+async def test_without_a_policy_the_call_that_was_made_is_named_as_missing() -> None:
+    admin = AdminService(None, replace(daemon(), policy=None), tuple)
+    with pytest.raises(Unsupported, match=r"AdminService\.ExplainPolicy"):
+        await admin.explain_policy(pb.ExplainPolicyRequest(), ANNA)
+    with pytest.raises(Unsupported, match=r"AdminService\.GetPolicy"):
+        await admin.get_policy(pb.GetPolicyRequest(), ANNA)
+
+
+class _Deleting(WorkflowEngine):
+    """An engine one of whose connectors is deleted as soon as they were listed."""
+
+    async def list_connectors(self, *, meta: CallMeta = LOCAL) -> tuple[ConnectorView, ...]:
+        listed = await super().list_connectors(meta=meta)
+        await self.delete_connector("gone", meta=meta)
+        return listed
+
+
+async def test_a_connector_that_is_deleted_while_they_are_probed_is_left_out(tmp_path: Path) -> None:
+    setup = ConnectorSetup(allow=("http://127.0.0.1:*",), networks=("127.0.0.0/8",))
+    async with _Deleting(StateStore(str(tmp_path / "db")), connectors=setup) as engine:
+        for name in ("gone", "here"):
+            await engine.put_connector(name, "http", {"base_url": "http://127.0.0.1:1"})
+        found = await AdminService(engine, daemon(), tuple).list_connectors(pb.ListConnectorsRequest(probe=True), LOCAL)
+    assert [(each.name, each.health) for each in found.connectors] == [("here", pb.HEALTH_STATE_UNHEALTHY)]

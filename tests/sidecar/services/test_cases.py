@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from pathlib import Path
 
 import grpc
 import pytest
@@ -11,6 +13,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import PreconditionFailure
 
 from knhk_sidecar.api import pb
+from knhk_sidecar.api.services.cases import CaseService
+from knhk_workflow import LOCAL, CallMeta, CaseFilter, CaseView, Page, PurgeRequest, StateStore, WorkflowEngine
+from tests.sidecar.services.conftest import APPROVAL
 from tests.sidecar.services.server import CALLER, Sidecar, info_of, refused, unpacked
 
 
@@ -350,3 +355,59 @@ async def test_a_resolution_has_to_make_sense(
     running: Sidecar, request_: pb.ResolveIncidentRequest, field: str
 ) -> None:
     assert (await refused(running.cases.ResolveIncident(request_))).fields == [field]
+
+
+def approval(case_id: str, wait: float, request_id: str = "") -> pb.RunCaseRequest:
+    """An approval whose end is waited for."""
+    request = pb.RunCaseRequest(spec_id="approval", case_id=case_id, request_id=request_id)
+    request.wait.FromNanoseconds(round(wait * 1e9))
+    return request
+
+
+async def test_a_wait_that_makes_no_sense_is_refused_before_anything_is_done(running: Sidecar) -> None:
+    refusal = await refused(running.cases.RunCase(approval("alone", -1)))
+    assert (refusal.code, refusal.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["wait"])
+    elements = [approval("good", 0), approval("bad", -1), approval("keyed", 0, "k-1"), approval("bad-keyed", -1, "k-2")]
+    results = (await running.cases.RunCases(pb.RunCasesRequest(cases=elements))).results
+    assert [result.WhichOneof("outcome") for result in results] == ["response", "error"] * 2
+    assert [info_of(results[n].error).reason for n in (1, 3)] == ["INVALID_ARGUMENT"] * 2
+    listed = await running.cases.ListCases(pb.ListCasesRequest())
+    assert [case.case_id for case in listed.cases] == ["good", "keyed"]
+
+
+async def test_the_waits_of_a_list_go_by_at_once(running: Sidecar) -> None:
+    elements = [approval(f"c-{n}", 0.4, f"k-{n}" if n % 2 else "") for n in range(6)]
+    begun = time.monotonic()
+    results = (await running.cases.RunCases(pb.RunCasesRequest(cases=elements))).results
+    took = time.monotonic() - begun
+    assert [result.response.case.state for result in results] == [pb.CASE_STATE_RUNNING] * 6
+    assert 0.4 <= took < 1.1  # one wait, and room for a busy machine; one after another they take 1.6 s and more
+
+
+ALL = CaseFilter()
+
+
+class _Purging(WorkflowEngine):
+    """An engine whose cases are purged as soon as they were listed."""
+
+    async def list_cases(
+        self,
+        filter: CaseFilter = ALL,  # the engine's name
+        *,
+        page_size: int = 0,
+        page_token: str = "",
+        meta: CallMeta = LOCAL,
+    ) -> Page[CaseView]:
+        page = await super().list_cases(filter, page_size=page_size, page_token=page_token, meta=meta)
+        await self.purge_cases(PurgeRequest(("gone",)), meta=meta)
+        return page
+
+
+async def test_a_case_that_is_purged_while_the_list_is_made_is_left_out(tmp_path: Path) -> None:
+    async with _Purging(StateStore(str(tmp_path / "db"))) as engine:
+        await engine.register_workflow(json.dumps(APPROVAL))
+        for name in ("gone", "here"):
+            await engine.run_case("approval", case_id=name)
+        await engine.cancel_case("gone")
+        listed = await CaseService(engine).list_cases(pb.ListCasesRequest(view=pb.CASE_VIEW_FULL), LOCAL)
+    assert [case.case_id for case in listed.cases] == ["here"]

@@ -60,7 +60,7 @@ def later(method: MethodDescriptor) -> bool:
 
 
 def test_exactly_the_later_calls_are_missing(running: Sidecar) -> None:
-    assert unavailable(running.implementations) == tuple(
+    assert unavailable(running.implementations, running.engine) == tuple(
         sorted(f"{method.containing_service.name}.{method.name}" for method in METHODS if later(method))
     )
 

@@ -129,3 +129,14 @@ async def test_a_durable_run_is_a_case(running: Sidecar) -> None:
     case = (await running.cases.GetCase(pb.GetCaseRequest(case_id="kept"))).case
     assert case.state == pb.CASE_STATE_COMPLETED
     assert (await refused(running.patterns.ExecutePattern(request))).code is grpc.StatusCode.ALREADY_EXISTS
+
+
+async def test_durable_runs_of_a_list_are_kept_once_and_begun_in_order(running: Sidecar) -> None:
+    runs = [pb.ExecutePatternRequest(pattern_id=1, case_id=f"p-{n}", durable=True) for n in range(20)]
+    runs.append(pb.ExecutePatternRequest(pattern_id=2, case_id="p-0", durable=True))
+    request = pb.ExecutePatternsRequest(executions=runs, request_id="list")
+    for _ in range(2):  # the second time is the same
+        results = (await running.patterns.ExecutePatterns(request)).results
+        assert [result.response.case_id for result in results[:20]] == [f"p-{n}" for n in range(20)]
+        assert info_of(results[20].error).reason == "ALREADY_EXISTS"
+    assert len((await running.cases.ListCases(pb.ListCasesRequest())).cases) == 20

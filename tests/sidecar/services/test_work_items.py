@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Awaitable, Mapping
+from itertools import pairwise
+from pathlib import Path
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from grpc import aio
 
 from knhk_sidecar.api import pb
+from knhk_sidecar.api.services.work_items import WorkItemService
+from knhk_workflow import LOCAL, CallMeta, StateStore, WorkflowEngine, WorkItemView
 from tests.sidecar.services.server import CALLER, Sidecar, info_of, refused
 
 
@@ -174,3 +181,90 @@ async def test_a_permanent_failure_gives_the_remaining_attempts_up_and_says_what
     assert not last.will_retry
     history = await running.cases.GetCaseHistory(pb.GetCaseHistoryRequest(case_id="f", event_types=["item_failed"]))
     assert [json.loads(event.data_json).get("data") for event in history.events] == [None, {"status": 410}]
+
+
+async def test_nobody_passes_over_what_somebody_else_claims_in_the_same_moment(running: Sidecar) -> None:
+    ids = [(await offered(running, f"c-{n}")).item_id for n in range(12)]
+    calls: list[Awaitable[object]] = []
+    for each in ids:  # while the first is under way, the others queue for the case
+        case_id = each.partition("@")[2]
+        calls.append(running.cases.UpdateCaseData(pb.UpdateCaseDataRequest(case_id=case_id, data_json=b'{"a":2}')))
+        calls.append(running.items.SkipWorkItem(pb.SkipWorkItemRequest(item_id=each, user="anna")))
+        calls.append(running.items.ClaimWorkItem(pb.ClaimWorkItemRequest(item_id=each, user="ben")))
+    outcomes = await asyncio.gather(*map(succeeds, calls))
+    assert [skipped + claimed for skipped, claimed in zip(outcomes[1::3], outcomes[2::3], strict=True)] == [1] * 12
+
+
+async def test_what_is_somebody_elses_is_neither_passed_over_nor_given_back(running: Sidecar) -> None:
+    item_id = (await offered(running, "c-1")).item_id
+    await running.items.ClaimWorkItem(pb.ClaimWorkItemRequest(item_id=item_id, user="ben"))
+    assert not await succeeds(running.items.SkipWorkItem(pb.SkipWorkItemRequest(item_id=item_id, user="anna")))
+    assert not await succeeds(running.items.ReleaseWorkItem(pb.ReleaseWorkItemRequest(item_id=item_id, user="anna")))
+    assert await succeeds(running.items.ReleaseWorkItem(pb.ReleaseWorkItemRequest(item_id=item_id, user="ben")))
+    assert await succeeds(running.items.SkipWorkItem(pb.SkipWorkItemRequest(item_id=item_id, user="anna")))
+
+
+async def test_a_skip_that_is_repeated_is_answered_as_the_first_time(running: Sidecar) -> None:
+    item_id = (await offered(running, "c-1")).item_id
+    request = pb.SkipWorkItemRequest(item_id=item_id, user="anna", request_id="once")
+    first, second = await running.items.SkipWorkItem(request), await running.items.SkipWorkItem(request)
+    assert (first.sequence, first.item.state) == (second.sequence, second.item.state)
+
+
+async def succeeds(call: Awaitable[object]) -> bool:
+    """Whether a call is carried out; it is refused when the item is not for the caller."""
+    try:
+        await call
+    except aio.AioRpcError as error:
+        if error.code() not in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND):
+            raise
+        return False
+    return True
+
+
+class Counting(WorkflowEngine):
+    """An engine that counts how many completions are under way at once."""
+
+    under_way = most = 0
+
+    async def complete_work_item(
+        self,
+        item_id: str,
+        output: Mapping[str, object] | bytes | None = None,
+        user: str = "",
+        *,
+        meta: CallMeta = LOCAL,
+    ) -> WorkItemView:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            return await super().complete_work_item(item_id, output, user, meta=meta)
+        finally:
+            self.under_way -= 1
+
+
+async def test_completions_with_keys_of_their_own_share_commits_and_go_in_order(tmp_path: Path) -> None:
+    tasks: dict[str, object] = {name: {"required_roles": ["r"]} for name in ("one", "two", "three")}
+    names = ["start", *tasks, "end"]
+    flows = [{"from": a, "to": b} for a, b in pairwise(names)]
+    engine = Counting(StateStore(str(tmp_path / "db")))
+    async with engine:
+        await engine.register_workflow(json.dumps({"id": "line", "tasks": tasks, "flows": flows}))
+        for n in range(10):
+            await engine.run_case("line", case_id=f"c-{n}")
+        completions = [
+            pb.CompleteWorkItemRequest(
+                item_id=f"{activation}.1.1@c-{n}",
+                request_id=f"{activation}-{n}" if activation != 2 else "",
+                output_json=b'{"last":%d}' % activation,
+            )
+            for n in range(10)
+            for activation in (1, 2, 3)
+        ]
+        request = pb.CompleteWorkItemsRequest(completions=completions, request_id="list")
+        for _ in range(2):  # the second time is the same
+            results = (await WorkItemService(engine).complete_work_items(request, CallMeta(request_id="list"))).results
+            ended = pb.CASE_STATE_COMPLETED
+            assert [result.response.case_state == ended for result in results] == [False, False, True] * 10
+        assert engine.most == 30
+        assert [json.loads((await engine.get_case(f"c-{n}")).data)["last"] for n in range(10)] == [3] * 10

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from knhk_sidecar.api import pb
+from knhk_sidecar.api import pb, wire
 from knhk_sidecar.client import Endpoint, Failed, Job, Refused, Worker
+from knhk_sidecar.worker import CODE_BYTES_MAX, DATA_BYTES_MAX, MESSAGE_BYTES_MAX
 from tests.sidecar.services.server import Sidecar
 
 WAIT_S = 20.0
@@ -261,3 +262,77 @@ async def test_without_a_daemon_a_worker_waits_for_one(running: Sidecar) -> None
         assert not worker.completed
         found = endpoint(running)
         await until(lambda: worker.completed == 1)
+
+
+class _Unspeakable(Exception):
+    """An error whose text cannot be made."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def no_unicode() -> None:
+    raise LookupError("no file " + b"/nowhere/\xff".decode(errors="surrogateescape"))
+
+
+def loud() -> None:
+    raise ValueError("x" * 6_000_000)
+
+
+def speechless() -> None:
+    raise _Unspeakable
+
+
+def failing(failure: Failed) -> Callable[[], None]:
+    """A handler that says so."""
+
+    def handler() -> None:
+        raise failure
+
+    return handler
+
+
+LARGE = "x" * 5_000_000
+DEEP = json.loads("[" * 500 + "]" * 500)
+
+
+@pytest.mark.parametrize(
+    ("handler", "code", "said"),
+    [
+        (no_unicode, "LookupError", "nowhere/\\udcff"),
+        (loud, "ValueError", "xxx"),
+        (speechless, "_Unspeakable", "RuntimeError"),
+        (failing(Failed("broken", data={"what": object()})), "invalid_failure", "it was: broken"),
+        (failing(Failed("broken", data={"what": LARGE})), "invalid_failure", "at most 2,097,152"),
+        (failing(Failed("broken", "why", retry_after=float("nan"))), "invalid_failure", "it was: why"),
+        (failing(Failed("broken", "why", retry_after=-1)), "invalid_failure", "retry_after is -1"),
+        (failing(Failed("two\nlines", "why")), "invalid_failure", "control characters"),
+        (failing(Failed("\udcff", "why")), "\\udcff", "why"),
+        (failing(Failed("c" * 300, LARGE)), "c" * 256, "xxx"),
+        (lambda: b'{"cut": ', "invalid_output", "output_json"),
+        (lambda: b'{"a": 1, "a": 2}', "invalid_output", "output_json"),
+        (failing(Failed("broken", data={"deep": DEEP})), "invalid_failure", "data_json"),
+        (lambda: {"large": LARGE}, "output_too_large", "at most 2,097,152"),
+    ],
+)
+async def test_every_item_gets_a_result_and_the_next_one_its_turn(
+    running: Sidecar, handler: Callable[[], object], code: str, said: str
+) -> None:
+    async def either(data: dict[str, object]) -> object:
+        return await asyncio.to_thread(handler) if "odd" in data else None
+
+    await start(running, "odd", {"odd": True})
+    async with Worker(endpoint(running), {"do": either}, credit=1) as worker:
+        await until(lambda: worker.failed >= 1)
+        await start(running, "plain", {"plain": True})
+        await until(lambda: worker.completed == 1)
+    history = await running.cases.GetCaseHistory(pb.GetCaseHistoryRequest(case_id="odd", event_types=["item_failed"]))
+    failure = json.loads(history.events[0].data_json)
+    assert failure["code"] == code
+    assert said in failure["message"]
+    assert len(failure["message"]) <= MESSAGE_BYTES_MAX
+
+
+def test_a_worker_sends_no_more_than_the_engine_takes() -> None:
+    assert wire.CASE_DATA_BYTES_MAX == DATA_BYTES_MAX
+    assert wire.ID_BYTES_MAX == CODE_BYTES_MAX
