@@ -58,6 +58,9 @@ PURGED_AUDIT: Final = b"R"
 TILE: Final = b"H"
 IDENTITY: Final = b"I"
 
+_BARE: Final = frozenset({BUSINESS, TIMER, PURGING, PURGED_AUDIT, DEFINITION_LATEST, DEFINITION_DIGEST})
+"""Kinds that say everything with their key, or whose values are a number or a reference: these have no envelope."""
+
 _u16 = struct.Struct(">H").pack
 _u64 = struct.Struct(">Q").pack
 _u64_u64 = struct.Struct(">QQ").pack
@@ -406,6 +409,12 @@ def kind_of(key: bytes) -> bytes:
         return key[4:5]
     end = key.find(_END, 2)
     return key[end + 2 : end + 3] if end >= 0 else b""
+
+
+def is_sealed(key: bytes, value: bytes) -> bool:
+    """Whether a value is in an envelope with a checksum. That a case goes on by itself is an effect of no content."""
+    kind = kind_of(key)
+    return kind not in _BARE and (kind != EFFECT or bool(value))
 
 
 def past_kind(key: bytes) -> bytes:
