@@ -12,12 +12,14 @@ request id, trace id), with a digest in the log too.
 The first commit takes all of it away when the case has at most RECORDS_MAX records. A larger one is gone with the first
 commit as well; its remaining records follow in portions, and a mark makes the next start go on where a crash ended it.
 
-The policy looks at all heads now and then, in portions, and purges in small batches with pauses: calls go first.
+The policy looks at all heads now and then, in portions, and purges in small batches with pauses: calls go first. A case
+that is damaged stays as it is, for whoever mends it, and keeps no other one.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
@@ -181,7 +183,9 @@ class Retention:
         self._left: dict[tuple[str, str], None] = {}
         """Purged cases that still have records."""
         self._unfinished = asyncio.Event()
-        """Set when there is one more of them."""
+        """Set when there is one more of them, or one to be tried again."""
+        self._under_way: Counter[tuple[str, str]] = Counter()
+        """Cases that somebody is purging now, who goes on to the last record."""
 
     async def recover(self) -> None:
         """Know what was purged, and what an earlier life left half done."""
@@ -200,12 +204,14 @@ class Retention:
         while True:
             await self._unfinished.wait()
             self._unfinished.clear()
-            try:
-                for tenant, case_id in tuple(self._left):
-                    await self._rest(self._keys.case(tenant, case_id))
-            except WorkflowError:  # the store cannot write now, or calls need all of it, or a record is damaged
-                self._unfinished.set()
-            await asyncio.sleep(RETRY_S)  # who began a purge goes on with it: this is for those who went away
+            for name in tuple(self._left):
+                if self._under_way[name]:
+                    continue  # this is for those whose purger went away
+                try:
+                    await self._rest(self._keys.case(*name))
+                except WorkflowError:  # the store cannot write now, or calls need all of it, or a record is damaged
+                    self._unfinished.set()
+            await asyncio.sleep(RETRY_S)
 
     async def _apply(self) -> None:
         while self._policy.purges:
@@ -227,7 +233,8 @@ class Retention:
                 looked = 0
                 async for key, value in self._pages(self._keys.cases(shard, tenant)):
                     looked += 1
-                    if self._policy.due(HEADS.read(key, value), self._clock.now()):
+                    head = _readable(key, value)
+                    if head is not None and self._policy.due(head, self._clock.now()):
                         due.append(parse_case_head(key)[1])
                     if len(due) == TOGETHER:
                         count += await self._batch(due, meta)
@@ -296,9 +303,10 @@ class Retention:
     async def _matching(self, asked: PurgeRequest, tenant: str) -> AsyncIterator[str]:
         wanted = asked.filter or CaseFilter()
 
-        def fits(case_id: str, head: CaseHead) -> bool:
+        def fits(case_id: str, head: CaseHead | None) -> bool:
             return (
-                head.state in ENDED
+                head is not None
+                and head.state in ENDED
                 and wanted.state in ("", head.state)
                 and wanted.spec_id in ("", head.spec_id)
                 and (asked.keep is None or asked.keep(listed(tenant, case_id, head)))
@@ -308,13 +316,14 @@ class Retention:
             if wanted.business_key:
                 async for key, _ in self._pages(self._keys.business_keys(shard, tenant, wanted.business_key)):
                     case_id = parse_business_key(key)[2]
-                    found = await self._head(self._keys.case(tenant, case_id))
-                    if found is not None and fits(case_id, found[1]):
+                    head_key = self._keys.case_head(tenant, case_id)
+                    stored = await self._reads.get(head_key)
+                    if stored is not None and fits(case_id, _readable(head_key, stored)):
                         yield case_id
                 continue
             async for key, value in self._pages(self._keys.cases(shard, tenant)):
                 case_id = parse_case_head(key)[1]
-                if fits(case_id, HEADS.read(key, value)):
+                if fits(case_id, _readable(key, value)):
                     yield case_id
 
     async def _tenants(self, shard: int) -> AsyncIterator[str]:
@@ -356,8 +365,17 @@ class Retention:
     async def _one(self, case_id: str, meta: CallMeta) -> None:
         """Purge one case."""
         keys = self._keys.case(meta.tenant, case_id)
-        if not await self._take_away(keys, meta):
-            await self._rest(keys)
+        name = (meta.tenant, case_id)
+        self._under_way[name] += 1
+        try:
+            if not await self._take_away(keys, meta):
+                await self._rest(keys)
+        finally:
+            self._under_way[name] -= 1
+            if not self._under_way[name]:
+                del self._under_way[name]
+                if name in self._left:
+                    self._unfinished.set()
 
     async def _take_away(self, keys: CaseKeys, meta: CallMeta) -> bool:
         """The first commit of a purge; whether it was the last as well. Whoever wants the case meanwhile waits, as for
@@ -476,6 +494,14 @@ class Retention:
             writes += [kept.write, (keys.purged_audit(authors[0].first_sequence), kept.reference)]
             audits = (kept.reference,)
         return writes, expect, len(rows) <= RECORDS_MAX, audits
+
+
+def _readable(key: bytes, value: bytes) -> CaseHead | None:
+    """A head; None when it is damaged: whoever touches the case, or examines the store, is told."""
+    try:
+        return HEADS.read(key, value)
+    except (StoreCorrupt, StoreFormat):
+        return None
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -41,7 +41,7 @@ from knhk_workflow.store.keys import (
     kind_of,
 )
 from knhk_workflow.store.leveldb import LevelDBStore
-from tests.runtime.place import store_of
+from tests.runtime.place import damage, store_of
 from tests.sweep.judge import Ending, ending_of
 from tests.sweep.workload import CASES, SPEC, STEPS, carry_out
 
@@ -223,7 +223,7 @@ async def test_no_backup_has_a_damaged_value_of_any_kind_in_it(tmp_path: Path) -
         for kind, (key, value) in newest.items():
             if not is_sealed(key, value):
                 continue
-            await store.commit([(key, value[:-1] + bytes((value[-1] ^ 1,)))], (), True)
+            await damage(engine, key)
             with pytest.raises(StoreCorrupt, match=key.hex() if kind != LOG else None) as refused:
                 await backup(engine, tmp_path / "whole")
             assert kind == LOG or "the last good backup" in refused.value.message
@@ -240,12 +240,9 @@ async def test_a_damaged_row_of_a_case_that_rests_is_mended_from_the_backup_befo
         await engine.register_workflow(SPEC)
         await work(engine, range(3), range(3))
         token = await backup(engine, files[0])
-        store = store_of(engine)
         true = await engine.get_case("case-1")
         for key in (engine._keyspace.case_head("default", "case-1"), *await item_keys(engine, "case-1")):
-            value = await store.get(key)
-            assert value is not None
-            await store.commit([(key, value[:-1] + bytes((value[-1] ^ 1,)))], (), True)
+            await damage(engine, key)
         await work(engine, range(3, 5), range(1))
         with pytest.raises(StoreCorrupt, match="with an incremental one"):
             await backup(engine, tmp_path / "never")
