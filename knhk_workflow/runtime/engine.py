@@ -25,6 +25,7 @@ from knhk_workflow.errors import (
     Busy,
     InvalidInput,
     NotFound,
+    StoreError,
     StoreUnavailable,
     Unsupported,
     WorkflowError,
@@ -104,13 +105,12 @@ from knhk_workflow.store import (
     Journal,
     JournalLimits,
     Keyspace,
-    OutcomeUnknown,
     Snapshot,
     Store,
     Unit,
 )
 from knhk_workflow.store.backup import Piece, take
-from knhk_workflow.store.keys import META_SHARD, parse_effect
+from knhk_workflow.store.keys import parse_effect
 
 SWEEP_EVERY_S: Final = 60.0
 RECOVER_PAGE: Final = 1_000
@@ -1224,15 +1224,12 @@ class WorkflowEngine:
         """Delete expired idempotency records and messages, now and then."""
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
-            with suppress(StoreUnavailable, OutcomeUnknown, Busy):  # the next round does it
+            with suppress(StoreError, Busy):  # the next round does it
                 await self._messages.sweep()
-            for shard in (*range(self._keyspace.shards), META_SHARD):
-                try:
-                    swept = 1
-                    while swept:
-                        swept = await self._journal.sweep_requests(shard)
-                except (StoreUnavailable, Busy):
-                    continue  # the next round does it
+            for shard in self._keyspace.all_shards():
+                with suppress(StoreError, Busy):
+                    while await self._journal.sweep_requests(shard):
+                        pass
 
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

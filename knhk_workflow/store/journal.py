@@ -30,7 +30,16 @@ from typing import Final, Protocol
 
 import msgspec
 
-from knhk_workflow.errors import Busy, DeadlineExceeded, Fenced, StoreError, StoreFull, StoreUnavailable
+from knhk_workflow.errors import (
+    Busy,
+    DeadlineExceeded,
+    Fenced,
+    StoreCorrupt,
+    StoreError,
+    StoreFormat,
+    StoreFull,
+    StoreUnavailable,
+)
 from knhk_workflow.store.codec import (
     GENESIS,
     Lease,
@@ -244,17 +253,23 @@ class Journal:
         await asyncio.gather(*(shard.close() for shard in self._shards.values()))
 
     async def sweep_requests(self, shard: int) -> int:
-        """Delete expired idempotency records of a shard, a bounded portion per call; how many went, 0 when done."""
+        """Delete expired idempotency records of a shard, a bounded portion per call; how many went, 0 when done. An
+        entry of the index that is damaged stays."""
         start, end = self._keys.request_expiries(shard, self._clock() // NS_PER_S)
         expired = await self._store.scan(start, end, limit=SWEEP_ENTRIES)
         writes: list[Write] = []
+        requests = 0
         for key, value in expired:
-            writes.extend((request, None) for request in unseal_keys(key, value))
+            try:
+                named = unseal_keys(key, value)
+            except (StoreCorrupt, StoreFormat):
+                continue  # examining the store tells of it
+            requests += len(named)
+            writes.extend((request, None) for request in named)
             writes.append((key, None))
-        if not writes:
-            return 0
-        await self.append(Unit(shard, "", "", 0, 0, b"", writes))
-        return len(writes) - len(expired)
+        if writes:
+            await self.append(Unit(shard, "", "", 0, 0, b"", writes))
+        return requests
 
     def _refused(self, number: int) -> StoreError:
         """Why a shard takes no units."""
