@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
 import msgspec
@@ -105,6 +105,7 @@ from knhk_workflow.store import (
     Journal,
     JournalLimits,
     Keyspace,
+    Reads,
     Snapshot,
     Store,
     Unit,
@@ -197,18 +198,22 @@ class WorkflowEngine:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def open(self) -> WorkflowEngine:
-        """Open the store, verify its end, claim it, and take up what was left unfinished. Twice is fine."""
+        """Open the store, verify its end, claim it, and take up what was left unfinished. Twice is fine.
+
+        Calls wait until all of that is known, or raise what opening raised; then the next one tries again.
+        """
         async with self._opening:
             if self._store is None:
                 if self._closed:
                     raise StoreUnavailable("the engine is closed")
-                store = await self._state_store.open()
-                journal: Journal | None = None
-                try:
-                    keyspace = Keyspace(store.shards)
+                async with AsyncExitStack() as undo:
+                    store = await self._state_store.open()
+                    undo.push_async_callback(self._state_store.close)
+                    keyspace = self._keyspace = Keyspace(store.shards)
                     if isinstance(self._clock, SkippingClock):
                         await go_on_from(self._clock, store, keyspace)
                     journal = await Journal.open(store, self._clock.now, limits=self._limits.journal)
+                    undo.push_async_callback(journal.close)
                     self._journal = journal
                     self._journal.on_commit(self._committed)
                     self._requests = Requests(store, keyspace)
@@ -219,6 +224,7 @@ class WorkflowEngine:
                     self._connectors = Connectors(
                         self._connector_setup or ConnectorSetup(), store, journal, keyspace, self._clock
                     )
+                    undo.push_async_callback(self._connectors.close)
                     await self._connectors.load()
                     self._outbox = Outbox(
                         store,
@@ -271,7 +277,7 @@ class WorkflowEngine:
                         self._requests,
                         self._clock,
                         lambda asked, meta: self._births.create(asked, True, meta),
-                        lambda case_id, reason, meta: self.cancel_case(case_id, reason, meta=meta),
+                        lambda case_id, reason, meta: self._steps.on_case(case_id, c.CancelCase(reason), meta),
                         self._spawn,
                     )
                     self._retention = Retention(
@@ -288,21 +294,14 @@ class WorkflowEngine:
                     self._trees = Trees(store, journal, keyspace, self._clock)
                     self._trees.key = self._key
                     self._stream = AuditStream(journal, keyspace, self._clock)
-                    self._keyspace = keyspace
-                    self._store = store
+                    undo.push_async_callback(self._end_work)
                     await self._retention.recover()
-                    await self._recover()
+                    await self._recover(store)
                     await self._messages.recover()
                     await self._outbox.recover()
                     await self._schedules.recover()
-                except BaseException:
-                    self._store = None
-                    for task in self._tasks:
-                        task.cancel()
-                    if journal is not None:
-                        await journal.close()
-                    await self._state_store.close()
-                    raise
+                    self._store = store
+                    undo.pop_all()
                 services = (
                     self._sweep(),
                     self._timers.run(),
@@ -319,21 +318,26 @@ class WorkflowEngine:
     async def close(self) -> None:
         """Finish what was accepted and release the store. Twice is fine."""
         self._closed = True
+        async with self._opening:
+            pass  # whoever opens it now has done so, or failed
         if self._store is not None:
-            self._messages.close()
-            self._outbox.close()
-            self._dispatch.close()
-            await self._stream.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        if self._store is not None:
+            await self._end_work()
             self._watching.close()
             await self._connectors.close()
             await self._journal.close()
             self._store = None
         await self._state_store.close()
+
+    async def _end_work(self) -> None:
+        """End the services and the tasks; what they have not finished is taken up after the next opening."""
+        self._messages.close()
+        self._outbox.close()
+        self._dispatch.close()
+        await self._stream.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def __aenter__(self) -> WorkflowEngine:
         return await self.open()
@@ -1205,13 +1209,12 @@ class WorkflowEngine:
         self._schedules.notice(units)
         self._watching.committed()
 
-    async def _recover(self) -> None:
+    async def _recover(self, reads: Reads) -> None:
         """Take up what was pending when the engine last ended."""
-        assert self._store is not None
         for shard in range(self._keyspace.shards):
             start, end = self._keyspace.effects(shard)
             while True:
-                rows = await self._store.scan(start, end, limit=RECOVER_PAGE)
+                rows = await reads.scan(start, end, limit=RECOVER_PAGE)
                 for key, _ in rows:
                     tenant, case_id, effect = parse_effect(key)
                     if effect == CONTINUE:

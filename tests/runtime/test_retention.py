@@ -246,7 +246,7 @@ async def test_half_a_purge_that_cannot_go_on_keeps_no_other_from_it(tmp_path: P
 
 
 async def test_a_large_case_is_purged_by_one(engine: WorkflowEngine) -> None:
-    """Who asked goes on to the last record: the service that finishes purges takes up those that nobody goes on with."""
+    """Who asked goes on to the last record: the service that finishes purges is for those that nobody goes on with."""
     await ended(engine, "long", updates=5 * RECORDS_MAX)
     before = engine._journal.position(0)
     assert (await engine.purge_cases(PurgeRequest(("long",)))).purged == 1
