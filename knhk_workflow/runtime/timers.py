@@ -127,6 +127,7 @@ class Timers:
                 if missed < NEVER:
                     self._since = min(self._since, missed)
                     await asyncio.sleep(PAUSE_S)
+                    now = self._clock.now()  # what has become due meanwhile does not wait for what is missed
 
     async def _fire_shard(self, shard: int, begin: int, now: int) -> int:
         """Fire what a shard has due from `begin` to `now`, in order; the earliest that has to be tried again."""

@@ -63,7 +63,7 @@ async def test_calls_wait_until_everything_is_known() -> None:
         given = asyncio.create_task(engine.run_case("one", case_id="gone"))
         for _ in range(20):
             await asyncio.sleep(0)
-        assert not (shown.done() or doubled.done() or given.done())
+        assert [call.done() for call in (shown, doubled, given)] == [False] * 3
         store.way.set()
         assert (await first).items == ()
         assert (await shown).schedule_id == "monthly"
