@@ -303,7 +303,11 @@ class Definitions:
     def cached(self, tenant: str, spec_id: str, version: int) -> Model | None:
         """The compiled version, if it is in memory: the way of the hot path."""
         number = version or self._latest.get((tenant, spec_id), 0)
-        return self._models.get((tenant, spec_id, number))
+        name = (tenant, spec_id, number)
+        found = self._models.get(name)
+        if found is not None:
+            self._models.move_to_end(name)
+        return found
 
     async def model(self, tenant: str, spec_id: str, version: int) -> Model:
         """The compiled version; 0 is the newest active one. Deleted versions still run the cases they have."""
@@ -313,12 +317,17 @@ class Definitions:
         if found is None:
             definition = await self._definition(tenant, spec_id, number)
             made = await asyncio.to_thread(recompiled, definition)
-            found = self._models.setdefault(name, made)  # somebody may have needed it in the meantime
-            if len(self._models) > MODELS_MAX:
-                self._models.popitem(last=False)
+            found = self._keep(name, made)
         else:
             self._models.move_to_end(name)
         return found
+
+    def _keep(self, name: tuple[str, str, int], made: Model) -> Model:
+        """Have a compiled version in memory; the one that is there when somebody needed it in the meantime."""
+        kept = self._models.setdefault(name, made)
+        while len(self._models) > MODELS_MAX:
+            self._models.popitem(last=False)  # the one that nobody has used for longest
+        return kept
 
     async def veil(self, tenant: str, spec_id: str, version: int) -> Veil:
         """What a version hides of its cases' data."""
@@ -389,7 +398,7 @@ class Definitions:
             await self._journal.append(unit)
         except ExpectationFailed:
             return None
-        self._models[tenant, spec_id, number] = dataclasses.replace(analysed.model, version=number)
+        self._keep((tenant, spec_id, number), dataclasses.replace(analysed.model, version=number))
         return _view(spec_id, definition)
 
     async def _definition(self, tenant: str, spec_id: str, version: int) -> Definition:
