@@ -121,6 +121,8 @@ ALL_CASES: Final = CaseFilter()
 ALL_WORK: Final = WorkItemFilter()
 NO_CONTEXT: Final = PatternExecutionContext()
 
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
 
 class EngineLimits(msgspec.Struct, frozen=True):
     """Bounds of one engine that an operator may set."""
@@ -737,22 +739,24 @@ class WorkflowEngine:
         return Page(tuple([await self._masked(view, meta.tenant) for view in page.items]), page.next_token)
 
     async def _veil_of(self, spec: ScheduleSpec, tenant: str) -> Veil | None:
-        """What the workflow of a schedule hides; None when there is no such workflow (any more)."""
+        """What the workflow of a schedule hides; None when nobody can tell: there is no such workflow (any more), or it
+        cannot be read now. No error, for what was asked is done by then."""
         try:
             version = spec.version or await self._definitions.latest(tenant, spec.spec_id)
             return await self._definitions.veil(tenant, spec.spec_id, version)
-        except NotFound:
+        except (NotFound, StoreError):
             return None
 
     async def _marked(self, view: ScheduleView, tenant: str) -> ScheduleView:
-        """A schedule with the names of the sensitive fields in its data."""
+        """A schedule with the names of the sensitive fields in its data: of all when nobody can tell which these are."""
         veil = await self._veil_of(view.spec, tenant)
-        return msgspec.structs.replace(view, sensitive=veil.listed) if veil else view
+        names = veil.listed if veil is not None else tuple(sorted(_decode_members(view.spec.data)))
+        return msgspec.structs.replace(view, sensitive=names)
 
     async def _masked(self, view: ScheduleView, tenant: str) -> ScheduleView:
         """A schedule without what is sensitive in its data."""
         veil = await self._veil_of(view.spec, tenant)
-        data = view.spec.data if veil is not None and not veil else veil.json(view.spec.data) if veil else b"{}"
+        data = veil.json(view.spec.data) if veil is not None else b"{}"
         return msgspec.structs.replace(view, spec=msgspec.structs.replace(view.spec, data=data))
 
     async def delete_schedule(self, schedule_id: str, *, meta: CallMeta = LOCAL) -> None:

@@ -57,9 +57,7 @@ async def test_cases_stay_on_their_version(engine: WorkflowEngine) -> None:
     assert (await engine.get_case("new")).state == "running"
 
 
-async def test_a_bounded_number_of_versions_is_in_memory(
-    monkeypatch: pytest.MonkeyPatch, engine: WorkflowEngine
-) -> None:
+async def test_versions_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch, engine: WorkflowEngine) -> None:
     monkeypatch.setattr(definitions, "MODELS_MAX", 5)
     for number in range(12):
         await engine.register_workflow({**ONE, "id": "many", "name": str(number)})

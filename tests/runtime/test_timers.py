@@ -103,7 +103,7 @@ async def test_a_long_cascade_holds_up_the_timers_of_its_own_case_only() -> None
         await registered(engine, HOUR)
         await engine.run_case("waiting", case_id="other")
         running = asyncio.create_task(engine.run_case("turning", case_id="long"))
-        while (await engine.list_cases(CaseFilter(spec_id="turning"))).items == ():
+        while (await engine.list_cases(CaseFilter(spec_id="turning"))).items == ():  # noqa: ASYNC110  # nobody is told of it
             await asyncio.sleep(0)
         place.clock.advance(2)
         firing = asyncio.create_task(engine.fire_due_timers())
