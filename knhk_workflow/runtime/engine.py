@@ -143,7 +143,7 @@ class AuditCounts(msgspec.Struct, frozen=True):
     recorded: int = 0
     """Operations that changed nothing."""
     overflowed: int = 0
-    """Of these: refusals that were only counted, because too much was waiting."""
+    """Of these: refusals that were only counted, because too much was waiting, and what could not be written."""
     waiting: int = 0
     """Entries that are not written yet."""
     sizes: Mapping[int, int] = {}
@@ -748,7 +748,7 @@ class WorkflowEngine:
             return None
 
     async def _marked(self, view: ScheduleView, tenant: str) -> ScheduleView:
-        """A schedule with the names of the sensitive fields in its data: of all when nobody can tell which these are."""
+        """A schedule with the names of the sensitive fields in its data: of all when nobody can tell which they are."""
         veil = await self._veil_of(view.spec, tenant)
         names = veil.listed if veil is not None else tuple(sorted(_decode_members(view.spec.data)))
         return msgspec.structs.replace(view, sensitive=names)
