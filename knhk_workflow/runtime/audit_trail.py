@@ -22,6 +22,7 @@ from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
 from knhk_workflow.runtime.records import AUDITS, COMMIT_HEADERS, PURGES, AuditRecord, Author, CommitHeader, Operation
 from knhk_workflow.runtime.views import Page
 from knhk_workflow.store import Keyspace, LogEntry, LogRecord, Reads, unseal, unseal_log
+from knhk_workflow.store.chain import last_before, newest
 from knhk_workflow.store.codec import audit_place, audit_reference
 from knhk_workflow.store.keys import parse_log
 
@@ -266,22 +267,10 @@ class Trail:
 
     async def _newest(self, shard: int, before: int) -> int:
         """The position to begin with: the newest, or one that is certainly not older than `before`."""
-        last = await self._reads.scan(*self._keys.log_range(shard), limit=1, reverse=True)
-        if not last:
-            return 0
-        high = parse_log(last[0][0])[1]
+        end = await newest(self._reads, self._keys, shard)
         if not before:
-            return high
-        low, least = 1, high
-        while low <= high:
-            middle = (low + high) // 2
-            key = self._keys.log(shard, middle)
-            held = await self._reads.get(key)
-            if held is not None and unseal_log(key, held)[0].time_ns >= before + LATE_NS:
-                least, high = middle, middle - 1
-            else:
-                low = middle + 1
-        return least
+            return end
+        return min(await last_before(self._reads, self._keys, shard, before + LATE_NS) + 1, end)
 
 
 class _Walk:

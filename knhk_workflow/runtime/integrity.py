@@ -50,7 +50,7 @@ from knhk_workflow.runtime.records import (
 )
 from knhk_workflow.runtime.retention import note_digest
 from knhk_workflow.store import GENESIS, META_SHARD, CaseKeys, Keyspace, LogEntry, Reads, digest, unseal
-from knhk_workflow.store.chain import Link, walk
+from knhk_workflow.store.chain import Link, newest, walk
 from knhk_workflow.store.codec import UNREADABLE, audit_place, audit_reference
 from knhk_workflow.store.keys import (
     AUDIT,
@@ -225,10 +225,9 @@ class _Examiner:
 
     async def _newest(self, shard: int) -> int:
         try:
-            last = await self._reads.scan(*self._keys.log_range(shard), limit=1, reverse=True)
+            return await newest(self._reads, self._keys, shard)
         except StoreCorrupt:
             return 0  # an estimate: walking the log tells of the damage
-        return int.from_bytes(last[0][0][-8:], "big") if last else 0
 
     # -- the log ------------------------------------------------------------------------------------------------------
 

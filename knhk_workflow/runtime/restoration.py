@@ -39,6 +39,7 @@ from knhk_workflow.store.backup import (
     check_sequence,
     parts,
 )
+from knhk_workflow.store.chain import newest
 from knhk_workflow.store.codec import audit_place, unseal_keys
 from knhk_workflow.store.keys import (
     BUSINESS,
@@ -199,8 +200,7 @@ class _Restoration:
             await store.close()
         store = await open_store(self._path, create=False)  # once more from the disk, as whoever uses it will
         try:
-            last = await store.scan(*self._keys.log_range(0), limit=1, reverse=True)
-            position = parse_log(last[0][0])[1] if last else 0
+            position = await newest(store, self._keys, 0)
             examination = await examine(store, store.shards, None)
         finally:
             await store.close()

@@ -181,10 +181,7 @@ async def take(reads: Reads, shards: int, now: int, after_token: str = "") -> As
         async for each in walk(reads, keys, place.shard, first.position, first.hashed):
             if not isinstance(each, Link):
                 raise each.error
-            key = keys.log(place.shard, each.position)
-            held = await reads.get(key)
-            assert held is not None
-            writer.pair(key, held)
+            writer.pair(keys.log(place.shard, each.position), each.value)
             if after:
                 for reference in each.record.audits:
                     audit = keys.audit(place.shard, *audit_place(reference))

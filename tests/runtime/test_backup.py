@@ -25,7 +25,7 @@ from knhk_workflow import (
     verify_store,
 )
 from knhk_workflow.runtime.records import ScheduleSpec
-from knhk_workflow.store import Keyspace, follow
+from knhk_workflow.store import Keyspace
 from knhk_workflow.store.keys import (
     DEFINITION,
     HEAD,
@@ -42,6 +42,7 @@ from knhk_workflow.store.keys import (
 )
 from knhk_workflow.store.leveldb import LevelDBStore
 from tests.runtime.place import damage, store_of
+from tests.store.logs import follow
 from tests.sweep.judge import Ending, ending_of
 from tests.sweep.workload import CASES, SPEC, STEPS, carry_out
 

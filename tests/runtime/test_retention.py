@@ -28,9 +28,10 @@ from knhk_workflow import (
     verify_store,
 )
 from knhk_workflow.runtime.retention import PAUSE_S, RECORDS_MAX
-from knhk_workflow.store import Expectation, Keyspace, Store, Write, follow
+from knhk_workflow.store import Expectation, Keyspace, Store, Write
 from tests.runtime.place import ONE, KeptStore, Place, damage, registered, store_of
 from tests.runtime.test_backup import backup
+from tests.store.logs import follow
 
 SECRET = "c0nfidential"
 HOUR = 3_600

@@ -18,13 +18,13 @@ from knhk_workflow.store import (
     MemoryStore,
     OutcomeUnknown,
     Unit,
-    follow,
     seal,
     seal_log,
 )
 from knhk_workflow.store.journal import NS_PER_S
 from tests.store.cases import KEYS, Case
 from tests.store.faulty import Fault, FaultyStore
+from tests.store.logs import follow
 
 
 class Clock:
