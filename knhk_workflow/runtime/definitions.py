@@ -35,6 +35,7 @@ from knhk_workflow.runtime.requests import Request, Requests
 from knhk_workflow.runtime.views import Page, Validation, WorkflowView
 from knhk_workflow.store import META_SHARD, Expectation, ExpectationFailed, Journal, Keyspace, Reads, Unit, Write
 from knhk_workflow.store.keys import parse_definition, parse_definition_latest
+from knhk_workflow.store.portions import portions
 
 MODELS_MAX: Final = 1_000  # compiled versions in memory, about 20 KB each
 VERIFY_BUDGET: Final = VerifyBudget()  # about two seconds of one core, in a thread
@@ -200,12 +201,9 @@ class Definitions:
 
     async def count(self, tenant: str) -> int:
         """How many versions are in use: each has one entry by its digest."""
-        start, end = self._keys.definition_digests(tenant)
-        count = 0
-        while rows := await self._reads.scan(start, end, limit=COUNT_PAGE):
-            count += len(rows)
-            start = rows[-1][0] + b"\0"
-        return count
+        return sum(
+            [len(rows) async for rows in portions(self._reads, self._keys.definition_digests(tenant), COUNT_PAGE)]
+        )
 
     async def delete(self, spec_id: str, version: int, request: Request | None, meta: CallMeta) -> tuple[int, ...]:
         """Take a version (0 = all) out of use; returns which these were. The caller has made sure that no case is open
@@ -269,17 +267,13 @@ class Definitions:
 
     async def naming_connector(self, tenant: str, connector: str) -> str | None:
         """An active version that names a connector, as `id@version`."""
-        start, end = self._keys.definitions(tenant)
         needle = b'"connector":' + msgspec.json.encode(connector)  # documents are kept in their canonical form
-        while True:
-            rows = await self._reads.scan(start, end, limit=NAMING_PAGE)
+        async for rows in portions(self._reads, self._keys.definitions(tenant), NAMING_PAGE):
             for key, value in rows:
                 definition = DEFINITIONS.read(key, value)
                 if not definition.deleted_at and needle in definition.document:
                     return f"{parse_definition(key)[1]}@{definition.version}"
-            if len(rows) < NAMING_PAGE:
-                return None
-            start = rows[-1][0] + b"\0"
+        return None
 
     def _changed(self, shard: int, position: int, units: Sequence[Unit]) -> None:
         """A definition was committed, whoever still waits for it: what was read before counts no more."""

@@ -112,6 +112,7 @@ from knhk_workflow.store import (
 )
 from knhk_workflow.store.backup import Piece, take
 from knhk_workflow.store.keys import parse_effect
+from knhk_workflow.store.portions import portions
 
 SWEEP_EVERY_S: Final = 60.0
 RECOVER_PAGE: Final = 1_000
@@ -1216,16 +1217,11 @@ class WorkflowEngine:
     async def _recover(self, reads: Reads) -> None:
         """Take up what was pending when the engine last ended."""
         for shard in range(self._keyspace.shards):
-            start, end = self._keyspace.effects(shard)
-            while True:
-                rows = await reads.scan(start, end, limit=RECOVER_PAGE)
+            async for rows in portions(reads, self._keyspace.effects(shard), RECOVER_PAGE):
                 for key, _ in rows:
                     tenant, case_id, effect = parse_effect(key)
                     if effect == CONTINUE:
                         self._continue(self._cases.entry(tenant, case_id))
-                if len(rows) < RECOVER_PAGE:
-                    break
-                start = rows[-1][0] + b"\0"
 
     async def _sweep(self) -> None:
         """Delete expired idempotency records and messages, now and then."""

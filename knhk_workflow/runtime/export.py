@@ -44,6 +44,7 @@ from knhk_workflow.store import CODEC_LOG, Keyspace, LogEntry, LogRecord, Reads,
 from knhk_workflow.store.chain import Link, last_before, walk
 from knhk_workflow.store.codec import UNREADABLE
 from knhk_workflow.store.keys import parse_case_record
+from knhk_workflow.store.portions import portions
 
 FORMAT: Final = "knhk-case-export"
 VERSION: Final = 1
@@ -165,8 +166,7 @@ async def export(
     entries, batches = await _chained(reads, keys, tenant, case_id, head.created_at, head.sequence)
     records: list[ExportedRecord] = []
     state: Case | None = None
-    start, end = case_keys.records()
-    while rows := await reads.scan(start, end, limit=PAGE):
+    async for rows in portions(reads, case_keys.records(), PAGE):
         for key, value in rows:
             first = parse_case_record(key)[2]
             record = COMMITS.read(key, value)
@@ -180,7 +180,6 @@ async def export(
             )
             payload = "" if veil else b64encode(unseal(key, value)).decode()
             records.append(ExportedRecord(first, position, entry.digest.hex(), payload, events))
-        start = rows[-1][0] + b"\0"
     if state is None or state.sequence != head.sequence:
         raise StoreCorrupt(f"the history of case {case_id!r} is incomplete", case_id=case_id)
     definition_key = keys.definition(tenant, state.spec_id, state.version)

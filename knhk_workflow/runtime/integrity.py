@@ -84,6 +84,7 @@ from knhk_workflow.store.keys import (
     shard_range,
 )
 from knhk_workflow.store.merkle import Edge, TileName, leaf_hash
+from knhk_workflow.store.portions import portions
 from knhk_workflow.store.store import Range
 
 PORTION: Final = 256  # keys per read: a thread is asked and answers in 0.1 ms, so a single one would cost too much
@@ -533,14 +534,9 @@ class _Examiner:
 
     async def _until(self, walked: _CaseWalk, sequence: int) -> AsyncIterator[CommitRecord]:
         keys = self._keys.case(walked.tenant, walked.case_id)
-        start, end = keys.records(1, sequence + 1)
-        while True:
-            rows = await self._reads.scan(start, end, limit=TURN)
+        async for rows in portions(self._reads, keys.records(1, sequence + 1), TURN):
             for key, value in rows:
                 yield COMMITS.read(key, value)
-            if len(rows) < TURN:
-                return
-            start = rows[-1][0] + b"\0"
 
     async def _definition(self, tenant: str, spec_id: str, version: int) -> bytes | None:
         """The digest of a workflow's document, None when it is missing."""

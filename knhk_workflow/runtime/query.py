@@ -58,6 +58,7 @@ from knhk_workflow.store.keys import (
     parse_item,
     parse_log,
 )
+from knhk_workflow.store.portions import portions
 from knhk_workflow.store.store import Range
 
 SCAN_ROWS_MAX: Final = 5_000  # rows that one filtered page looks at; a page may then be short and still have a token
@@ -284,16 +285,11 @@ class Query:
     async def open_case_of(self, tenant: str, spec_id: str, version: int) -> str | None:
         """Some case that still runs on a workflow version (0 = any)."""
         for shard in range(self._keys.shards):
-            start, end = self._keys.cases(shard, tenant)
-            while True:
-                rows = await self._reads.scan(start, end, limit=SCAN_ROWS_MAX)
+            async for rows in portions(self._reads, self._keys.cases(shard, tenant), SCAN_ROWS_MAX):
                 for key, value in rows:
                     head = HEADS.read(key, value)
                     if head.spec_id == spec_id and version in (0, head.version) and head.state not in c.ENDED:
                         return parse_case_head(key)[1]
-                if len(rows) < SCAN_ROWS_MAX:
-                    break
-                start = rows[-1][0] + b"\0"
         return None
 
     async def work_items(
@@ -339,10 +335,8 @@ class Query:
         """How many open incidents are of a kind."""
         count = 0
         for shard in range(self._keys.shards):
-            start, end = self._keys.incidents(shard, tenant)
-            while rows := await self._reads.scan(start, end, limit=LOG_PAGE):
+            async for rows in portions(self._reads, self._keys.incidents(shard, tenant), LOG_PAGE):
                 count += sum(INCIDENTS.read(key, value).kind == kind for key, value in rows)
-                start = rows[-1][0] + b"\0"
         return count
 
     async def all_incidents(self, tenant: str, case_id: str, page_size: int, page_token: str) -> Page[IncidentView]:
@@ -421,14 +415,10 @@ class Query:
 
     async def _commits(self, tenant: str, case_id: str, until: int) -> AsyncIterator[CommitRecord]:
         """The records of a case up to a sequence, from the first."""
-        start, end = self._keys.case(tenant, case_id).records(0, until + 1)
-        while True:
-            rows = await self._reads.scan(start, end, limit=COUNTED_RECORDS)
+        records = self._keys.case(tenant, case_id).records(0, until + 1)
+        async for rows in portions(self._reads, records, COUNTED_RECORDS):
             for key, value in rows:
                 yield COMMITS.read(key, value)
-            if len(rows) < COUNTED_RECORDS:
-                return
-            start = rows[-1][0] + b"\0"
 
     async def log(
         self, tenant: str, places: dict[int, LogPlace], newest: Mapping[int, int]

@@ -78,7 +78,7 @@ from knhk_workflow.store.keys import (
     shard_range,
     tenant_in,
 )
-from knhk_workflow.store.store import Range
+from knhk_workflow.store.portions import portions
 
 RECORDS_MAX: Final = 32  # in one commit; each is read for its request id and may hold 2 MB
 ROWS_MAX: Final = 500  # open work or incidents that an ended case may have left, per read
@@ -192,8 +192,8 @@ class Retention:
         for shard in range(self._keys.shards):
             if await self._reads.scan(*self._keys.purged(shard), limit=1):
                 self._cases.purges = True
-            async for key, _ in self._pages(self._keys.purging(shard)):
-                self._left[parse_purged(key)] = None
+            async for rows in portions(self._reads, self._keys.purging(shard), HEADS_PAGE):
+                self._left.update((parse_purged(key), None) for key, _ in rows)
                 self._unfinished.set()
 
     async def run(self) -> None:
@@ -230,17 +230,16 @@ class Retention:
             async for tenant in self._tenants(shard):
                 meta = CallMeta(tenant=tenant, principal=SYSTEM, method="retention")
                 due: list[str] = []
-                looked = 0
-                async for key, value in self._pages(self._keys.cases(shard, tenant)):
-                    looked += 1
-                    head = _readable(key, value)
-                    if head is not None and self._policy.due(head, self._clock.now()):
-                        due.append(parse_case_head(key)[1])
-                    if len(due) == TOGETHER:
-                        count += await self._batch(due, meta)
-                        due.clear()
-                        await asyncio.sleep(PAUSE_S)
-                    elif looked % HEADS_PAGE == 0:
+                async for rows in portions(self._reads, self._keys.cases(shard, tenant), HEADS_PAGE):
+                    for key, value in rows:
+                        head = _readable(key, value)
+                        if head is not None and self._policy.due(head, self._clock.now()):
+                            due.append(parse_case_head(key)[1])
+                        if len(due) == TOGETHER:
+                            count += await self._batch(due, meta)
+                            due.clear()
+                            await asyncio.sleep(PAUSE_S)
+                    if len(rows) == HEADS_PAGE:
                         await asyncio.sleep(PAUSE_S)
                 count += await self._batch(due, meta)
         return count
@@ -314,17 +313,20 @@ class Retention:
 
         for shard in range(self._keys.shards):
             if wanted.business_key:
-                async for key, _ in self._pages(self._keys.business_keys(shard, tenant, wanted.business_key)):
-                    case_id = parse_business_key(key)[2]
-                    head_key = self._keys.case_head(tenant, case_id)
-                    stored = await self._reads.get(head_key)
-                    if stored is not None and fits(case_id, _readable(head_key, stored)):
-                        yield case_id
+                indexed = self._keys.business_keys(shard, tenant, wanted.business_key)
+                async for rows in portions(self._reads, indexed, HEADS_PAGE):
+                    for key, _ in rows:
+                        case_id = parse_business_key(key)[2]
+                        head_key = self._keys.case_head(tenant, case_id)
+                        stored = await self._reads.get(head_key)
+                        if stored is not None and fits(case_id, _readable(head_key, stored)):
+                            yield case_id
                 continue
-            async for key, value in self._pages(self._keys.cases(shard, tenant)):
-                case_id = parse_case_head(key)[1]
-                if fits(case_id, _readable(key, value)):
-                    yield case_id
+            async for rows in portions(self._reads, self._keys.cases(shard, tenant), HEADS_PAGE):
+                for key, value in rows:
+                    case_id = parse_case_head(key)[1]
+                    if fits(case_id, _readable(key, value)):
+                        yield case_id
 
     async def _tenants(self, shard: int) -> AsyncIterator[str]:
         start, end = shard_range(shard)
@@ -333,15 +335,6 @@ class Retention:
             start = past_tenant(key)
             if tenant := tenant_in(key):
                 yield tenant
-
-    async def _pages(self, range_: Range) -> AsyncIterator[tuple[bytes, bytes]]:
-        start, end = range_
-        while rows := await self._reads.scan(start, end, limit=HEADS_PAGE):
-            for row in rows:
-                yield row
-            if len(rows) < HEADS_PAGE:
-                return
-            start = rows[-1][0] + b"\0"
 
     async def _head(self, keys: CaseKeys) -> tuple[bytes, CaseHead] | None:
         stored = await self._reads.get(keys.head)

@@ -12,6 +12,7 @@ knows bytes; the journal knows commits. Implementations do not know each other.
                                                       mending.py     an unfinished write at the end of its log
     codec.py     what values look like, the hashes    journal.py   group commit, hash chain, fencing
     chain.py     reading and proving a log
+    portions.py  reading a long range
 """
 
 from __future__ import annotations
