@@ -19,8 +19,8 @@ import msgspec
 
 from knhk_workflow.errors import Unsupported
 from knhk_workflow.fortune5.config import Fortune5Config, SloConfig
+from knhk_workflow.model.units import NS_PER_S
 
-NS_PER_S: Final = 1_000_000_000
 NS_PER_MS: Final = 1_000_000
 _BITS: Final = 7  # 128 buckets per power of two
 _PERCENTILE: Final = 0.99

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from knhk_workflow.errors import Busy, StoreError
-from knhk_workflow.model.recurrence import NS_PER_S
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.runtime.audited import recorded
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.records import AuditRecord, Operation

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from knhk_workflow.errors import InvalidInput, NotFound, StoreCorrupt
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
 from knhk_workflow.runtime.records import AUDITS, COMMIT_HEADERS, PURGES, AuditRecord, Author, CommitHeader, Operation
 from knhk_workflow.runtime.views import Page
@@ -31,7 +32,7 @@ TOGETHER: Final = 32  # commit records of one batch that are read at once
 LOOKED_MAX: Final = 1_000  # batch records and values read for one page, about 0.1 s; then the page ends with a token
 LOOK_BYTES: Final = 64 * 1024  # of a value count as one more: a page over records of 2 MB reads 64 MB at most
 POSITION_MAX: Final = 1 << 62  # a log that gets a record every nanosecond is shorter after a hundred years
-LATE_NS: Final = 120 * 1_000_000_000  # how long after an operation its batch record may be written, outages aside
+LATE_NS: Final = 120 * NS_PER_S  # how long after an operation its batch record may be written, outages aside
 PURGED: Final = "PURGED"
 """Reason of an entry whose case was purged since: who and when is told, what exactly is gone."""
 MISSING: Final = "MISSING"

@@ -34,6 +34,7 @@ from knhk_workflow.errors import (
 from knhk_workflow.fortune5.config import Fortune5Config
 from knhk_workflow.fortune5.slo import Fortune5Integration
 from knhk_workflow.model.fields import duration as parse_duration
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.model.veil import Veil
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.patterns.catalogue import PATTERNS, find
@@ -45,7 +46,7 @@ from knhk_workflow.runtime.audit_trees import Trees
 from knhk_workflow.runtime.audited import audited
 from knhk_workflow.runtime.births import Births, RunRequest
 from knhk_workflow.runtime.checkpoint import Checkpoint
-from knhk_workflow.runtime.clock import NS_PER_S, Clock, Ids, SkippingClock, SystemClock, SystemIds, VirtualClock
+from knhk_workflow.runtime.clock import Clock, Ids, SkippingClock, SystemClock, SystemIds, VirtualClock
 from knhk_workflow.runtime.connectors import ConnectorConfig, Connectors, ConnectorSetup
 from knhk_workflow.runtime.counts import Counts
 from knhk_workflow.runtime.dead_letters import DeadLetters

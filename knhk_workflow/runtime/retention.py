@@ -38,8 +38,9 @@ from knhk_workflow.errors import (
     WorkflowError,
     WrongState,
 )
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.runtime.audited import authors_record, recorded
-from knhk_workflow.runtime.clock import NS_PER_S, Clock
+from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.live import LiveCases
 from knhk_workflow.runtime.meta import CallMeta
 from knhk_workflow.runtime.query import listed

@@ -40,6 +40,7 @@ from knhk_workflow.errors import (
     StoreFull,
     StoreUnavailable,
 )
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.store.codec import (
     GENESIS,
     Lease,
@@ -55,7 +56,6 @@ from knhk_workflow.store.codec import (
 from knhk_workflow.store.keys import Keyspace
 from knhk_workflow.store.store import Expectation, ExpectationFailed, OutcomeUnknown, Store, Write
 
-NS_PER_S: Final = 1_000_000_000
 RECOVER_PAUSE_S: Final = 0.05  # first pause between attempts to recover; doubles
 RECOVER_PAUSE_MAX_S: Final = 1.0  # a disk that has space again is noticed within 5 s, with margin
 GATHER_S: Final = 0.004  # longest wait for company: ten calls over gRPC

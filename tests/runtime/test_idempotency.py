@@ -20,8 +20,8 @@ from knhk_workflow import (
     WorkflowError,
     WorkItemView,
 )
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.runtime import engine as engine_module
-from knhk_workflow.runtime.clock import NS_PER_S
 from tests.runtime.place import Place, body, damage, item_of, registered, store_of
 
 ASKED = CallMeta(method="m", request_id="r1")

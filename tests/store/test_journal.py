@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from knhk_workflow.errors import Busy, DeadlineExceeded, Fenced, StoreCorrupt, StoreError, StoreFull, StoreUnavailable
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.store import (
     META_SHARD,
     ExpectationFailed,
@@ -21,7 +22,6 @@ from knhk_workflow.store import (
     seal,
     seal_log,
 )
-from knhk_workflow.store.journal import NS_PER_S
 from tests.store.cases import KEYS, Case
 from tests.store.faulty import Fault, FaultyStore
 from tests.store.logs import follow
