@@ -542,39 +542,34 @@ class _Shard:
         A unit may build on an earlier one of its group: what that one writes answers its expectations.
         """
         lease_key, lease_value = self._lease
-        while True:
-            known: dict[bytes, bytes | None] = {lease_key: lease_value}
-            expect: list[Expectation] = [self._lease]
-            writes: list[Write] = []
-            entries: list[LogEntry] = []
-            audits: tuple[bytes, ...] = ()
-            requests: list[bytes] = []
-            for queued in group:
-                unit = queued[0]
-                wrong: list[bytes] = []
-                for pair in unit.expect:
-                    key, value = pair
-                    if key not in known:
-                        known[key] = value
-                        expect.append(pair)
-                    elif known[key] != value:
-                        wrong.append(key)
-                if wrong:
-                    self._fail([queued], partial(ExpectationFailed, wrong))
-                    group = [other for other in group if other is not queued]
-                    break
-                known.update(unit.writes)
-                writes += unit.writes
-                if unit.digest:
-                    entries.append(LogEntry(unit.tenant, unit.case_id, unit.first_sequence, unit.count, unit.digest))
-                if unit.request is not None:
-                    requests.append(unit.request)
-                if unit.audits:
-                    audits += unit.audits
-            else:
-                break
-        if not group:
-            return None, group
+        known: dict[bytes, bytes | None] = {lease_key: lease_value}
+        expect: list[Expectation] = [self._lease]
+        writes: list[Write] = []
+        entries: list[LogEntry] = []
+        audits: tuple[bytes, ...] = ()
+        requests: list[bytes] = []
+        kept: list[_Queued] = []
+        for queued in group:
+            unit = queued[0]
+            wrong = [key for key, value in unit.expect if key in known and known[key] != value]
+            if wrong:
+                self._fail([queued], partial(ExpectationFailed, wrong))
+                continue
+            for pair in unit.expect:
+                if pair[0] not in known:
+                    known[pair[0]] = pair[1]
+                    expect.append(pair)
+            known.update(unit.writes)
+            writes += unit.writes
+            if unit.digest:
+                entries.append(LogEntry(unit.tenant, unit.case_id, unit.first_sequence, unit.count, unit.digest))
+            if unit.request is not None:
+                requests.append(unit.request)
+            if unit.audits:
+                audits += unit.audits
+            kept.append(queued)
+        if not kept:
+            return None, kept
         pos = self.position + 1
         now = self._journal._clock()
         if requests:
@@ -583,7 +578,7 @@ class _Shard:
         log_key = self._keys.log(self.number, pos)
         log_value, hashed = seal_log(LogRecord(self.previous, tuple(entries), audits, now, self.epoch))
         writes.append((log_key, log_value))  # last: the store finds it there for its head
-        return _Attempt(group, writes, expect, log_key, log_value, hashed), group
+        return _Attempt(kept, writes, expect, log_key, log_value, hashed), kept
 
     async def _commit(self, attempt: _Attempt) -> list[_Queued]:
         """Write it and settle its units; those that are still to be written come back."""
