@@ -21,6 +21,10 @@ class ItemRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
     instance: int
     attempt: int
 
+    def name(self, case_id: str) -> str:
+        """The item for people and callers."""
+        return f"{self.activation}.{self.instance}.{self.attempt}@{case_id}"
+
 
 class Command(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Base of all commands."""
@@ -123,11 +127,14 @@ class SkipItem(Command, frozen=True, tag=12):
     reason: str = ""
 
 
+Resolution = Literal["retry", "skip", "complete", "fail_case"]
+
+
 class ResolveIncident(Command, frozen=True, tag=13):
     """Close an incident: retry what failed, skip it, complete it with `data`, or fail the case."""
 
     incident: int
-    action: Literal["retry", "skip", "complete", "fail_case"]
+    action: Resolution
     data: bytes = b""
     reason: str = ""
 

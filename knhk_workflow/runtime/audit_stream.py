@@ -185,7 +185,7 @@ class AuditStream:
             except UnicodeEncodeError:  # half a character, as JSON of a token may have
                 record = msgspec.structs.replace(record, operations=tuple(map(_whole, record.operations)))
                 continue
-            unit = Unit(SHARD, record.tenant, "", 0, 0, b"", (entry.write,), audits=(entry.reference,))
+            unit = Unit.aside(SHARD, record.tenant, (entry.write,), audits=(entry.reference,))
             try:
                 await self._journal.append(unit)
             except (StoreError, Busy):

@@ -258,9 +258,7 @@ class Definitions:
         try:
             entry = audited(self._keys, META_SHARD, meta, f"workflows/{spec_id}", now)
             writes.append(entry.write)
-            await self._journal.append(
-                Unit(META_SHARD, tenant, "", 0, 0, b"", writes, expect, named, audits=(entry.reference,))
-            )
+            await self._journal.append(Unit.aside(META_SHARD, tenant, writes, expect, named, audits=(entry.reference,)))
         except ExpectationFailed:
             return None
         return tuple(deleted)
@@ -377,13 +375,9 @@ class Definitions:
         written = number.to_bytes(_u64, "big")
         latest_key = self._keys.definition_latest(tenant, spec_id)
         entry = audited(self._keys, META_SHARD, meta, f"workflows/{spec_id}", definition.registered_at)
-        unit = Unit(
+        unit = Unit.aside(
             META_SHARD,
             tenant,
-            "",
-            0,
-            0,
-            b"",
             [(key, pack(definition)), (latest_key, written), (digest_key, written), entry.write],
             [(key, None), (digest_key, None)],
             audits=(entry.reference,),

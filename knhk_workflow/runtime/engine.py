@@ -122,6 +122,12 @@ COUNTING_S: Final = 1.0  # how long who asks for counts waits for the first coun
 ALL_CASES: Final = CaseFilter()
 ALL_WORK: Final = WorkItemFilter()
 NO_CONTEXT: Final = PatternExecutionContext()
+RESOLUTIONS: Final[Mapping[str, c.Resolution]] = {
+    "retry": "retry",
+    "skip": "skip",
+    "complete": "complete",
+    "fail_case": "fail_case",
+}
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -619,10 +625,11 @@ class WorkflowEngine:
     ) -> CaseView:
         """Close an incident: `retry`, `skip`, `complete` (with data) or `fail_case`."""
         number, case_id = parse_incident_id(incident_id)
-        if action not in ("retry", "skip", "complete", "fail_case"):
+        resolution = RESOLUTIONS.get(action)
+        if resolution is None:
             raise InvalidInput.field("action", f"{action!r} is not an action", "use retry, skip, complete or fail_case")
         body = json_object(data, "data") if data is not None else b""
-        command = c.ResolveIncident(number, action, body, reason)  # type: ignore[arg-type]  # checked above
+        command = c.ResolveIncident(number, resolution, body, reason)
         return await self._on_case(case_id, command, meta, rest=True)
 
     async def get_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> CaseView:
@@ -855,7 +862,7 @@ class WorkflowEngine:
         if self._store is None:
             await self.open()
         entry = audited(self._keyspace, 0, meta, resource, self._clock.now())
-        await self._journal.append(Unit(0, meta.tenant, "", 0, 0, b"", (entry.write,), audits=(entry.reference,)))
+        await self._journal.append(Unit.aside(0, meta.tenant, (entry.write,), audits=(entry.reference,)))
 
     async def list_audit(
         self, filter: AuditFilter = EVERYTHING, *, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL

@@ -62,7 +62,7 @@ class Lease:
     @property
     def item_id(self) -> str:
         """The item for callers; with its attempt in it, this is the token of the lease."""
-        return f"{self.place.activation}.{self.place.instance}.{self.attempt}@{self.place.case_id}"
+        return self.ref.name(self.place.case_id)
 
 
 class Leases:

@@ -135,7 +135,7 @@ def work_item(case: Case, model: Model, ref: c.ItemRef) -> WorkItemView:
     run = activation.instances.get(ref.instance) if activation is not None else None
     if activation is not None and run is not None and run.attempt == ref.attempt and run.state in OPEN_ITEM_STATES:
         return _item_view(case, model, activation, run, run.data or case.nets[activation.net].data)
-    name = f"{ref.activation}.{ref.instance}.{ref.attempt}@{case.case_id}"
+    name = ref.name(case.case_id)
     if 0 < ref.activation <= case.last_activation:
         raise NotFound("open work item", name, "it is finished or withdrawn; the case's history tells how")
     raise NotFound("work item", name)
@@ -550,7 +550,7 @@ def listed(tenant: str, case_id: str, head: CaseHead) -> CaseView:
 
 def _row_view(row: ItemRow, case_id: str, activation: int, instance: int) -> WorkItemView:
     return WorkItemView(
-        f"{activation}.{instance}.{row.attempt}@{case_id}",
+        c.ItemRef(activation, instance, row.attempt).name(case_id),
         case_id,
         row.spec_id,
         row.task,

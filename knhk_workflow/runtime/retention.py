@@ -257,7 +257,7 @@ class Retention:
                 return _decode(record.receipt)
             view = await self.purge(asked, meta)
             receipt = (key, pack(RequestRecord(fingerprint, "", 0, _encode(view))))
-            unit = Unit(META_SHARD, meta.tenant, "", 0, 0, b"", (receipt,), ((key, None),), key)
+            unit = Unit.aside(META_SHARD, meta.tenant, (receipt,), ((key, None),), key)
             try:
                 await self._journal.append(unit)
             except ExpectationFailed:
@@ -446,7 +446,7 @@ class Retention:
                 writes.append((keys.purging(), None))
             try:
                 await self._journal.append(
-                    Unit(keys.shard, keys.tenant, keys.case_id, 0, 0, b"", writes, expect, audits=audits)
+                    Unit.aside(keys.shard, keys.tenant, writes, expect, audits=audits, case_id=keys.case_id)
                 )
             except ExpectationFailed:
                 continue  # a request was forgotten in this very moment

@@ -105,6 +105,21 @@ class Unit(msgspec.Struct, frozen=True, eq=False, gc=False):
     """In nanoseconds of the journal's clock: a unit that still waits then is dropped, and nothing of it is written;
     0 = it waits as long as it takes."""
 
+    @classmethod
+    def aside(
+        cls,
+        shard: int,
+        tenant: str,
+        writes: Sequence[Write],
+        expect: Sequence[Expectation] = (),
+        request: bytes | None = None,
+        audits: tuple[bytes, ...] = (),
+        *,
+        case_id: str = "",
+    ) -> Unit:
+        """One without an entry in the batch record."""
+        return cls(shard, tenant, case_id, 0, 0, b"", writes, expect, request, audits)
+
 
 class TooLate(DeadlineExceeded, StoreError):
     """The caller's deadline passed while the unit waited for its commit."""
@@ -268,7 +283,7 @@ class Journal:
             writes.extend((request, None) for request in named)
             writes.append((key, None))
         if writes:
-            await self.append(Unit(shard, "", "", 0, 0, b"", writes))
+            await self.append(Unit.aside(shard, "", writes))
         return requests
 
     def _refused(self, number: int) -> StoreError:
