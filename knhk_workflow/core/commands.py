@@ -244,33 +244,3 @@ class FailCall(Command, frozen=True, tag=42):
     data: bytes = b""
     permanent: bool = False
     pause: int = 0
-
-
-CommandType = (
-    CreateCase
-    | StartCase
-    | SuspendCase
-    | ResumeCase
-    | CancelCase
-    | UpdateCaseData
-    | ClaimItem
-    | ReleaseItem
-    | StartItem
-    | CompleteItem
-    | FailItem
-    | SkipItem
-    | ResolveIncident
-    | Continue
-    | Signal
-    | CancelTask
-    | AddInstance
-    | CloseInstances
-    | CompleteInstances
-    | CancelInstances
-    | FireTimer
-    | LeaseItem
-    | ReturnItem
-    | BeginCall
-    | CompleteCall
-    | FailCall
-)

@@ -362,7 +362,7 @@ class WorkflowEngine:
     def status(self) -> EngineStatus:
         """The engine at a glance."""
         if self._store is None:
-            return EngineStatus("", 0, 0, False, False, "not open", 0, 0, self._started_at, self._commits)
+            return EngineStatus("", 0, 0, False, False, "not open", 0, self._started_at, self._commits)
         outage = self._journal.outage()
         return EngineStatus(
             store=self._store.kind,
@@ -372,7 +372,6 @@ class WorkflowEngine:
             healthy=outage is None,
             detail=outage.message if outage is not None else "",
             cached_cases=len(self._cases),
-            queued=0,
             started_at=self._started_at,
             commits=self._commits,
         )

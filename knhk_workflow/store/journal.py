@@ -198,17 +198,10 @@ class Journal:
         return journal
 
     def append(self, unit: Unit) -> asyncio.Future[int]:
-        """Queue a unit; never blocks. Raises as `append_for`."""
+        """Queue a unit; never blocks. Raises as `put`."""
         future: asyncio.Future[int] = self._loop.create_future()
         self.put(unit, _Single(future))
         return future
-
-    def append_many(self, units: Sequence[Unit]) -> asyncio.Future[list[Outcome]]:
-        """Queue units of a batch command. They share commits as far as the limits permit; each succeeds or fails alone.
-        The result has one outcome per unit, in order. Raises as `put`."""
-        batch = Batch(self._loop, len(units))
-        self.put_all([(unit, batch.element(index)) for index, unit in enumerate(units)])
-        return batch.told
 
     def put(self, unit: Unit, waiter: Waiter) -> None:
         """Queue a unit and tell `waiter` its outcome; never blocks.
@@ -247,10 +240,6 @@ class Journal:
         """The newest durable log position of a shard and the hash of its batch record."""
         found = self._shards[shard]
         return found.position, found.previous
-
-    def epoch(self, shard: int) -> int:
-        """The epoch of the lease held on a shard."""
-        return self._shards[shard].epoch
 
     def outage(self) -> StoreError | None:
         """Why a shard cannot write at the moment, or None."""

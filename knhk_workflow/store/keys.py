@@ -211,30 +211,6 @@ class Keyspace:
         """The case's head: its newest sequence and state, for expectations and lists."""
         return self.case(tenant, case_id).head
 
-    def snapshot(self, tenant: str, case_id: str) -> bytes:
-        """The case's newest snapshot."""
-        return self.case(tenant, case_id).snapshot
-
-    def item(self, tenant: str, case_id: str, activation: int, instance: int) -> bytes:
-        """See CaseKeys.item."""
-        return self.case(tenant, case_id).item(activation, instance)
-
-    def incident(self, tenant: str, case_id: str, number: int) -> bytes:
-        """See CaseKeys.incident."""
-        return self.case(tenant, case_id).incident(number)
-
-    def effect(self, tenant: str, case_id: str, effect_id: str) -> bytes:
-        """See CaseKeys.effect."""
-        return self.case(tenant, case_id).effect(effect_id)
-
-    def timer(self, due_ns: int, tenant: str, case_id: str, timer_id: str) -> bytes:
-        """See CaseKeys.timer."""
-        return self.case(tenant, case_id).timer(due_ns, timer_id)
-
-    def business_key(self, tenant: str, key: str, case_id: str) -> bytes:
-        """See CaseKeys.business_key."""
-        return self.case(tenant, case_id).business_key(key)
-
     # -- ranges of a tenant in one shard ------------------------------------------------------------------------------
 
     def cases(self, shard: int, tenant: str) -> Range:
