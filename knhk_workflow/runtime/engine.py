@@ -380,12 +380,11 @@ class WorkflowEngine:
         """How much there is of the caller's tenant."""
         if self._store is None:
             await self.open()
-        return CountsView(
-            await self._definitions.count(meta.tenant),
-            await self._counts.of(meta.tenant, COUNTING_S),
-            await self._query.count_incidents(meta.tenant, dead_letters.KIND),
-            await self._timers.count(),
-        )
+        cases = await self._counts.of(meta.tenant, COUNTING_S)
+        letters = 0
+        if cases is None or cases.open_incidents:  # else there is nothing to read
+            letters = await self._query.count_incidents(meta.tenant, dead_letters.KIND)
+        return CountsView(await self._definitions.count(meta.tenant), cases, letters, await self._timers.count())
 
     async def fire_due_timers(self) -> None:
         """Return when no timer is due that could be fired. They fire by themselves; this is for who has moved a virtual

@@ -276,6 +276,9 @@ async def test_dead_letters_of_a_damaged_case_hide_no_others(outside: str, tmp_p
         await damage(opened, opened._keyspace.case_record("default", "b", 1))
         assert [each.case_id for each in (await opened.list_dead_letters()).items] == ["a", "c"]
         assert [each.case_id for each in (await opened.list_incidents()).items] == ["a", "b", "c"]
+        assert (await opened.count()).dead_letters == 3
+        await damage(opened, opened._keyspace.case("default", "c").incident(1))
+        assert (await opened.count()).dead_letters == 2
         with pytest.raises(StoreCorrupt):
             await opened.retry_dead_letter("1@b")
 
