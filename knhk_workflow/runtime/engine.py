@@ -302,7 +302,6 @@ class WorkflowEngine:
                     self._counts = Counts(store, journal, keyspace)
                     self._trail = Trail(store, keyspace)
                     self._trees = Trees(store, journal, keyspace, self._clock)
-                    self._trees.key = self._key
                     self._stream = AuditStream(journal, keyspace, self._clock)
                     undo.push_async_callback(self._end_work)
                     await self._retention.recover()
@@ -310,6 +309,7 @@ class WorkflowEngine:
                     await self._messages.recover()
                     await self._outbox.recover()
                     await self._schedules.recover()
+                    self._trees.key = self._key  # as it is now: see `sign_with`
                     self._store = store
                     undo.pop_all()
                 services = (
