@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-NS_PER_S = 1_000_000_000
+from knhk_workflow.model.units import NS_PER_S
 
 BreakerState = Literal["closed", "open", "half-open"]
 

@@ -20,7 +20,6 @@ import msgspec
 from knhk_workflow.connectors.breaker import BreakerRule
 
 Delivery = Literal["idempotent", "keyed", "at-most-once", "verifiable"]
-DELIVERIES: tuple[Delivery, ...] = ("idempotent", "keyed", "at-most-once", "verifiable")
 
 Received = Literal["no", "maybe", "yes"]
 """Whether the other side acted on a call that failed: certainly not, nobody knows, or it answered that it did not."""

@@ -39,11 +39,11 @@ from knhk_workflow.connectors.connector import Answer, Call, CallFailed, Deliver
 from knhk_workflow.connectors.secrets import Secret, scrubbed
 from knhk_workflow.connectors.settings import Settings, Surroundings, parse
 from knhk_workflow.errors import InvalidInput
+from knhk_workflow.model.units import NS_PER_S
 
 RESPONSE_BYTES_MAX: Final = 1024 * 1024  # half of what case data may hold
 SAID_CHARS: Final = 2_000  # of an error's body, for people
 RETRY_AFTER_MAX: Final = 3_600
-NS_PER_S: Final = 1_000_000_000
 
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})  # the same call may succeed later

@@ -21,6 +21,10 @@ class ItemRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
     instance: int
     attempt: int
 
+    def name(self, case_id: str) -> str:
+        """The item for people and callers."""
+        return f"{self.activation}.{self.instance}.{self.attempt}@{case_id}"
+
 
 class Command(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Base of all commands."""
@@ -125,11 +129,14 @@ class SkipItem(Command, frozen=True, tag=12):
     owner: str = ""
 
 
+Resolution = Literal["retry", "skip", "complete", "fail_case"]
+
+
 class ResolveIncident(Command, frozen=True, tag=13):
     """Close an incident: retry what failed, skip it, complete it with `data`, or fail the case."""
 
     incident: int
-    action: Literal["retry", "skip", "complete", "fail_case"]
+    action: Resolution
     data: bytes = b""
     reason: str = ""
 
@@ -239,33 +246,3 @@ class FailCall(Command, frozen=True, tag=42):
     data: bytes = b""
     permanent: bool = False
     pause: int = 0
-
-
-CommandType = (
-    CreateCase
-    | StartCase
-    | SuspendCase
-    | ResumeCase
-    | CancelCase
-    | UpdateCaseData
-    | ClaimItem
-    | ReleaseItem
-    | StartItem
-    | CompleteItem
-    | FailItem
-    | SkipItem
-    | ResolveIncident
-    | Continue
-    | Signal
-    | CancelTask
-    | AddInstance
-    | CloseInstances
-    | CompleteInstances
-    | CancelInstances
-    | FireTimer
-    | LeaseItem
-    | ReturnItem
-    | BeginCall
-    | CompleteCall
-    | FailCall
-)

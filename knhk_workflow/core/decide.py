@@ -189,7 +189,7 @@ def _return_item(step: Step, command: c.ReturnItem) -> None:
     _need(step, "running", "suspended")
     net, node, activation, run = _item(step, command.item, "return", ("started",))
     if not run.lease:
-        raise WrongState("work item", _name(step.case, command.item), "leased", "started without a lease")
+        raise WrongState("work item", command.item.name(step.case.case_id), "leased", "started without a lease")
     step.items[activation.number, run.number] = net.name, node, activation, run
     if run.timer:
         step.disarm(run.timer)
@@ -520,19 +520,15 @@ def _item(step: Step, ref: c.ItemRef, verb: str, states: tuple[str, ...]) -> Fou
     # An offer is only good while its tokens are there and its locks are free.
     if not activation.started and binding(step, node, net, activation.inputs) is None:
         # A paused cascade has taken the token already and will withdraw the offer when it goes on.
-        raise WrongState("work item", _name(case, ref), " or ".join(states), "finished or withdrawn")
+        raise WrongState("work item", ref.name(case.case_id), " or ".join(states), "finished or withdrawn")
     if node.guarded and verb in ("start", "complete", "fail", "skip") and not locks.begun(activation, node):
-        _unlocked(step, activation, "work item", _name(case, ref))
+        _unlocked(step, activation, "work item", ref.name(case.case_id))
     return net, node, activation, run
-
-
-def _name(case: Case, ref: c.ItemRef) -> str:
-    return f"{ref.activation}.{ref.instance}.{ref.attempt}@{case.case_id}"
 
 
 def _unfit(case: Case, ref: c.ItemRef, run: Instance | None, states: tuple[str, ...]) -> WorkflowError:
     """Why an item cannot be acted on: it is unknown, gone, another attempt, or in another state."""
-    name = _name(case, ref)
+    name = ref.name(case.case_id)
     if run is None:
         if 0 < ref.activation <= case.last_activation:
             return WrongState("work item", name, " or ".join(states), "finished or withdrawn")
@@ -557,7 +553,7 @@ def _unlocked(step: Step, activation: Activation, kind: str, name: str) -> None:
 def _own(step: Step, activation: Activation, run: Instance, owner: str) -> None:
     if owner and run.owner and run.owner != owner:
         ref = item_ref(activation, run)
-        name = _name(step.case, ref)
+        name = ref.name(step.case.case_id)
         raise WrongState("work item", name, f"allocated to {owner!r}", f"allocated to {run.owner!r}")
 
 

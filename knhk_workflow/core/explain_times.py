@@ -8,7 +8,8 @@ from knhk_workflow.core import locks
 from knhk_workflow.core.case import RETRYING, Activation, Instance, Timer
 from knhk_workflow.core.explain_joins import Look, listed
 from knhk_workflow.core.explanation import Status, Wait
-from knhk_workflow.model.net import NS_PER_S, TaskNode
+from knhk_workflow.model.net import TaskNode
+from knhk_workflow.model.units import NS_PER_S
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 

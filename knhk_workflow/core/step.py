@@ -10,7 +10,7 @@ import msgspec
 
 from knhk_workflow.core.apply import APPLY
 from knhk_workflow.core.case import OPEN_ITEM_STATES, Activation, Case, Instance, NetInstance
-from knhk_workflow.core.events import Event, IncidentRaised, IncidentResolved, TimerArmed, TimerDisarmed, TimerFired
+from knhk_workflow.core.events import EventType, IncidentRaised, IncidentResolved, TimerArmed, TimerDisarmed, TimerFired
 from knhk_workflow.model.net import CompiledNet, Model, TaskNode
 
 _decode = msgspec.json.Decoder().decode
@@ -31,7 +31,7 @@ class Step(msgspec.Struct, eq=False, gc=False):
     paused: bool  # an earlier step left a cascade; this one may take it up, or end it
     _untroubled: int  # while this is the last incident, none changed
     _unarmed: int  # the same of timers
-    events: list[Event] = []
+    events: list[EventType] = []
     ready: dict[tuple[int, str], None] = {}  # (net instance, task) whose inputs changed, oldest first
     nets: set[int] = set()  # net instances that may have ended, or have joins that are asked at rest
     items: dict[tuple[int, int], ItemInNet] = {}  # work items that changed, by activation and instance
@@ -40,7 +40,7 @@ class Step(msgspec.Struct, eq=False, gc=False):
     about: Activation | None = None  # the one activation that an instance command is about
     _scopes: dict[int, tuple[bytes, object]] = {}  # net instance: its data, encoded and decoded
 
-    def emit(self, event: Event) -> None:
+    def emit(self, event: EventType) -> None:
         """Apply `event` to the case and record it."""
         case, events = self.case, self.events
         if not events:  # all events of a step are of one time

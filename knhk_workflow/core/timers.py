@@ -16,9 +16,10 @@ from knhk_workflow.core.incidents import raise_incident
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.expression import EvaluationFailed, Expression
 from knhk_workflow.model.fields import DURATION_MAX, duration, moment
-from knhk_workflow.model.net import NS_PER_S, TaskNode, nanoseconds
+from knhk_workflow.model.net import TaskNode, nanoseconds
 from knhk_workflow.model.recurrence import Recurrence
 from knhk_workflow.model.spec import Retry
+from knhk_workflow.model.units import NS_PER_S
 
 DUE_MAX = 2**64 - 1  # the largest moment that a key holds, in the year 2554
 

@@ -4,7 +4,8 @@ Samples are counted in one histogram per second with 128 buckets per power of tw
 its value, costs the same however many samples there were, and forgets a second at a time. An empty window has no
 percentile and breaks no limit.
 
-    R1  hot    nanoseconds per routing decision of patterns 1-5, amortised over a batch; never a single call
+    R1  hot    nanoseconds per routing decision of patterns 1-5, amortised over a batch; never a single call. No part of
+               the engine routes in batches yet, so there are no samples of it, and its limit is kept
     W1  warm   one engine step in memory
     C1  cold   from the step to its durable commit
 """
@@ -18,8 +19,8 @@ import msgspec
 
 from knhk_workflow.errors import Unsupported
 from knhk_workflow.fortune5.config import Fortune5Config, SloConfig
+from knhk_workflow.model.units import NS_PER_S
 
-NS_PER_S: Final = 1_000_000_000
 NS_PER_MS: Final = 1_000_000
 _BITS: Final = 7  # 128 buckets per power of two
 _PERCENTILE: Final = 0.99
@@ -77,13 +78,12 @@ class Window:
 
 
 class ServiceLevels:
-    """The windows of one engine. `measured` is false when nobody asked for service levels: then nothing is kept."""
+    """The windows of one engine."""
 
-    __slots__ = ("_c1", "_config", "_r1", "_w1")
+    __slots__ = ("_c1", "_config", "_w1")
 
     def __init__(self, config: SloConfig, now: Callable[[], int]) -> None:
         self._config = config
-        self._r1 = Window(config.window_size_seconds, now)
         self._w1 = Window(config.window_size_seconds, now)
         self._c1 = Window(config.window_size_seconds, now)
 
@@ -97,16 +97,15 @@ class ServiceLevels:
 
     def metrics(self) -> SloMetrics:
         """The window as it is now."""
-        (r1, r1_count), (w1, w1_count), (c1, c1_count) = self._r1.p99(), self._w1.p99(), self._c1.p99()
+        (w1, w1_count), (c1, c1_count) = self._w1.p99(), self._c1.p99()
         config = self._config
         return SloMetrics(
-            r1_p99_ns=r1,
+            r1_p99_ns=None,
             w1_p99_ms=w1 / NS_PER_MS if w1 is not None else None,
             c1_p99_ms=c1 / NS_PER_MS if c1 is not None else None,
-            samples=(r1_count, w1_count, c1_count),
+            samples=(0, w1_count, c1_count),
             window_seconds=config.window_size_seconds,
-            compliant=(r1 is None or r1 <= config.r1_p99_max_ns)
-            and (w1 is None or w1 <= config.w1_p99_max_ms * NS_PER_MS)
+            compliant=(w1 is None or w1 <= config.w1_p99_max_ms * NS_PER_MS)
             and (c1 is None or c1 <= config.c1_p99_max_ms * NS_PER_MS),
         )
 

@@ -45,17 +45,10 @@ def strict_json(data: bytes, *, max_bytes: int = DATA_MAX, max_depth: int = DEPT
     return _read(data, max_bytes, max_depth, path)[0]
 
 
-def checked_object(
-    data: bytes, *, max_bytes: int = DATA_MAX, max_depth: int = DEPTH_MAX, path: str = "data_json"
-) -> bytes:
-    """`data`, verified to be one JSON object, in compact form. Nothing at all stands for `{}`."""
-    return json_object(data, max_bytes=max_bytes, max_depth=max_depth, path=path)[1]
-
-
 def json_object(
     data: bytes, *, max_bytes: int = DATA_MAX, max_depth: int = DEPTH_MAX, path: str = "data_json"
 ) -> tuple[dict[str, object], bytes]:
-    """As `checked_object`, with the decoded value, so that nobody decodes it a second time."""
+    """(value, compact form) of `data`, verified to be one JSON object. Nothing at all stands for `{}`."""
     if not data:
         return {}, b"{}"
     value, compact = _read(data, max_bytes, max_depth, path)

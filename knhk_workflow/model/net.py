@@ -18,6 +18,7 @@ from knhk_workflow.model.graph import OUTSIDE, dominators, natural_loops, reacha
 from knhk_workflow.model.recurrence import Recurrence, recurrence
 from knhk_workflow.model.request import Request, compile_request
 from knhk_workflow.model.spec import END, ROOT, START, Assignment, Instances, Join, Net, Spec, Split, Task, Termination
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.model.veil import OPEN, Veil, veil_of
 
 Carrier = Literal["route", "item", "net", "trigger"]
@@ -27,7 +28,6 @@ or a moment."""
 Amount = int | Expression
 """A number that the author wrote, or how to find it in the data."""
 
-NS_PER_S = 1_000_000_000
 
 SINGLE = frozenset({"or", "structured-or", "local-or", "partial"})
 """Joins that have at most one firing at a time, whose tokens are chosen when the task starts."""

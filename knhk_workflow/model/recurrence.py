@@ -23,8 +23,8 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 
 from knhk_workflow.model.fields import duration, moment
+from knhk_workflow.model.units import NS_PER_S
 
-NS_PER_S: Final = 1_000_000_000
 INTERVAL_MIN_S: Final = 1  # more often is a loop, not a calendar
 TEXT_MAX: Final = 200  # a cron line of every minute, written out, has 150
 COUNT_MAX: Final = 1_000_000_000

@@ -427,7 +427,6 @@ _TASK_CONSTRUCTS: Final[tuple[tuple[str, Callable[[Task], bool]], ...]] = (
     ("workflow", lambda task: task.workflow is not None),
     ("allocation", lambda task: bool(task.allocation)),
 )
-_NET_CONSTRUCTS: Final[tuple[tuple[str, Callable[[Net], bool]], ...]] = ()
 
 
 def unsupported(spec: Spec) -> tuple[Problem, ...]:
@@ -435,16 +434,9 @@ def unsupported(spec: Spec) -> tuple[Problem, ...]:
     found: list[Problem] = []
     for net in spec.nets:
         places = Places(f"nets.{net.name}" if net.name != ROOT else "")
-        for key, uses in _NET_CONSTRUCTS:
-            if uses(net):
-                found.append(_unsupported(f"{places.path}.{key}" if places.path else key, key))
         for task in net.tasks:
             for key, used in _TASK_CONSTRUCTS:
                 if used(task):
-                    kind = {"join": f"join: {task.join.kind}", "split": f"split: {task.split.kind}"}.get(key, key)
-                    found.append(_unsupported(places.task(task.id, key), kind))
+                    message = f"{key} is not executed by this version"
+                    found.append(Problem(places.task(task.id, key), "unsupported_construct", message))
     return tuple(found)
-
-
-def _unsupported(path: str, what: str) -> Problem:
-    return Problem(path, "unsupported_construct", f"{what} is not executed by this version")

@@ -227,9 +227,7 @@ class _Exporter:
 
     async def record(self, shard: int, link: Link) -> None:
         key = self._keys.log(shard, link.position)
-        held = await self._reads.get(key)
-        assert held is not None
-        body = b64encode(unseal(key, held)).decode()
+        body = b64encode(unseal(key, link.value)).decode()
         self._writer.line(LogLine(shard, link.position, link.record.time_ns, body))
         self.records += 1
         for entry in link.record.entries:

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from knhk_workflow.errors import Busy, StoreError
-from knhk_workflow.model.recurrence import NS_PER_S
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.runtime.audited import recorded
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.records import AuditRecord, Operation
@@ -79,7 +79,7 @@ class AuditStream:
         self.recorded = 0
         """Operations taken since opening."""
         self.overflowed = 0
-        """Of these: refusals that were only counted."""
+        """Of these: refusals that were only counted, and entries that could not be written."""
 
     @property
     def waiting(self) -> int:
@@ -134,12 +134,13 @@ class AuditStream:
             await self.flush()
 
     async def close(self) -> None:
-        """Write what there is, unless the store cannot."""
+        """Write what there is, unless the store cannot: then it counts as overflowed, and so does what `run` was
+        writing when that is cancelled."""
         try:
             async with asyncio.timeout(CLOSE_S):
                 await self.flush()
         except TimeoutError:
-            self.overflowed += self.waiting
+            self.overflowed += len(self._waiting)
 
     async def flush(self) -> None:
         """Write everything that was taken before, as soon as the store can."""
@@ -149,10 +150,11 @@ class AuditStream:
             taken, self._waiting = self._waiting, {}
             counts, self._counts = self._counts, {}
             dropped, self._dropped = self._dropped, {}
-            self._writing = len(taken)
+            self._writing = len(taken) + len(dropped)
             try:
                 await self._write(taken, counts, dropped)
             finally:
+                self.overflowed += self._writing  # nothing, unless the writing was cancelled
                 self._writing = 0
 
     async def _write(self, taken: dict[Like, Operation], counts: dict[Like, int], dropped: dict[str, int]) -> None:
@@ -183,7 +185,7 @@ class AuditStream:
             except UnicodeEncodeError:  # half a character, as JSON of a token may have
                 record = msgspec.structs.replace(record, operations=tuple(map(_whole, record.operations)))
                 continue
-            unit = Unit(SHARD, record.tenant, "", 0, 0, b"", (entry.write,), audits=(entry.reference,))
+            unit = Unit.aside(SHARD, record.tenant, (entry.write,), audits=(entry.reference,))
             try:
                 await self._journal.append(unit)
             except (StoreError, Busy):

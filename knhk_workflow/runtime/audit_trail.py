@@ -18,10 +18,12 @@ from typing import Final, NamedTuple
 import msgspec
 
 from knhk_workflow.errors import InvalidInput, NotFound, StoreCorrupt
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
 from knhk_workflow.runtime.records import AUDITS, COMMIT_HEADERS, PURGES, AuditRecord, Author, CommitHeader, Operation
 from knhk_workflow.runtime.views import Page
 from knhk_workflow.store import Keyspace, LogEntry, LogRecord, Reads, unseal, unseal_log
+from knhk_workflow.store.chain import last_before, newest
 from knhk_workflow.store.codec import audit_place, audit_reference
 from knhk_workflow.store.keys import parse_log
 
@@ -30,7 +32,7 @@ TOGETHER: Final = 32  # commit records of one batch that are read at once
 LOOKED_MAX: Final = 1_000  # batch records and values read for one page, about 0.1 s; then the page ends with a token
 LOOK_BYTES: Final = 64 * 1024  # of a value count as one more: a page over records of 2 MB reads 64 MB at most
 POSITION_MAX: Final = 1 << 62  # a log that gets a record every nanosecond is shorter after a hundred years
-LATE_NS: Final = 120 * 1_000_000_000  # how long after an operation its batch record may be written, outages aside
+LATE_NS: Final = 120 * NS_PER_S  # how long after an operation its batch record may be written, outages aside
 PURGED: Final = "PURGED"
 """Reason of an entry whose case was purged since: who and when is told, what exactly is gone."""
 MISSING: Final = "MISSING"
@@ -266,22 +268,10 @@ class Trail:
 
     async def _newest(self, shard: int, before: int) -> int:
         """The position to begin with: the newest, or one that is certainly not older than `before`."""
-        last = await self._reads.scan(*self._keys.log_range(shard), limit=1, reverse=True)
-        if not last:
-            return 0
-        high = parse_log(last[0][0])[1]
+        end = await newest(self._reads, self._keys, shard)
         if not before:
-            return high
-        low, least = 1, high
-        while low <= high:
-            middle = (low + high) // 2
-            key = self._keys.log(shard, middle)
-            held = await self._reads.get(key)
-            if held is not None and unseal_log(key, held)[0].time_ns >= before + LATE_NS:
-                least, high = middle, middle - 1
-            else:
-                low = middle + 1
-        return least
+            return end
+        return min(await last_before(self._reads, self._keys, shard, before + LATE_NS) + 1, end)
 
 
 class _Walk:

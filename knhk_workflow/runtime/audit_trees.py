@@ -78,7 +78,7 @@ class Trees:
             while held is None:
                 made = seal(os.urandom(IDENTITY_BYTES))
                 try:
-                    await self._journal.append(Unit(META_SHARD, "", "", 0, 0, b"", [(key, made)], [(key, None)]))
+                    await self._journal.append(Unit.aside(META_SHARD, "", [(key, made)], [(key, None)]))
                     held = made
                 except ExpectationFailed:
                     held = await self._reads.get(key)
@@ -216,7 +216,7 @@ class Trees:
             (self._keys.tile(tree.shard, name.level, name.number), seal(tile))
             for name, tile in (*pending.items(), *tree.edge.unfinished())
         ]
-        await self._journal.append(Unit(tree.shard, "", "", 0, 0, b"", writes))
+        await self._journal.append(Unit.aside(tree.shard, "", writes))
         for name in pending:
             tree.pending.pop(name, None)
 

@@ -25,6 +25,7 @@ from typing import Final
 import msgspec
 
 from knhk_workflow.errors import InvalidInput
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.runtime.signature import SigningKey, note_signed_by
 from knhk_workflow.runtime.spelled import from_base64
 
@@ -107,7 +108,7 @@ def _read(text: str, signature: str) -> Checkpoint:
         at = datetime.fromisoformat(told[1]).replace(tzinfo=UTC)
     except ValueError as error:
         raise _no_checkpoint() from error
-    time_ns = int(at.timestamp()) * 1_000_000_000 + int(told[2])
+    time_ns = int(at.timestamp()) * NS_PER_S + int(told[2])
     found = Checkpoint(store, int(shard), int(lines[1]), root, time_ns, f"{text}\n{signature}\n")
     if len(root) != 32 or str(found.size) != lines[1] or f"time {_time_text(time_ns)}" != lines[3]:
         raise _no_checkpoint()
@@ -119,7 +120,7 @@ def _key_id(name: str, public: bytes) -> bytes:
 
 
 def _time_text(time_ns: int) -> str:
-    seconds, rest = divmod(time_ns, 1_000_000_000)
+    seconds, rest = divmod(time_ns, NS_PER_S)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
 
 

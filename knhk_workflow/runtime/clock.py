@@ -16,7 +16,8 @@ from typing import Protocol
 
 import uuid_utils
 
-NS_PER_S = 1_000_000_000
+from knhk_workflow.model.units import NS_PER_S
+
 SALT_BYTES = 16
 
 

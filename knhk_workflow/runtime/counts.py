@@ -17,6 +17,7 @@ from knhk_workflow.runtime.records import HEADS
 from knhk_workflow.runtime.views import CaseCounts
 from knhk_workflow.store import Journal, Keyspace, Store, Unit
 from knhk_workflow.store.keys import HEAD, kind_of, past_tenant, shard_range, tenant_in
+from knhk_workflow.store.portions import portions
 from knhk_workflow.store.store import Reads
 
 PAGE: Final = 256  # heads per read: about 1 ms of decoding
@@ -104,15 +105,11 @@ class Counts:
                     await self._read_tenant(reads, shard, tenant, doubtful)
 
     async def _read_tenant(self, reads: Reads, shard: int, tenant: str, doubtful: dict[bytes, Head]) -> None:
-        start, end = self._keys.cases(shard, tenant)
-        while rows := await reads.scan(start, end, limit=PAGE):
+        async for rows in portions(reads, self._keys.cases(shard, tenant), PAGE):
             for key, value in rows:
                 self._count(tenant, key, value, 1)
                 if key in doubtful:
                     doubtful[key] = value
-            if len(rows) < PAGE:
-                return
-            start = rows[-1][0] + b"\0"
 
     def _fold(self) -> None:
         changed, self._changed = self._changed, {}

@@ -14,7 +14,7 @@ import msgspec
 
 from knhk_workflow.core import commands as c
 from knhk_workflow.core.case import Case, Incident
-from knhk_workflow.errors import NotFound
+from knhk_workflow.errors import NotFound, StoreCorrupt, StoreFormat
 from knhk_workflow.model.net import Model
 from knhk_workflow.runtime.inputs import parse_incident_id
 from knhk_workflow.runtime.meta import CallMeta
@@ -38,9 +38,10 @@ class DeadLetters:
     async def page(
         self, meta: CallMeta, case_id: str, connector: str, page_size: int, page_token: str
     ) -> Page[DeadLetterView]:
-        """Those that are pending, by case. A page that is filtered may be short and still have a token."""
+        """Those that are pending, by case. A page that is filtered may be short and still have a token. Of a case that
+        is damaged there is the incident in its list only."""
         page = await self._query.incidents(meta.tenant, case_id, page_size, page_token)
-        found = [await self._find(view.incident_id, meta) for view in page.items if view.kind == KIND]
+        found = [await self._listed(view.incident_id, meta) for view in page.items if view.kind == KIND]
         wanted = (each for each in found if each is not None and connector in ("", each.connector))
         return Page(tuple(wanted), page.next_token)
 
@@ -59,6 +60,13 @@ class DeadLetters:
         if found is None:
             found = DeadLetterView(letter_id, "", case_id, "", 0, "", "", b"", 0, 0)
         return msgspec.structs.replace(found, status=STATUS[action])
+
+    async def _listed(self, letter_id: str, meta: CallMeta) -> DeadLetterView | None:
+        """`_find` for a list: the letter of a case that is damaged, or was purged meanwhile, is left out."""
+        try:
+            return await self._find(letter_id, meta)
+        except (NotFound, StoreCorrupt, StoreFormat):
+            return None
 
     async def _find(self, letter_id: str, meta: CallMeta) -> DeadLetterView | None:
         number, case_id = parse_incident_id(letter_id)

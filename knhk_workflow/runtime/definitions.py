@@ -35,6 +35,7 @@ from knhk_workflow.runtime.requests import Request, Requests
 from knhk_workflow.runtime.views import Page, Validation, WorkflowView
 from knhk_workflow.store import META_SHARD, Expectation, ExpectationFailed, Journal, Keyspace, Reads, Unit, Write
 from knhk_workflow.store.keys import parse_definition, parse_definition_latest
+from knhk_workflow.store.portions import portions
 
 MODELS_MAX: Final = 1_000  # compiled versions in memory, about 20 KB each
 VERIFY_BUDGET: Final = VerifyBudget()  # about two seconds of one core, in a thread
@@ -200,12 +201,9 @@ class Definitions:
 
     async def count(self, tenant: str) -> int:
         """How many versions are in use: each has one entry by its digest."""
-        start, end = self._keys.definition_digests(tenant)
-        count = 0
-        while rows := await self._reads.scan(start, end, limit=COUNT_PAGE):
-            count += len(rows)
-            start = rows[-1][0] + b"\0"
-        return count
+        return sum(
+            [len(rows) async for rows in portions(self._reads, self._keys.definition_digests(tenant), COUNT_PAGE)]
+        )
 
     async def delete(self, spec_id: str, version: int, request: Request | None, meta: CallMeta) -> tuple[int, ...]:
         """Take a version (0 = all) out of use; returns which these were. The caller has made sure that no case is open
@@ -260,26 +258,20 @@ class Definitions:
         try:
             entry = audited(self._keys, META_SHARD, meta, f"workflows/{spec_id}", now)
             writes.append(entry.write)
-            await self._journal.append(
-                Unit(META_SHARD, tenant, "", 0, 0, b"", writes, expect, named, audits=(entry.reference,))
-            )
+            await self._journal.append(Unit.aside(META_SHARD, tenant, writes, expect, named, audits=(entry.reference,)))
         except ExpectationFailed:
             return None
         return tuple(deleted)
 
     async def naming_connector(self, tenant: str, connector: str) -> str | None:
         """An active version that names a connector, as `id@version`."""
-        start, end = self._keys.definitions(tenant)
         needle = b'"connector":' + msgspec.json.encode(connector)  # documents are kept in their canonical form
-        while True:
-            rows = await self._reads.scan(start, end, limit=NAMING_PAGE)
+        async for rows in portions(self._reads, self._keys.definitions(tenant), NAMING_PAGE):
             for key, value in rows:
                 definition = DEFINITIONS.read(key, value)
                 if not definition.deleted_at and needle in definition.document:
                     return f"{parse_definition(key)[1]}@{definition.version}"
-            if len(rows) < NAMING_PAGE:
-                return None
-            start = rows[-1][0] + b"\0"
+        return None
 
     def _changed(self, shard: int, position: int, units: Sequence[Unit]) -> None:
         """A definition was committed, whoever still waits for it: what was read before counts no more."""
@@ -303,7 +295,11 @@ class Definitions:
     def cached(self, tenant: str, spec_id: str, version: int) -> Model | None:
         """The compiled version, if it is in memory: the way of the hot path."""
         number = version or self._latest.get((tenant, spec_id), 0)
-        return self._models.get((tenant, spec_id, number))
+        name = (tenant, spec_id, number)
+        found = self._models.get(name)
+        if found is not None:
+            self._models.move_to_end(name)
+        return found
 
     async def model(self, tenant: str, spec_id: str, version: int) -> Model:
         """The compiled version; 0 is the newest active one. Deleted versions still run the cases they have."""
@@ -313,12 +309,17 @@ class Definitions:
         if found is None:
             definition = await self._definition(tenant, spec_id, number)
             made = await asyncio.to_thread(recompiled, definition)
-            found = self._models.setdefault(name, made)  # somebody may have needed it in the meantime
-            if len(self._models) > MODELS_MAX:
-                self._models.popitem(last=False)
+            found = self._keep(name, made)
         else:
             self._models.move_to_end(name)
         return found
+
+    def _keep(self, name: tuple[str, str, int], made: Model) -> Model:
+        """Have a compiled version in memory; the one that is there when somebody needed it in the meantime."""
+        kept = self._models.setdefault(name, made)
+        while len(self._models) > MODELS_MAX:
+            self._models.popitem(last=False)  # the one that nobody has used for longest
+        return kept
 
     async def veil(self, tenant: str, spec_id: str, version: int) -> Veil:
         """What a version hides of its cases' data."""
@@ -374,13 +375,9 @@ class Definitions:
         written = number.to_bytes(_u64, "big")
         latest_key = self._keys.definition_latest(tenant, spec_id)
         entry = audited(self._keys, META_SHARD, meta, f"workflows/{spec_id}", definition.registered_at)
-        unit = Unit(
+        unit = Unit.aside(
             META_SHARD,
             tenant,
-            "",
-            0,
-            0,
-            b"",
             [(key, pack(definition)), (latest_key, written), (digest_key, written), entry.write],
             [(key, None), (digest_key, None)],
             audits=(entry.reference,),
@@ -389,7 +386,7 @@ class Definitions:
             await self._journal.append(unit)
         except ExpectationFailed:
             return None
-        self._models[tenant, spec_id, number] = dataclasses.replace(analysed.model, version=number)
+        self._keep((tenant, spec_id, number), dataclasses.replace(analysed.model, version=number))
         return _view(spec_id, definition)
 
     async def _definition(self, tenant: str, spec_id: str, version: int) -> Definition:

@@ -36,7 +36,8 @@ from knhk_workflow.errors import (
     WorkflowError,
     WrongState,
 )
-from knhk_workflow.runtime.clock import NS_PER_S, Clock
+from knhk_workflow.model.units import NS_PER_S
+from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.inputs import checked_id, json_object, parse_item_id
 from knhk_workflow.runtime.leases import (
     PERIOD_DEFAULT,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
 import msgspec
@@ -25,6 +25,7 @@ from knhk_workflow.errors import (
     Busy,
     InvalidInput,
     NotFound,
+    StoreError,
     StoreUnavailable,
     Unsupported,
     WorkflowError,
@@ -33,6 +34,7 @@ from knhk_workflow.errors import (
 from knhk_workflow.fortune5.config import Fortune5Config
 from knhk_workflow.fortune5.slo import Fortune5Integration
 from knhk_workflow.model.fields import duration as parse_duration
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.model.veil import Veil
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.patterns.catalogue import PATTERNS, find
@@ -44,7 +46,7 @@ from knhk_workflow.runtime.audit_trees import Trees
 from knhk_workflow.runtime.audited import audited
 from knhk_workflow.runtime.births import Births, RunRequest
 from knhk_workflow.runtime.checkpoint import Checkpoint
-from knhk_workflow.runtime.clock import NS_PER_S, Clock, Ids, SkippingClock, SystemClock, SystemIds, VirtualClock
+from knhk_workflow.runtime.clock import Clock, Ids, SkippingClock, SystemClock, SystemIds, VirtualClock
 from knhk_workflow.runtime.connectors import ConnectorConfig, Connectors, ConnectorSetup
 from knhk_workflow.runtime.counts import Counts
 from knhk_workflow.runtime.dead_letters import DeadLetters
@@ -104,13 +106,14 @@ from knhk_workflow.store import (
     Journal,
     JournalLimits,
     Keyspace,
-    OutcomeUnknown,
+    Reads,
     Snapshot,
     Store,
     Unit,
 )
 from knhk_workflow.store.backup import Piece, take
-from knhk_workflow.store.keys import META_SHARD, parse_effect
+from knhk_workflow.store.keys import parse_effect
+from knhk_workflow.store.portions import portions
 
 SWEEP_EVERY_S: Final = 60.0
 RECOVER_PAGE: Final = 1_000
@@ -119,6 +122,14 @@ COUNTING_S: Final = 1.0  # how long who asks for counts waits for the first coun
 ALL_CASES: Final = CaseFilter()
 ALL_WORK: Final = WorkItemFilter()
 NO_CONTEXT: Final = PatternExecutionContext()
+RESOLUTIONS: Final[Mapping[str, c.Resolution]] = {
+    "retry": "retry",
+    "skip": "skip",
+    "complete": "complete",
+    "fail_case": "fail_case",
+}
+
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class EngineLimits(msgspec.Struct, frozen=True):
@@ -140,7 +151,7 @@ class AuditCounts(msgspec.Struct, frozen=True):
     recorded: int = 0
     """Operations that changed nothing."""
     overflowed: int = 0
-    """Of these: refusals that were only counted, because too much was waiting."""
+    """Of these: refusals that were only counted, because too much was waiting, and what could not be written."""
     waiting: int = 0
     """Entries that are not written yet."""
     sizes: Mapping[int, int] = {}
@@ -197,18 +208,22 @@ class WorkflowEngine:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def open(self) -> WorkflowEngine:
-        """Open the store, verify its end, claim it, and take up what was left unfinished. Twice is fine."""
+        """Open the store, verify its end, claim it, and take up what was left unfinished. Twice is fine.
+
+        Calls wait until all of that is known, or raise what opening raised; then the next one tries again.
+        """
         async with self._opening:
             if self._store is None:
                 if self._closed:
                     raise StoreUnavailable("the engine is closed")
-                store = await self._state_store.open()
-                journal: Journal | None = None
-                try:
-                    keyspace = Keyspace(store.shards)
+                async with AsyncExitStack() as undo:
+                    store = await self._state_store.open()
+                    undo.push_async_callback(self._state_store.close)
+                    keyspace = self._keyspace = Keyspace(store.shards)
                     if isinstance(self._clock, SkippingClock):
                         await go_on_from(self._clock, store, keyspace)
                     journal = await Journal.open(store, self._clock.now, limits=self._limits.journal)
+                    undo.push_async_callback(journal.close)
                     self._journal = journal
                     self._journal.on_commit(self._committed)
                     self._requests = Requests(store, keyspace)
@@ -219,6 +234,7 @@ class WorkflowEngine:
                     self._connectors = Connectors(
                         self._connector_setup or ConnectorSetup(), store, journal, keyspace, self._clock
                     )
+                    undo.push_async_callback(self._connectors.close)
                     await self._connectors.load()
                     self._outbox = Outbox(
                         store,
@@ -271,7 +287,7 @@ class WorkflowEngine:
                         self._requests,
                         self._clock,
                         lambda asked, meta: self._births.create(asked, True, meta),
-                        lambda case_id, reason, meta: self.cancel_case(case_id, reason, meta=meta),
+                        lambda case_id, reason, meta: self._steps.on_case(case_id, c.CancelCase(reason), meta),
                         self._spawn,
                     )
                     self._retention = Retention(
@@ -286,23 +302,16 @@ class WorkflowEngine:
                     self._counts = Counts(store, journal, keyspace)
                     self._trail = Trail(store, keyspace)
                     self._trees = Trees(store, journal, keyspace, self._clock)
-                    self._trees.key = self._key
                     self._stream = AuditStream(journal, keyspace, self._clock)
-                    self._keyspace = keyspace
-                    self._store = store
+                    undo.push_async_callback(self._end_work)
                     await self._retention.recover()
-                    await self._recover()
+                    await self._recover(store)
                     await self._messages.recover()
                     await self._outbox.recover()
                     await self._schedules.recover()
-                except BaseException:
-                    self._store = None
-                    for task in self._tasks:
-                        task.cancel()
-                    if journal is not None:
-                        await journal.close()
-                    await self._state_store.close()
-                    raise
+                    self._trees.key = self._key  # as it is now: see `sign_with`
+                    self._store = store
+                    undo.pop_all()
                 services = (
                     self._sweep(),
                     self._timers.run(),
@@ -319,21 +328,26 @@ class WorkflowEngine:
     async def close(self) -> None:
         """Finish what was accepted and release the store. Twice is fine."""
         self._closed = True
+        async with self._opening:
+            pass  # whoever opens it now has done so, or failed
         if self._store is not None:
-            self._messages.close()
-            self._outbox.close()
-            self._dispatch.close()
-            await self._stream.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        if self._store is not None:
+            await self._end_work()
             self._watching.close()
             await self._connectors.close()
             await self._journal.close()
             self._store = None
         await self._state_store.close()
+
+    async def _end_work(self) -> None:
+        """End the services and the tasks; what they have not finished is taken up after the next opening."""
+        self._messages.close()
+        self._outbox.close()
+        self._dispatch.close()
+        await self._stream.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def __aenter__(self) -> WorkflowEngine:
         return await self.open()
@@ -348,7 +362,7 @@ class WorkflowEngine:
     def status(self) -> EngineStatus:
         """The engine at a glance."""
         if self._store is None:
-            return EngineStatus("", 0, 0, False, False, "not open", 0, 0, self._started_at, self._commits)
+            return EngineStatus("", 0, 0, False, False, "not open", 0, self._started_at, self._commits)
         outage = self._journal.outage()
         return EngineStatus(
             store=self._store.kind,
@@ -358,7 +372,6 @@ class WorkflowEngine:
             healthy=outage is None,
             detail=outage.message if outage is not None else "",
             cached_cases=len(self._cases),
-            queued=0,
             started_at=self._started_at,
             commits=self._commits,
         )
@@ -367,12 +380,11 @@ class WorkflowEngine:
         """How much there is of the caller's tenant."""
         if self._store is None:
             await self.open()
-        return CountsView(
-            await self._definitions.count(meta.tenant),
-            await self._counts.of(meta.tenant, COUNTING_S),
-            await self._query.count_incidents(meta.tenant, dead_letters.KIND),
-            await self._timers.count(),
-        )
+        cases = await self._counts.of(meta.tenant, COUNTING_S)
+        letters = 0
+        if cases is None or cases.open_incidents:  # else there is nothing to read
+            letters = await self._query.count_incidents(meta.tenant, dead_letters.KIND)
+        return CountsView(await self._definitions.count(meta.tenant), cases, letters, await self._timers.count())
 
     async def fire_due_timers(self) -> None:
         """Return when no timer is due that could be fired. They fire by themselves; this is for who has moved a virtual
@@ -616,10 +628,11 @@ class WorkflowEngine:
     ) -> CaseView:
         """Close an incident: `retry`, `skip`, `complete` (with data) or `fail_case`."""
         number, case_id = parse_incident_id(incident_id)
-        if action not in ("retry", "skip", "complete", "fail_case"):
+        resolution = RESOLUTIONS.get(action)
+        if resolution is None:
             raise InvalidInput.field("action", f"{action!r} is not an action", "use retry, skip, complete or fail_case")
         body = json_object(data, "data") if data is not None else b""
-        command = c.ResolveIncident(number, action, body, reason)  # type: ignore[arg-type]  # checked above
+        command = c.ResolveIncident(number, resolution, body, reason)
         return await self._on_case(case_id, command, meta, rest=True)
 
     async def get_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> CaseView:
@@ -738,22 +751,24 @@ class WorkflowEngine:
         return Page(tuple([await self._masked(view, meta.tenant) for view in page.items]), page.next_token)
 
     async def _veil_of(self, spec: ScheduleSpec, tenant: str) -> Veil | None:
-        """What the workflow of a schedule hides; None when there is no such workflow (any more)."""
+        """What the workflow of a schedule hides; None when nobody can tell: there is no such workflow (any more), or it
+        cannot be read now. No error, for what was asked is done by then."""
         try:
             version = spec.version or await self._definitions.latest(tenant, spec.spec_id)
             return await self._definitions.veil(tenant, spec.spec_id, version)
-        except NotFound:
+        except (NotFound, StoreError):
             return None
 
     async def _marked(self, view: ScheduleView, tenant: str) -> ScheduleView:
-        """A schedule with the names of the sensitive fields in its data."""
+        """A schedule with the names of the sensitive fields in its data: of all when nobody can tell which they are."""
         veil = await self._veil_of(view.spec, tenant)
-        return msgspec.structs.replace(view, sensitive=veil.listed) if veil else view
+        names = veil.listed if veil is not None else tuple(sorted(_decode_members(view.spec.data)))
+        return msgspec.structs.replace(view, sensitive=names)
 
     async def _masked(self, view: ScheduleView, tenant: str) -> ScheduleView:
         """A schedule without what is sensitive in its data."""
         veil = await self._veil_of(view.spec, tenant)
-        data = view.spec.data if veil is not None and not veil else veil.json(view.spec.data) if veil else b"{}"
+        data = veil.json(view.spec.data) if veil is not None else b"{}"
         return msgspec.structs.replace(view, spec=msgspec.structs.replace(view.spec, data=data))
 
     async def delete_schedule(self, schedule_id: str, *, meta: CallMeta = LOCAL) -> None:
@@ -850,7 +865,7 @@ class WorkflowEngine:
         if self._store is None:
             await self.open()
         entry = audited(self._keyspace, 0, meta, resource, self._clock.now())
-        await self._journal.append(Unit(0, meta.tenant, "", 0, 0, b"", (entry.write,), audits=(entry.reference,)))
+        await self._journal.append(Unit.aside(0, meta.tenant, (entry.write,), audits=(entry.reference,)))
 
     async def list_audit(
         self, filter: AuditFilter = EVERYTHING, *, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
@@ -1212,34 +1227,25 @@ class WorkflowEngine:
         self._schedules.notice(units)
         self._watching.committed()
 
-    async def _recover(self) -> None:
+    async def _recover(self, reads: Reads) -> None:
         """Take up what was pending when the engine last ended."""
-        assert self._store is not None
         for shard in range(self._keyspace.shards):
-            start, end = self._keyspace.effects(shard)
-            while True:
-                rows = await self._store.scan(start, end, limit=RECOVER_PAGE)
+            async for rows in portions(reads, self._keyspace.effects(shard), RECOVER_PAGE):
                 for key, _ in rows:
                     tenant, case_id, effect = parse_effect(key)
                     if effect == CONTINUE:
                         self._continue(self._cases.entry(tenant, case_id))
-                if len(rows) < RECOVER_PAGE:
-                    break
-                start = rows[-1][0] + b"\0"
 
     async def _sweep(self) -> None:
         """Delete expired idempotency records and messages, now and then."""
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
-            with suppress(StoreUnavailable, OutcomeUnknown, Busy):  # the next round does it
+            with suppress(StoreError, Busy):  # the next round does it
                 await self._messages.sweep()
-            for shard in (*range(self._keyspace.shards), META_SHARD):
-                try:
-                    swept = 1
-                    while swept:
-                        swept = await self._journal.sweep_requests(shard)
-                except (StoreUnavailable, Busy):
-                    continue  # the next round does it
+            for shard in self._keyspace.all_shards():
+                with suppress(StoreError, Busy):
+                    while await self._journal.sweep_requests(shard):
+                        pass
 
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

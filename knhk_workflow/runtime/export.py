@@ -41,9 +41,10 @@ from knhk_workflow.runtime.records import COMMITS, DEFINITIONS, HEADS
 from knhk_workflow.runtime.signature import CASE_EXPORT, CASE_RECORD, PUBLIC_BYTES, SigningKey, fingerprint, signed_by
 from knhk_workflow.runtime.spelled import from_base64, from_hex
 from knhk_workflow.store import CODEC_LOG, Keyspace, LogEntry, LogRecord, Reads, digest, seal, unseal, unseal_log
-from knhk_workflow.store.chain import Link, walk
+from knhk_workflow.store.chain import Link, last_before, walk
 from knhk_workflow.store.codec import UNREADABLE
 from knhk_workflow.store.keys import parse_case_record
+from knhk_workflow.store.portions import portions
 
 FORMAT: Final = "knhk-case-export"
 VERSION: Final = 1
@@ -165,8 +166,7 @@ async def export(
     entries, batches = await _chained(reads, keys, tenant, case_id, head.created_at, head.sequence)
     records: list[ExportedRecord] = []
     state: Case | None = None
-    start, end = case_keys.records()
-    while rows := await reads.scan(start, end, limit=PAGE):
+    async for rows in portions(reads, case_keys.records(), PAGE):
         for key, value in rows:
             first = parse_case_record(key)[2]
             record = COMMITS.read(key, value)
@@ -180,7 +180,6 @@ async def export(
             )
             payload = "" if veil else b64encode(unseal(key, value)).decode()
             records.append(ExportedRecord(first, position, entry.digest.hex(), payload, events))
-        start = rows[-1][0] + b"\0"
     if state is None or state.sequence != head.sequence:
         raise StoreCorrupt(f"the history of case {case_id!r} is incomplete", case_id=case_id)
     definition_key = keys.definition(tenant, state.spec_id, state.version)
@@ -269,7 +268,7 @@ async def _chained(
 ) -> tuple[dict[int, tuple[int, LogEntry]], list[ExportedBatch]]:
     """The log's entries of a case by first sequence with their positions, and the batch records that have them."""
     shard = keys.shard_of(tenant, case_id)
-    first = await _position_at(reads, keys, shard, created_at)
+    first = await last_before(reads, keys, shard, created_at)
     for begin in dict.fromkeys((first, 0)):  # a clock that was set back makes the search miss: then all of the log
         entries: dict[int, tuple[int, LogEntry]] = {}
         batches: list[ExportedBatch] = []
@@ -282,10 +281,8 @@ async def _chained(
                 continue
             entries |= {entry.first_sequence: (each.position, entry) for entry in mine}
             key = keys.log(shard, each.position)
-            held = await reads.get(key)
-            assert held is not None
             alone = all(entry.tenant == tenant for entry in each.record.entries)
-            body = b64encode(unseal(key, held)).decode() if alone else ""
+            body = b64encode(unseal(key, each.value)).decode() if alone else ""
             batches.append(ExportedBatch(each.position, each.hashed.hex(), body))
             end = mine[-1].first_sequence + mine[-1].count - 1
             if end >= sequence:
@@ -293,21 +290,6 @@ async def _chained(
         if 1 in entries and end >= sequence:
             break
     return entries, batches
-
-
-async def _position_at(reads: Reads, keys: Keyspace, shard: int, time_ns: int) -> int:
-    """The last log position that is older than a time: 0 when there is none."""
-    last = await reads.scan(*keys.log_range(shard), limit=1, reverse=True)
-    low, high = 0, int.from_bytes(last[0][0][-8:], "big") if last else 0
-    while low < high:
-        middle = (low + high + 1) // 2
-        key = keys.log(shard, middle)
-        held = await reads.get(key)
-        if held is None or unseal_log(key, held)[0].time_ns < time_ns:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def prove(document: bytes, key: bytes | None = None) -> Proof:

@@ -13,8 +13,8 @@ import msgspec
 
 from knhk_workflow.core import events as e
 from knhk_workflow.core.explain_times import time_text
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.model.veil import Veil
-from knhk_workflow.runtime.clock import NS_PER_S
 from knhk_workflow.runtime.records import CommitRecord
 from knhk_workflow.runtime.views import HistoryEvent
 

@@ -50,7 +50,7 @@ from knhk_workflow.runtime.records import (
 )
 from knhk_workflow.runtime.retention import note_digest
 from knhk_workflow.store import GENESIS, META_SHARD, CaseKeys, Keyspace, LogEntry, Reads, digest, unseal
-from knhk_workflow.store.chain import Link, walk
+from knhk_workflow.store.chain import Link, newest, walk
 from knhk_workflow.store.codec import UNREADABLE, audit_place, audit_reference
 from knhk_workflow.store.keys import (
     AUDIT,
@@ -84,6 +84,7 @@ from knhk_workflow.store.keys import (
     shard_range,
 )
 from knhk_workflow.store.merkle import Edge, TileName, leaf_hash
+from knhk_workflow.store.portions import portions
 from knhk_workflow.store.store import Range
 
 PORTION: Final = 256  # keys per read: a thread is asked and answers in 0.1 ms, so a single one would cost too much
@@ -225,10 +226,9 @@ class _Examiner:
 
     async def _newest(self, shard: int) -> int:
         try:
-            last = await self._reads.scan(*self._keys.log_range(shard), limit=1, reverse=True)
+            return await newest(self._reads, self._keys, shard)
         except StoreCorrupt:
             return 0  # an estimate: walking the log tells of the damage
-        return int.from_bytes(last[0][0][-8:], "big") if last else 0
 
     # -- the log ------------------------------------------------------------------------------------------------------
 
@@ -475,7 +475,7 @@ class _Examiner:
         tenant, case_id, state = walked.tenant, walked.case_id, walked.state
         told = self._told.pop((tenant, case_id), None)
         timers = self._timers.pop((tenant, case_id), set())
-        if told is None or not walked.sound or told != walked.sum:
+        if told is None or not walked.sound or not told.equals(walked.sum):
             self._suspects.add((tenant, case_id))
         keys = self._keys.case(tenant, case_id)
 
@@ -534,14 +534,9 @@ class _Examiner:
 
     async def _until(self, walked: _CaseWalk, sequence: int) -> AsyncIterator[CommitRecord]:
         keys = self._keys.case(walked.tenant, walked.case_id)
-        start, end = keys.records(1, sequence + 1)
-        while True:
-            rows = await self._reads.scan(start, end, limit=TURN)
+        async for rows in portions(self._reads, keys.records(1, sequence + 1), TURN):
             for key, value in rows:
                 yield COMMITS.read(key, value)
-            if len(rows) < TURN:
-                return
-            start = rows[-1][0] + b"\0"
 
     async def _definition(self, tenant: str, spec_id: str, version: int) -> bytes | None:
         """The digest of a workflow's document, None when it is missing."""
@@ -595,10 +590,8 @@ class _Sum:
         whole = b"%d %d " % (first, count) + hashed
         self.value += int.from_bytes(blake2b(whole, digest_size=16).digest(), "big")
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Sum) and (self.count, self.value) == (other.count, other.value)
-
-    __hash__ = None  # type: ignore[assignment]  # it changes
+    def equals(self, other: _Sum) -> bool:
+        return (self.count, self.value) == (other.count, other.value)
 
 
 class _RowsBeside:

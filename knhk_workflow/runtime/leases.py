@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from knhk_workflow.core.commands import ItemRef
-from knhk_workflow.runtime.clock import NS_PER_S, Alarm, Clock
+from knhk_workflow.model.units import NS_PER_S
+from knhk_workflow.runtime.clock import Alarm, Clock
 
 PERIOD_DEFAULT: Final = 30 * NS_PER_S  # several heart-beats of a worker, and no long wait after its death
 PERIOD_MAX: Final = 3_600 * NS_PER_S
@@ -61,7 +62,7 @@ class Lease:
     @property
     def item_id(self) -> str:
         """The item for callers; with its attempt in it, this is the token of the lease."""
-        return f"{self.place.activation}.{self.place.instance}.{self.attempt}@{self.place.case_id}"
+        return self.ref.name(self.place.case_id)
 
 
 class Leases:

@@ -261,7 +261,7 @@ class LiveCases:
         count = len(events)
         first = case.sequence - count + 1
         payload = _encode(
-            CommitRecord(case.updated_at, meta.principal, meta.method, meta.request_id, meta.trace_id, events)  # type: ignore[arg-type]  # Event is the base of exactly EventType
+            CommitRecord(case.updated_at, meta.principal, meta.method, meta.request_id, meta.trace_id, events)
         )
         head = seal(_encode(head_of(case, live.created_by)))
         writes: list[Write] = [(keys.record(first), seal(payload)), (keys.head, head)]

@@ -23,8 +23,9 @@ import msgspec
 
 from knhk_workflow.core.commands import ENDED, Signal
 from knhk_workflow.errors import Busy, LimitExceeded, RequestMismatch, StoreError, StoreUnavailable, WorkflowError
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.runtime.audited import audited
-from knhk_workflow.runtime.clock import NS_PER_S, Clock
+from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.definitions import Definitions
 from knhk_workflow.runtime.meta import CallMeta
 from knhk_workflow.runtime.records import HEADS, MESSAGES, REQUESTS, CaseHead, MessageRecord, RequestRecord, pack

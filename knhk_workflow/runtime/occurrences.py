@@ -25,7 +25,7 @@ import msgspec
 
 from knhk_workflow.errors import InvalidInput
 from knhk_workflow.model.recurrence import Recurrence, RecurrenceInvalid, recurrence
-from knhk_workflow.runtime.clock import NS_PER_S
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.runtime.records import ScheduledStart, ScheduleRecord, ScheduleRun, ScheduleSpec
 
 OVERLAPS: Final = ("skip", "buffer_one", "buffer_all", "allow", "cancel_other", "terminate_other")

@@ -27,6 +27,7 @@ from knhk_workflow.runtime.records import COMMIT_HEADERS, COMMITS
 from knhk_workflow.runtime.signature import RECEIPT, fingerprint, signed_by
 from knhk_workflow.runtime.spelled import from_base64, from_hex
 from knhk_workflow.store import CODEC_LOG, Keyspace, LogEntry, LogRecord, Reads, digest, seal, unseal, unseal_log
+from knhk_workflow.store.chain import last_before, newest
 from knhk_workflow.store.codec import UNREADABLE
 from knhk_workflow.store.keys import parse_case_record, parse_log
 from knhk_workflow.store.merkle import leaf_hash, root_of_inclusion
@@ -224,19 +225,11 @@ async def _batch_of(
     reads: Reads, keys: Keyspace, shard: int, wanted: LogEntry, time_ns: int
 ) -> tuple[int, LogRecord, bytes]:
     """The batch record that names a commit record which was made at a time: (position, record, stored bytes)."""
-    last = await reads.scan(*keys.log_range(shard), limit=1, reverse=True)
-    newest = parse_log(last[0][0])[1] if last else 0
-    low, high = 1, newest
-    while low < high:
-        middle = (low + high) // 2
-        held = await reads.get(keys.log(shard, middle))
-        if held is None or unseal_log(keys.log(shard, middle), held)[0].time_ns < time_ns:
-            low = middle + 1
-        else:
-            high = middle
-    for begin in dict.fromkeys((low, 1)):  # a clock that was set back makes the search miss: then all of the log
+    end = await newest(reads, keys, shard)
+    first = await last_before(reads, keys, shard, time_ns) + 1
+    for begin in dict.fromkeys((first, 1)):  # a clock that was set back makes the search miss: then all of the log
         at = begin
-        while at <= newest and (begin == 1 or at < begin + SEARCHED_MAX):
+        while at <= end and (begin == 1 or at < begin + SEARCHED_MAX):
             rows = await reads.scan(keys.log(shard, at), keys.log(shard, at + PORTION), limit=PORTION)
             for key, value in rows:
                 record, _ = unseal_log(key, value)

@@ -13,6 +13,7 @@ import msgspec
 
 from knhk_workflow.core.events import EventType
 from knhk_workflow.errors import StoreCorrupt
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.store.codec import UNREADABLE, seal, unseal
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -196,7 +197,7 @@ class ScheduleSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What happens when a case that it started is still open: one of OVERLAPS."""
     catch_up: str = "latest"
     """Which of the occurrences that were missed are made up for: one of CATCH_UPS."""
-    catch_up_window: int = 24 * 3_600 * 1_000_000_000
+    catch_up_window: int = 24 * 3_600 * NS_PER_S
     """Nanoseconds after which a missed occurrence is not made up for any more."""
     not_before: int = 0
     """No occurrence lies before it; nanoseconds since the epoch, 0 = no bound."""

@@ -39,6 +39,7 @@ from knhk_workflow.store.backup import (
     check_sequence,
     parts,
 )
+from knhk_workflow.store.chain import newest
 from knhk_workflow.store.codec import audit_place, unseal_keys
 from knhk_workflow.store.keys import (
     BUSINESS,
@@ -67,9 +68,12 @@ from knhk_workflow.store.keys import (
     parse_timer,
     shard_in,
 )
+from knhk_workflow.store.portions import portions
 from knhk_workflow.store.syncing import sync_names
 
 BATCH_BYTES: Final = 1024 * 1024
+READ_RECORDS: Final = 64  # of one case; each may hold 2 MB
+READ_SCHEDULES: Final = 1_000
 
 
 class Restored(msgspec.Struct, frozen=True):
@@ -199,8 +203,7 @@ class _Restoration:
             await store.close()
         store = await open_store(self._path, create=False)  # once more from the disk, as whoever uses it will
         try:
-            last = await store.scan(*self._keys.log_range(0), limit=1, reverse=True)
-            position = parse_log(last[0][0])[1] if last else 0
+            position = await newest(store, self._keys, 0)
             examination = await examine(store, store.shards, None)
         finally:
             await store.close()
@@ -386,13 +389,11 @@ class _Restoration:
             keys = self._keys.case(tenant, case_id)
             state: Case | None = None
             created_by = ""
-            start, end = keys.records()
-            while rows := await store.scan(start, end, limit=64):
+            async for rows in portions(store, keys.records(), READ_RECORDS):
                 for key, value in rows:
                     record = COMMITS.read(key, value)
                     created_by = created_by or record.principal
                     state = replay(state, record.time, record.events)
-                start = rows[-1][0] + b"\0"
             if state is None:
                 continue  # it began later
             name = (tenant, state.spec_id, state.version)
@@ -424,12 +425,10 @@ class _Restoration:
         """Schedules that were made later go. The others stay as they were last: what they started later comes no more,
         for the calendar has gone on since."""
         for shard in range(self._shards):
-            start, end = self._keys.schedules(shard)
-            while rows := await store.scan(start, end, limit=1_000):
+            async for rows in portions(store, self._keys.schedules(shard), READ_SCHEDULES):
                 made = [(key, SCHEDULES.read(key, value).created_at) for key, value in rows]
                 later: list[Write] = [(key, None) for key, at in made if at > self._cuts[shard].time_ns]
                 await store.commit(later, (), True)
-                start = rows[-1][0] + b"\0"
 
     async def _workflows(self, store: Store) -> None:
         """Versions that were registered or deleted later."""

@@ -12,12 +12,14 @@ request id, trace id), with a digest in the log too.
 The first commit takes all of it away when the case has at most RECORDS_MAX records. A larger one is gone with the first
 commit as well; its remaining records follow in portions, and a mark makes the next start go on where a crash ended it.
 
-The policy looks at all heads now and then, in portions, and purges in small batches with pauses: calls go first.
+The policy looks at all heads now and then, in portions, and purges in small batches with pauses: calls go first. A case
+that is damaged stays as it is, for whoever mends it, and keeps no other one.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
@@ -36,8 +38,9 @@ from knhk_workflow.errors import (
     WorkflowError,
     WrongState,
 )
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.runtime.audited import authors_record, recorded
-from knhk_workflow.runtime.clock import NS_PER_S, Clock
+from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.live import LiveCases
 from knhk_workflow.runtime.meta import CallMeta
 from knhk_workflow.runtime.query import listed
@@ -76,7 +79,7 @@ from knhk_workflow.store.keys import (
     shard_range,
     tenant_in,
 )
-from knhk_workflow.store.store import Range
+from knhk_workflow.store.portions import portions
 
 RECORDS_MAX: Final = 32  # in one commit; each is read for its request id and may hold 2 MB
 ROWS_MAX: Final = 500  # open work or incidents that an ended case may have left, per read
@@ -181,15 +184,17 @@ class Retention:
         self._left: dict[tuple[str, str], None] = {}
         """Purged cases that still have records."""
         self._unfinished = asyncio.Event()
-        """Set when there is one more of them."""
+        """Set when there is one more of them, or one to be tried again."""
+        self._under_way: Counter[tuple[str, str]] = Counter()
+        """Cases that somebody is purging now, who goes on to the last record."""
 
     async def recover(self) -> None:
         """Know what was purged, and what an earlier life left half done."""
         for shard in range(self._keys.shards):
             if await self._reads.scan(*self._keys.purged(shard), limit=1):
                 self._cases.purges = True
-            async for key, _ in self._pages(self._keys.purging(shard)):
-                self._left[parse_purged(key)] = None
+            async for rows in portions(self._reads, self._keys.purging(shard), HEADS_PAGE):
+                self._left.update((parse_purged(key), None) for key, _ in rows)
                 self._unfinished.set()
 
     async def run(self) -> None:
@@ -200,12 +205,14 @@ class Retention:
         while True:
             await self._unfinished.wait()
             self._unfinished.clear()
-            try:
-                for tenant, case_id in tuple(self._left):
-                    await self._rest(self._keys.case(tenant, case_id))
-            except WorkflowError:  # the store cannot write now, or calls need all of it, or a record is damaged
-                self._unfinished.set()
-            await asyncio.sleep(RETRY_S)  # who began a purge goes on with it: this is for those who went away
+            for name in tuple(self._left):
+                if self._under_way[name]:
+                    continue  # this is for those whose purger went away
+                try:
+                    await self._rest(self._keys.case(*name))
+                except WorkflowError:  # the store cannot write now, or calls need all of it, or a record is damaged
+                    self._unfinished.set()
+            await asyncio.sleep(RETRY_S)
 
     async def _apply(self) -> None:
         while self._policy.purges:
@@ -224,16 +231,16 @@ class Retention:
             async for tenant in self._tenants(shard):
                 meta = CallMeta(tenant=tenant, principal=SYSTEM, method="retention")
                 due: list[str] = []
-                looked = 0
-                async for key, value in self._pages(self._keys.cases(shard, tenant)):
-                    looked += 1
-                    if self._policy.due(HEADS.read(key, value), self._clock.now()):
-                        due.append(parse_case_head(key)[1])
-                    if len(due) == TOGETHER:
-                        count += await self._batch(due, meta)
-                        due.clear()
-                        await asyncio.sleep(PAUSE_S)
-                    elif looked % HEADS_PAGE == 0:
+                async for rows in portions(self._reads, self._keys.cases(shard, tenant), HEADS_PAGE):
+                    for key, value in rows:
+                        head = _readable(key, value)
+                        if head is not None and self._policy.due(head, self._clock.now()):
+                            due.append(parse_case_head(key)[1])
+                        if len(due) == TOGETHER:
+                            count += await self._batch(due, meta)
+                            due.clear()
+                            await asyncio.sleep(PAUSE_S)
+                    if len(rows) == HEADS_PAGE:
                         await asyncio.sleep(PAUSE_S)
                 count += await self._batch(due, meta)
         return count
@@ -250,7 +257,7 @@ class Retention:
                 return _decode(record.receipt)
             view = await self.purge(asked, meta)
             receipt = (key, pack(RequestRecord(fingerprint, "", 0, _encode(view))))
-            unit = Unit(META_SHARD, meta.tenant, "", 0, 0, b"", (receipt,), ((key, None),), key)
+            unit = Unit.aside(META_SHARD, meta.tenant, (receipt,), ((key, None),), key)
             try:
                 await self._journal.append(unit)
             except ExpectationFailed:
@@ -296,9 +303,10 @@ class Retention:
     async def _matching(self, asked: PurgeRequest, tenant: str) -> AsyncIterator[str]:
         wanted = asked.filter or CaseFilter()
 
-        def fits(case_id: str, head: CaseHead) -> bool:
+        def fits(case_id: str, head: CaseHead | None) -> bool:
             return (
-                head.state in ENDED
+                head is not None
+                and head.state in ENDED
                 and wanted.state in ("", head.state)
                 and wanted.spec_id in ("", head.spec_id)
                 and (asked.keep is None or asked.keep(listed(tenant, case_id, head)))
@@ -306,16 +314,20 @@ class Retention:
 
         for shard in range(self._keys.shards):
             if wanted.business_key:
-                async for key, _ in self._pages(self._keys.business_keys(shard, tenant, wanted.business_key)):
-                    case_id = parse_business_key(key)[2]
-                    found = await self._head(self._keys.case(tenant, case_id))
-                    if found is not None and fits(case_id, found[1]):
-                        yield case_id
+                indexed = self._keys.business_keys(shard, tenant, wanted.business_key)
+                async for rows in portions(self._reads, indexed, HEADS_PAGE):
+                    for key, _ in rows:
+                        case_id = parse_business_key(key)[2]
+                        head_key = self._keys.case_head(tenant, case_id)
+                        stored = await self._reads.get(head_key)
+                        if stored is not None and fits(case_id, _readable(head_key, stored)):
+                            yield case_id
                 continue
-            async for key, value in self._pages(self._keys.cases(shard, tenant)):
-                case_id = parse_case_head(key)[1]
-                if fits(case_id, HEADS.read(key, value)):
-                    yield case_id
+            async for rows in portions(self._reads, self._keys.cases(shard, tenant), HEADS_PAGE):
+                for key, value in rows:
+                    case_id = parse_case_head(key)[1]
+                    if fits(case_id, _readable(key, value)):
+                        yield case_id
 
     async def _tenants(self, shard: int) -> AsyncIterator[str]:
         start, end = shard_range(shard)
@@ -324,15 +336,6 @@ class Retention:
             start = past_tenant(key)
             if tenant := tenant_in(key):
                 yield tenant
-
-    async def _pages(self, range_: Range) -> AsyncIterator[tuple[bytes, bytes]]:
-        start, end = range_
-        while rows := await self._reads.scan(start, end, limit=HEADS_PAGE):
-            for row in rows:
-                yield row
-            if len(rows) < HEADS_PAGE:
-                return
-            start = rows[-1][0] + b"\0"
 
     async def _head(self, keys: CaseKeys) -> tuple[bytes, CaseHead] | None:
         stored = await self._reads.get(keys.head)
@@ -356,8 +359,17 @@ class Retention:
     async def _one(self, case_id: str, meta: CallMeta) -> None:
         """Purge one case."""
         keys = self._keys.case(meta.tenant, case_id)
-        if not await self._take_away(keys, meta):
-            await self._rest(keys)
+        name = (meta.tenant, case_id)
+        self._under_way[name] += 1
+        try:
+            if not await self._take_away(keys, meta):
+                await self._rest(keys)
+        finally:
+            self._under_way[name] -= 1
+            if not self._under_way[name]:
+                del self._under_way[name]
+                if name in self._left:
+                    self._unfinished.set()
 
     async def _take_away(self, keys: CaseKeys, meta: CallMeta) -> bool:
         """The first commit of a purge; whether it was the last as well. Whoever wants the case meanwhile waits, as for
@@ -434,7 +446,7 @@ class Retention:
                 writes.append((keys.purging(), None))
             try:
                 await self._journal.append(
-                    Unit(keys.shard, keys.tenant, keys.case_id, 0, 0, b"", writes, expect, audits=audits)
+                    Unit.aside(keys.shard, keys.tenant, writes, expect, audits=audits, case_id=keys.case_id)
                 )
             except ExpectationFailed:
                 continue  # a request was forgotten in this very moment
@@ -476,6 +488,14 @@ class Retention:
             writes += [kept.write, (keys.purged_audit(authors[0].first_sequence), kept.reference)]
             audits = (kept.reference,)
         return writes, expect, len(rows) <= RECORDS_MAX, audits
+
+
+def _readable(key: bytes, value: bytes) -> CaseHead | None:
+    """A head; None when it is damaged: whoever touches the case, or examines the store, is told."""
+    try:
+        return HEADS.read(key, value)
+    except (StoreCorrupt, StoreFormat):
+        return None
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -330,7 +330,7 @@ class Run:
         self._ahead += max(0, end - self._now())
 
     def _seen(self, step: Step, method: str) -> Iterator[HistoryEvent]:
-        record = CommitRecord(step.now, self._principal, method, "", "", tuple(step.events))  # type: ignore[arg-type]  # Event is the base of exactly EventType
+        record = CommitRecord(step.now, self._principal, method, "", "", tuple(step.events))
         first = step.case.sequence - len(step.events) + 1
         for event in render(self._case_id, first, record, step.model.veil):
             self._trace.append(event)

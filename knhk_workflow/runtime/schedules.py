@@ -33,9 +33,10 @@ from knhk_workflow.errors import (
     StoreUnavailable,
     WorkflowError,
 )
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.runtime.audited import audited
 from knhk_workflow.runtime.births import RunRequest
-from knhk_workflow.runtime.clock import NS_PER_S, Clock
+from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.definitions import Definitions
 from knhk_workflow.runtime.inputs import checked_id, checked_schema, json_object
 from knhk_workflow.runtime.meta import CallMeta

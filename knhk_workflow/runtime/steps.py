@@ -302,8 +302,7 @@ def _held_by(roles: tuple[str, ...], case: Case, model: Model, ref: c.ItemRef) -
         return
     needed = model.nets[case.nets[activation.net].name].tasks[activation.task].task.required_roles
     if needed and not set(needed).intersection(roles):
-        name = f"{ref.activation}.{ref.instance}.{ref.attempt}@{case.case_id}"
-        raise RoleRequired("work item", name, needed)
+        raise RoleRequired("work item", ref.name(case.case_id), needed)
 
 
 def _elsewhere(case_id: str) -> Fenced:

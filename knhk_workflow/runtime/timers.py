@@ -20,6 +20,7 @@ from knhk_workflow.errors import Busy, Fenced, StoreError, StoreUnavailable, Wor
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.store import CaseKeys, Keyspace, OutcomeUnknown, Reads, Write
 from knhk_workflow.store.keys import parse_timer
+from knhk_workflow.store.portions import portions
 
 PAGE: Final = 512  # rows per read
 AT_ONCE: Final = 64  # commands in flight: they share commits, and calls from outside get their turn in between
@@ -84,10 +85,8 @@ class Timers:
         if not self._counted_at or not 0 <= now - self._counted_at < COUNT_NS:
             total = 0
             for shard in range(self._keyspace.shards):
-                start, end = self._keyspace.timers(shard)
-                while rows := await self._reads.scan(start, end, limit=PAGE):
+                async for rows in portions(self._reads, self._keyspace.timers(shard), PAGE):
                     total += len(rows)
-                    start = rows[-1][0] + b"\0"
             self._counted, self._counted_at = total, now
         return self._counted
 
@@ -127,19 +126,16 @@ class Timers:
                 if missed < NEVER:
                     self._since = min(self._since, missed)
                     await asyncio.sleep(PAUSE_S)
+                    now = self._clock.now()  # what has become due meanwhile does not wait for what is missed
 
     async def _fire_shard(self, shard: int, begin: int, now: int) -> int:
         """Fire what a shard has due from `begin` to `now`, in order; the earliest that has to be tried again."""
-        start, end = self._keyspace.timers(shard, now, begin)
         missed = NEVER
-        while True:
-            page = await self._reads.scan(start, end, limit=PAGE)
+        async for page in portions(self._reads, self._keyspace.timers(shard, now, begin), PAGE):
             for first in range(0, len(page), AT_ONCE):
                 some = [key for key, _ in page[first : first + AT_ONCE]]
                 missed = min(missed, *await asyncio.gather(*map(self._fire_row, some)))
-            if len(page) < PAGE:
-                return missed
-            start = page[-1][0] + b"\0"
+        return missed
 
     async def _fire_row(self, key: bytes) -> int:
         """Fire one timer; when it is due if it has to be tried again."""

@@ -357,6 +357,5 @@ class EngineStatus(msgspec.Struct, frozen=True):
     healthy: bool
     detail: str
     cached_cases: int
-    queued: int
     started_at: int
     commits: int

@@ -13,7 +13,8 @@ from typing import Final
 
 from knhk_workflow.core.commands import ENDED
 from knhk_workflow.errors import StoreUnavailable
-from knhk_workflow.runtime.clock import NS_PER_S, Clock
+from knhk_workflow.model.units import NS_PER_S
+from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.live import LiveCases
 from knhk_workflow.runtime.meta import CallMeta
 from knhk_workflow.runtime.query import Query, places_of, resume_token

@@ -11,12 +11,13 @@ knows bytes; the journal knows commits. Implementations do not know each other.
                                                       shadow.py      a second database in moments
                                                       mending.py     an unfinished write at the end of its log
     codec.py     what values look like, the hashes    journal.py   group commit, hash chain, fencing
-    chain.py     following and proving a log
+    chain.py     reading and proving a log
+    portions.py  reading a long range
 """
 
 from __future__ import annotations
 
-from knhk_workflow.store.chain import Link, follow
+from knhk_workflow.store.chain import Link
 from knhk_workflow.store.codec import (
     CODEC_LOG,
     CODEC_MSGPACK,
@@ -78,7 +79,6 @@ __all__ = [
     "Unit",
     "Write",
     "digest",
-    "follow",
     "open_store",
     "seal",
     "seal_log",

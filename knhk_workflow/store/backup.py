@@ -46,6 +46,7 @@ from knhk_workflow.store.keys import (
     TILE,
     Keyspace,
     case_in,
+    is_sealed,
     kind_of,
     parse_log,
     past_kind,
@@ -162,7 +163,9 @@ async def take(reads: Reads, shards: int, now: int, after_token: str = "") -> As
     """A backup of what `reads`, a snapshot, shows: whole, or what happened after the one that ended with the token.
 
     Chunks of at most CHUNK bytes. Raises InvalidInput for a token that is not of this store, StoreCorrupt when
-    something that would go into the backup is damaged: there is no silent backup of a damaged store.
+    something that would go into the backup is damaged: there is no silent backup of a damaged store. An incremental
+    one lacks what is derived of cases that nobody has touched since, so damage there does not keep it from being made,
+    and restoring it behind the one before brings back what was damaged.
     """
     keys = Keyspace(shards)
     after = places_of(after_token) if after_token else ()
@@ -178,23 +181,18 @@ async def take(reads: Reads, shards: int, now: int, after_token: str = "") -> As
         async for each in walk(reads, keys, place.shard, first.position, first.hashed):
             if not isinstance(each, Link):
                 raise each.error
-            key = keys.log(place.shard, each.position)
-            held = await reads.get(key)
-            assert held is not None
-            writer.pair(key, held)
+            writer.pair(keys.log(place.shard, each.position), each.value)
             if after:
                 for reference in each.record.audits:
                     audit = keys.audit(place.shard, *audit_place(reference))
                     value = await reads.get(audit)
                     if value is not None:
-                        unseal(audit, value)
                         writer.pair(audit, value)
                 for entry in each.record.entries:
                     touched[entry.tenant, entry.case_id] = None
                     record = keys.case_record(entry.tenant, entry.case_id, entry.first_sequence)
                     value = await reads.get(record)
                     if value is not None:  # else purged since: the digest in the log stays
-                        unseal(record, value)
                         writer.pair(record, value)
             for piece in writer.pieces():
                 yield piece
@@ -214,8 +212,6 @@ async def take(reads: Reads, shards: int, now: int, after_token: str = "") -> As
     skipped = MADE_AGAIN | (KEPT | PER_CASE if after else frozenset({LOG}))
     for shard in keys.all_shards():
         async for key, value in _rows(reads, *shard_range(shard), skipped):
-            if kind_of(key) == RECORD:
-                unseal(key, value)
             writer.pair(key, value)
             for piece in writer.pieces():
                 yield piece
@@ -280,6 +276,9 @@ class _Writer:
         self.whole = blake2b(digest_size=32)
 
     def pair(self, key: bytes, value: bytes) -> None:
+        """Raises StoreCorrupt for a value that does not match its checksum."""
+        if is_sealed(key, value):
+            _check_whole(key, value)
         self._held.append((key, value))
         self._pairs += 1
         self.records += kind_of(key) == RECORD
@@ -312,6 +311,16 @@ class _Writer:
         framed = before + _frame.pack(len(payload), crc32(payload)) + payload
         self._hash.update(framed)
         self._out += framed
+
+
+def _check_whole(key: bytes, value: bytes) -> None:
+    try:
+        unseal(key, value)
+    except StoreCorrupt as error:
+        advice = "no backup is made of what is damaged: verify the store, and restore the last good backup"
+        if kind_of(key) in PER_CASE:
+            advice += ", with an incremental one after it if the case was not touched since"
+        raise StoreCorrupt(f"{error.message}; {advice}", key=key.hex()) from error
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

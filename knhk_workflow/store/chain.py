@@ -1,6 +1,6 @@
-"""Reading a shard's batch log: in order, checked, in portions.
+"""Reading a shard's batch log: in order, checked, in portions; and finding a place in it.
 
-For whoever follows what happened (watchers, replication, backup, receipts) and for whoever wants proof of it.
+For whoever goes through what happened (backup, exports, receipts, examinations) and for whoever wants proof of it.
 """
 
 from __future__ import annotations
@@ -8,20 +8,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
-from knhk_workflow.errors import Expired, StoreCorrupt, StoreError
-from knhk_workflow.store.codec import GENESIS, LogRecord, unseal_log
+from knhk_workflow.errors import StoreCorrupt, StoreError
+from knhk_workflow.store.codec import LogRecord, unseal_log
 from knhk_workflow.store.keys import Keyspace, parse_log
-from knhk_workflow.store.store import Reads, Store
+from knhk_workflow.store.store import Reads
 
 PORTION: Final = 64  # records per read: a record of 1,024 units has 57 KB, so under 4 MB
 
 
 class Link(NamedTuple):
-    """One batch record with its place and hash."""
+    """One batch record with its place, its hash and its stored bytes."""
 
     position: int
     record: LogRecord
     hashed: bytes
+    value: bytes
 
 
 class Break(NamedTuple):
@@ -31,41 +32,35 @@ class Break(NamedTuple):
     error: StoreError
 
 
-async def follow(store: Store, shard: int, after: int = 0) -> AsyncIterator[Link]:
-    """Every batch record of a shard with a position above `after`, up to the newest at the time of reading.
+async def newest(reads: Reads, keys: Keyspace, shard: int) -> int:
+    """The newest position of a log; 0 when it is empty."""
+    last = await reads.scan(*keys.log_range(shard), limit=1, reverse=True)
+    return parse_log(last[0][0])[1] if last else 0
 
-    Checks hashes, density and chain as it goes: StoreCorrupt names the position. Expired when records behind `after`
-    are no longer kept.
-    """
-    keys = Keyspace(store.shards)
-    previous = GENESIS if not after else None
-    if after:
-        held = await store.get(keys.log(shard, after))
-        if held is not None:
-            previous = unseal_log(keys.log(shard, after), held)[1]
-    async for each in walk(store, keys, shard, after, previous):
-        if isinstance(each, Link):
-            yield each
-        elif isinstance(each, Gap) and (previous is None or not after):
-            raise Expired(f"shard {shard} keeps its log from position {each.until} on, not from {each.position}")
+
+async def last_before(reads: Reads, keys: Keyspace, shard: int, time_ns: int) -> int:
+    """The last position with a time before this one; 0 when there is none. Found by halving, so it can be wrong where
+    the clock was set back: then look through all of the log."""
+    low, high = 0, await newest(reads, keys, shard)
+    while low < high:
+        middle = (low + high + 1) // 2
+        key = keys.log(shard, middle)
+        held = await reads.get(key)
+        if held is None or unseal_log(key, held)[0].time_ns < time_ns:
+            low = middle
         else:
-            raise each.error
-        previous = each.hashed
-
-
-class Gap(NamedTuple):
-    """A break where records are missing altogether: `position` is the first one, `until` the next one that is there."""
-
-    position: int
-    error: StoreError
-    until: int
+            high = middle - 1
+    return low
 
 
 async def walk(
     reads: Reads, keys: Keyspace, shard: int, after: int = 0, previous: bytes | None = None
-) -> AsyncIterator[Link | Break | Gap]:
-    """Like `follow`, but tells of what is wrong and goes on behind it. `previous` is the hash of the record at `after`,
-    None when it is not known."""
+) -> AsyncIterator[Link | Break]:
+    """Every batch record of a shard with a position above `after`, up to the newest at the time of reading.
+
+    Checks hashes, density and chain as it goes, tells of what is wrong and goes on behind it. `previous` is the hash of
+    the record at `after`, None when it is not known.
+    """
     position = after
     while True:
         try:
@@ -79,7 +74,7 @@ async def walk(
                 missing = f"log position {position + 1} is missing"
                 if found > position + 2:
                     missing = f"log positions {position + 1} to {found - 1} are missing"
-                yield Gap(position + 1, StoreCorrupt(f"shard {shard}: {missing}", shard=str(shard)), found)
+                yield Break(position + 1, StoreCorrupt(f"shard {shard}: {missing}", shard=str(shard)))
                 previous = None
             position = found
             try:
@@ -92,6 +87,6 @@ async def walk(
                 broken = f"shard {shard}: the chain is broken at log position {found}"
                 yield Break(found, StoreCorrupt(broken, shard=str(shard)))
             previous = hashed
-            yield Link(found, record, hashed)
+            yield Link(found, record, hashed, value)
         if len(portion) < PORTION:
             return

@@ -30,6 +30,7 @@ from zlib import crc32
 import msgspec
 
 from knhk_workflow.errors import NotFound, StoreCorrupt, StoreFormat, StoreLocked, StoreUnavailable
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.store.codec import GENESIS
 from knhk_workflow.store.mending import settled
 from knhk_workflow.store.shadow import shadow
@@ -406,4 +407,4 @@ def _write(name: str, data: bytes) -> None:
 
 
 def _utc(now_ns: int) -> str:
-    return datetime.fromtimestamp(now_ns // 1_000_000_000, UTC).isoformat().replace("+00:00", "Z")
+    return datetime.fromtimestamp(now_ns // NS_PER_S, UTC).isoformat().replace("+00:00", "Z")

@@ -30,7 +30,17 @@ from typing import Final, Protocol
 
 import msgspec
 
-from knhk_workflow.errors import Busy, DeadlineExceeded, Fenced, StoreError, StoreFull, StoreUnavailable
+from knhk_workflow.errors import (
+    Busy,
+    DeadlineExceeded,
+    Fenced,
+    StoreCorrupt,
+    StoreError,
+    StoreFormat,
+    StoreFull,
+    StoreUnavailable,
+)
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.store.codec import (
     GENESIS,
     Lease,
@@ -46,7 +56,6 @@ from knhk_workflow.store.codec import (
 from knhk_workflow.store.keys import Keyspace
 from knhk_workflow.store.store import Expectation, ExpectationFailed, OutcomeUnknown, Store, Write
 
-NS_PER_S: Final = 1_000_000_000
 RECOVER_PAUSE_S: Final = 0.05  # first pause between attempts to recover; doubles
 RECOVER_PAUSE_MAX_S: Final = 1.0  # a disk that has space again is noticed within 5 s, with margin
 GATHER_S: Final = 0.004  # longest wait for company: ten calls over gRPC
@@ -95,6 +104,21 @@ class Unit(msgspec.Struct, frozen=True, eq=False, gc=False):
     deadline: int = 0
     """In nanoseconds of the journal's clock: a unit that still waits then is dropped, and nothing of it is written;
     0 = it waits as long as it takes."""
+
+    @classmethod
+    def aside(
+        cls,
+        shard: int,
+        tenant: str,
+        writes: Sequence[Write],
+        expect: Sequence[Expectation] = (),
+        request: bytes | None = None,
+        audits: tuple[bytes, ...] = (),
+        *,
+        case_id: str = "",
+    ) -> Unit:
+        """One without an entry in the batch record."""
+        return cls(shard, tenant, case_id, 0, 0, b"", writes, expect, request, audits)
 
 
 class TooLate(DeadlineExceeded, StoreError):
@@ -174,17 +198,10 @@ class Journal:
         return journal
 
     def append(self, unit: Unit) -> asyncio.Future[int]:
-        """Queue a unit; never blocks. Raises as `append_for`."""
+        """Queue a unit; never blocks. Raises as `put`."""
         future: asyncio.Future[int] = self._loop.create_future()
         self.put(unit, _Single(future))
         return future
-
-    def append_many(self, units: Sequence[Unit]) -> asyncio.Future[list[Outcome]]:
-        """Queue units of a batch command. They share commits as far as the limits permit; each succeeds or fails alone.
-        The result has one outcome per unit, in order. Raises as `put`."""
-        batch = Batch(self._loop, len(units))
-        self.put_all([(unit, batch.element(index)) for index, unit in enumerate(units)])
-        return batch.told
 
     def put(self, unit: Unit, waiter: Waiter) -> None:
         """Queue a unit and tell `waiter` its outcome; never blocks.
@@ -224,10 +241,6 @@ class Journal:
         found = self._shards[shard]
         return found.position, found.previous
 
-    def epoch(self, shard: int) -> int:
-        """The epoch of the lease held on a shard."""
-        return self._shards[shard].epoch
-
     def outage(self) -> StoreError | None:
         """Why a shard cannot write at the moment, or None."""
         reasons = (shard.refusal or shard.shortage for shard in self._shards.values())
@@ -244,17 +257,23 @@ class Journal:
         await asyncio.gather(*(shard.close() for shard in self._shards.values()))
 
     async def sweep_requests(self, shard: int) -> int:
-        """Delete expired idempotency records of a shard, a bounded portion per call; how many went, 0 when done."""
+        """Delete expired idempotency records of a shard, a bounded portion per call; how many went, 0 when done. An
+        entry of the index that is damaged stays."""
         start, end = self._keys.request_expiries(shard, self._clock() // NS_PER_S)
         expired = await self._store.scan(start, end, limit=SWEEP_ENTRIES)
         writes: list[Write] = []
+        requests = 0
         for key, value in expired:
-            writes.extend((request, None) for request in unseal_keys(key, value))
+            try:
+                named = unseal_keys(key, value)
+            except (StoreCorrupt, StoreFormat):
+                continue  # examining the store tells of it
+            requests += len(named)
+            writes.extend((request, None) for request in named)
             writes.append((key, None))
-        if not writes:
-            return 0
-        await self.append(Unit(shard, "", "", 0, 0, b"", writes))
-        return len(writes) - len(expired)
+        if writes:
+            await self.append(Unit.aside(shard, "", writes))
+        return requests
 
     def _refused(self, number: int) -> StoreError:
         """Why a shard takes no units."""
@@ -527,39 +546,34 @@ class _Shard:
         A unit may build on an earlier one of its group: what that one writes answers its expectations.
         """
         lease_key, lease_value = self._lease
-        while True:
-            known: dict[bytes, bytes | None] = {lease_key: lease_value}
-            expect: list[Expectation] = [self._lease]
-            writes: list[Write] = []
-            entries: list[LogEntry] = []
-            audits: tuple[bytes, ...] = ()
-            requests: list[bytes] = []
-            for queued in group:
-                unit = queued[0]
-                wrong: list[bytes] = []
-                for pair in unit.expect:
-                    key, value = pair
-                    if key not in known:
-                        known[key] = value
-                        expect.append(pair)
-                    elif known[key] != value:
-                        wrong.append(key)
-                if wrong:
-                    self._fail([queued], partial(ExpectationFailed, wrong))
-                    group = [other for other in group if other is not queued]
-                    break
-                known.update(unit.writes)
-                writes += unit.writes
-                if unit.digest:
-                    entries.append(LogEntry(unit.tenant, unit.case_id, unit.first_sequence, unit.count, unit.digest))
-                if unit.request is not None:
-                    requests.append(unit.request)
-                if unit.audits:
-                    audits += unit.audits
-            else:
-                break
-        if not group:
-            return None, group
+        known: dict[bytes, bytes | None] = {lease_key: lease_value}
+        expect: list[Expectation] = [self._lease]
+        writes: list[Write] = []
+        entries: list[LogEntry] = []
+        audits: tuple[bytes, ...] = ()
+        requests: list[bytes] = []
+        kept: list[_Queued] = []
+        for queued in group:
+            unit = queued[0]
+            wrong = [key for key, value in unit.expect if key in known and known[key] != value]
+            if wrong:
+                self._fail([queued], partial(ExpectationFailed, wrong))
+                continue
+            for pair in unit.expect:
+                if pair[0] not in known:
+                    known[pair[0]] = pair[1]
+                    expect.append(pair)
+            known.update(unit.writes)
+            writes += unit.writes
+            if unit.digest:
+                entries.append(LogEntry(unit.tenant, unit.case_id, unit.first_sequence, unit.count, unit.digest))
+            if unit.request is not None:
+                requests.append(unit.request)
+            if unit.audits:
+                audits += unit.audits
+            kept.append(queued)
+        if not kept:
+            return None, kept
         pos = self.position + 1
         now = self._journal._clock()
         if requests:
@@ -568,7 +582,7 @@ class _Shard:
         log_key = self._keys.log(self.number, pos)
         log_value, hashed = seal_log(LogRecord(self.previous, tuple(entries), audits, now, self.epoch))
         writes.append((log_key, log_value))  # last: the store finds it there for its head
-        return _Attempt(group, writes, expect, log_key, log_value, hashed), group
+        return _Attempt(kept, writes, expect, log_key, log_value, hashed), kept
 
     async def _commit(self, attempt: _Attempt) -> list[_Queued]:
         """Write it and settle its units; those that are still to be written come back."""

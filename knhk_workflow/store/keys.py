@@ -58,6 +58,9 @@ PURGED_AUDIT: Final = b"R"
 TILE: Final = b"H"
 IDENTITY: Final = b"I"
 
+_BARE: Final = frozenset({BUSINESS, TIMER, PURGING, PURGED_AUDIT, DEFINITION_LATEST, DEFINITION_DIGEST})
+"""Kinds that say everything with their key, or whose values are a number or a reference: these have no envelope."""
+
 _u16 = struct.Struct(">H").pack
 _u64 = struct.Struct(">Q").pack
 _u64_u64 = struct.Struct(">QQ").pack
@@ -207,30 +210,6 @@ class Keyspace:
     def case_head(self, tenant: str, case_id: str) -> bytes:
         """The case's head: its newest sequence and state, for expectations and lists."""
         return self.case(tenant, case_id).head
-
-    def snapshot(self, tenant: str, case_id: str) -> bytes:
-        """The case's newest snapshot."""
-        return self.case(tenant, case_id).snapshot
-
-    def item(self, tenant: str, case_id: str, activation: int, instance: int) -> bytes:
-        """See CaseKeys.item."""
-        return self.case(tenant, case_id).item(activation, instance)
-
-    def incident(self, tenant: str, case_id: str, number: int) -> bytes:
-        """See CaseKeys.incident."""
-        return self.case(tenant, case_id).incident(number)
-
-    def effect(self, tenant: str, case_id: str, effect_id: str) -> bytes:
-        """See CaseKeys.effect."""
-        return self.case(tenant, case_id).effect(effect_id)
-
-    def timer(self, due_ns: int, tenant: str, case_id: str, timer_id: str) -> bytes:
-        """See CaseKeys.timer."""
-        return self.case(tenant, case_id).timer(due_ns, timer_id)
-
-    def business_key(self, tenant: str, key: str, case_id: str) -> bytes:
-        """See CaseKeys.business_key."""
-        return self.case(tenant, case_id).business_key(key)
 
     # -- ranges of a tenant in one shard ------------------------------------------------------------------------------
 
@@ -406,6 +385,12 @@ def kind_of(key: bytes) -> bytes:
         return key[4:5]
     end = key.find(_END, 2)
     return key[end + 2 : end + 3] if end >= 0 else b""
+
+
+def is_sealed(key: bytes, value: bytes) -> bool:
+    """Whether a value is in an envelope with a checksum. That a case goes on by itself is an effect of no content."""
+    kind = kind_of(key)
+    return kind not in _BARE and (kind != EFFECT or bool(value))
 
 
 def past_kind(key: bytes) -> bytes:

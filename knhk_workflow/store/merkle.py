@@ -46,14 +46,6 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return sha256(b"\x01" + left + right).digest()
 
 
-def tree_root(leaves: Sequence[bytes]) -> bytes:
-    """The root over hashes of leaves."""
-    edge = Edge()
-    for each in leaves:
-        edge.append(each)
-    return edge.root()
-
-
 class Edge:
     """The right edge of a growing tree: the unfinished tile of every level, and how many leaves there are."""
 

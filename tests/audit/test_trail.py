@@ -33,9 +33,12 @@ from knhk_workflow import (
     restore_store,
 )
 from knhk_workflow.runtime import audit_stream, audit_trail
+from knhk_workflow.runtime.audit_stream import AuditStream
+from knhk_workflow.runtime.clock import VirtualClock
 from knhk_workflow.runtime.pages import encode_token
-from knhk_workflow.store import MemoryStore, seal
+from knhk_workflow.store import Journal, Keyspace, MemoryStore, seal
 from tests.audit.conftest import ALICE, BOB, SIGN, by, lived, read_of
+from tests.store.faulty import FaultyStore
 
 BAREST = AuditFilter()
 
@@ -504,3 +507,24 @@ async def test_pages_of_many_logs_go_on(monkeypatch: pytest.MonkeyPatch) -> None
             token, pages = page.next_token, pages + 1
         assert pages <= 20
         assert len(await everything(engine, AuditFilter(method="RunCase"))) == 200
+
+
+async def test_what_a_store_that_is_away_keeps_from_the_audit_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_stream, "CLOSE_S", 0.05)
+    clock = VirtualClock()
+    store = FaultyStore(MemoryStore())
+    journal = await Journal.open(store, clock.now)
+    for by_itself in (False, True):
+        stream = AuditStream(journal, Keyspace(1), clock)
+        store.way.clear()
+        for number in range(3):
+            stream.take("default", Operation(clock.now(), "me", "GetCase", resource=f"cases/{number}"))
+        running = asyncio.create_task(stream.flush() if by_itself else asyncio.sleep(0))
+        await asyncio.sleep(0.01)
+        stream.take("default", Operation(clock.now(), "me", "GetCase", resource="cases/late"))
+        await stream.close()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert (stream.overflowed, stream.waiting - len(stream._waiting)) == (4, 0)
+        store.way.set()
+    await journal.close()

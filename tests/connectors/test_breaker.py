@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from knhk_workflow import BreakerRule, CallMeta
-from knhk_workflow.connectors.breaker import NS_PER_S, Breaker
+from knhk_workflow.connectors.breaker import Breaker
+from knhk_workflow.model.units import NS_PER_S
 from tests.connectors.calling import calls, data, engine, setup
 from tests.connectors.conftest import Started
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from knhk_workflow import CallMeta, InvalidDocument, InvalidInput
+from knhk_workflow import CallMeta, InvalidDocument, InvalidInput, StoreCorrupt
 from tests.connectors.calling import calls, data, engine, history, setup, until_open
 from tests.connectors.conftest import Started
+from tests.runtime.place import damage
 
 AT_ONCE = {"max_attempts": 3, "backoff": 0}
 
@@ -263,6 +264,23 @@ async def test_dead_letters_are_listed_retried_and_discarded(outside: str) -> No
         assert (await opened.discard_dead_letter(letters[1].dead_letter_id)).status == "discarded"
         assert (await opened.wait_case("b")).state == "completed"
         assert (await opened.list_dead_letters()).items == ()
+
+
+async def test_dead_letters_of_a_damaged_case_hide_no_others(outside: str, tmp_path: Path) -> None:
+    async with engine(setup(outside), tmp_path / "store") as opened:
+        await opened.register_workflow(calls({"request": {"url": "/status/422", "method": "POST"}, "retry": 1}))
+        for case_id in ("a", "b", "c"):
+            await opened.run_case("calls", case_id=case_id)
+            await until_open(opened, case_id)
+    async with engine(setup(outside), tmp_path / "store") as opened:
+        await damage(opened, opened._keyspace.case_record("default", "b", 1))
+        assert [each.case_id for each in (await opened.list_dead_letters()).items] == ["a", "c"]
+        assert [each.case_id for each in (await opened.list_incidents()).items] == ["a", "b", "c"]
+        assert (await opened.count()).dead_letters == 3
+        await damage(opened, opened._keyspace.case("default", "c").incident(1))
+        assert (await opened.count()).dead_letters == 2
+        with pytest.raises(StoreCorrupt):
+            await opened.retry_dead_letter("1@b")
 
 
 async def test_a_late_result_of_cancelled_work_is_recorded_as_discarded(outside: str) -> None:

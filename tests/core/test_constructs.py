@@ -300,7 +300,7 @@ def keeps_the_books(document: Document, data: str, choices: list[tuple[int, int,
     undone_once(history)
 
 
-def all_undone(case: Case, shadow: Case, model: Model, now: int) -> Iterator[e.Event]:
+def all_undone(case: Case, shadow: Case, model: Model, now: int) -> Iterator[e.EventType]:
     """Whoever undoes something does so, until the case has ended; the events of that."""
     while case.state not in ENDED:
         command: c.Command
@@ -321,7 +321,7 @@ def all_undone(case: Case, shadow: Case, model: Model, now: int) -> Iterator[e.E
         yield from step.events
 
 
-def undone_once(history: list[e.Event]) -> None:
+def undone_once(history: list[e.EventType]) -> None:
     """What is undone was completed, in the same net, and nothing is undone twice; in every net the newest is first."""
     remembered: dict[int, list[tuple[str, int, int, str]]] = {}
     for recorded in history:

@@ -16,7 +16,7 @@ from knhk_workflow import InvalidDocument, WorkflowError
 from knhk_workflow.core import commands as c
 from knhk_workflow.core.case import Case, encode_state
 from knhk_workflow.core.decide import create, decide
-from knhk_workflow.core.events import Event
+from knhk_workflow.core.events import EventType
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.net import Model, compile_spec
 from knhk_workflow.model.parse import parse_spec
@@ -70,6 +70,6 @@ def decided(case: Case, model: Model, command: c.Command, now: int) -> object:
         return type(refusal), str(refusal), encode_state(case)
 
 
-def told(step: Step) -> tuple[list[Event], list[tuple[int, int]], tuple[int, ...], bytes]:
+def told(step: Step) -> tuple[list[EventType], list[tuple[int, int]], tuple[int, ...], bytes]:
     """Events, the work that changed, the incidents that changed, and the case."""
     return step.events, list(step.items), step.incidents, encode_state(step.case)

@@ -33,7 +33,7 @@ from knhk_workflow import (
     read_checkpoints,
 )
 from knhk_workflow.core.case import Case, decode_state, encode_state
-from knhk_workflow.model.document import checked_object, strict_json, strict_yaml
+from knhk_workflow.model.document import json_object, strict_json, strict_yaml
 from knhk_workflow.model.expression import Scope, compile_expression
 from knhk_workflow.model.parse import canonical, parse_spec, spec_digest
 from knhk_workflow.patterns.catalogue import PATTERNS
@@ -161,9 +161,7 @@ def targets() -> list[Target]:
         Target("list of keys", lambda data: unseal_keys(KEY, seal(data)), [unseal(KEY, seal_keys([b"a", b"bc"]))]),
         *(Target(f"key {name}", parse, every_key) for name, parse in _key_parsers()),
         Target("json", strict_json, _documents("json")),
-        Target(
-            "data", lambda data: checked_object(data, path="data"), [*_documents("json"), b'{"a": 1.5, "b": [null]}']
-        ),
+        Target("data", lambda data: json_object(data, path="data"), [*_documents("json"), b'{"a": 1.5, "b": [null]}']),
         Target("yaml", lambda data: strict_yaml(_text(data)), _documents("yaml"), weight=20),
         Target("document", _parse, _documents("json"), weight=10),
         Target("expression", _evaluate, [guard.encode() for guard in GUARDS], weight=20),

@@ -127,7 +127,7 @@ class CorePlayer:
         case, model = self.held()
         found: list[HistoryEvent] = []
         while True:
-            record = CommitRecord(step.now, META.principal, "", "", "", tuple(step.events))  # type: ignore[arg-type]  # Event is the base of exactly EventType
+            record = CommitRecord(step.now, META.principal, "", "", "", tuple(step.events))
             found.extend(render(CASE, case.sequence - len(step.events) + 1, record, model.veil))
             if not case.ready or case.state != "running":
                 return found

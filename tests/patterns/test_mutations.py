@@ -30,7 +30,7 @@ from knhk_workflow.core import (
     triggers,
 )
 from knhk_workflow.core.case import Completion, NetInstance
-from knhk_workflow.core.events import Event
+from knhk_workflow.core.events import EventType
 from knhk_workflow.core.or_join import Verdict
 from knhk_workflow.core.step import Step
 from knhk_workflow.model.net import TaskNode
@@ -180,7 +180,7 @@ def planted(mutant: Mutant) -> Iterator[None]:
         rules[kind] = mutant.mistake
     emit = step.Step.emit
 
-    def counted(self: Step, event: Event) -> None:
+    def counted(self: Step, event: EventType) -> None:
         if len(self.events) > EVENTS_MAX:
             raise Endless
         emit(self, event)

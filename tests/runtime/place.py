@@ -102,6 +102,14 @@ def store_of(engine: WorkflowEngine) -> Store:
     return engine._store
 
 
+async def damage(engine: WorkflowEngine, key: bytes) -> None:
+    """Turn a bit of a stored value, behind the engine's back."""
+    store = store_of(engine)
+    value = await store.get(key)
+    assert value is not None
+    await store.commit([(key, value[:-1] + bytes((value[-1] ^ 1,)))], (), True)
+
+
 def item_of(case: CaseView, task: str) -> WorkItemView:
     """The only open item of a task."""
     [found] = [item for item in case.work if item.task_id == task]

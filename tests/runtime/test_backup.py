@@ -24,8 +24,25 @@ from knhk_workflow import (
     restore_store,
     verify_store,
 )
-from knhk_workflow.store import Keyspace, follow
+from knhk_workflow.runtime.records import ScheduleSpec
+from knhk_workflow.store import Keyspace
+from knhk_workflow.store.keys import (
+    DEFINITION,
+    HEAD,
+    ITEM,
+    LEASE,
+    LOG,
+    RECORD,
+    REQUEST,
+    REQUEST_EXPIRY,
+    SCHEDULE,
+    TILE,
+    is_sealed,
+    kind_of,
+)
 from knhk_workflow.store.leveldb import LevelDBStore
+from tests.runtime.place import damage, store_of
+from tests.store.logs import follow
 from tests.sweep.judge import Ending, ending_of
 from tests.sweep.workload import CASES, SPEC, STEPS, carry_out
 
@@ -190,6 +207,58 @@ async def test_no_backup_is_made_of_a_damaged_store(tmp_path: Path) -> None:
         with pytest.raises(StoreCorrupt):
             await backup(engine, tmp_path / "whole")
         assert not (await engine.verify_store()).intact
+
+
+async def test_no_backup_has_a_damaged_value_of_any_kind_in_it(tmp_path: Path) -> None:
+    async with WorkflowEngine(StateStore(str(tmp_path / "store"))) as engine:
+        token = await backup(engine, tmp_path / "before")
+        await engine.register_workflow(SPEC)
+        await work(engine, range(4), range(2))
+        await engine.create_schedule("monthly", ScheduleSpec("order", "0 0 1 * *"))
+        await engine.run_case("order", case_id="broken")
+        await engine.update_case_data("broken", {"n": 1})
+        store = store_of(engine)
+        rows = await store.scan(b"\0", b"\xff\xfe", limit=100_000)
+        newest = {kind_of(key): (key, value) for key, value in rows if kind_of(key) != TILE}
+        assert newest.keys() >= {HEAD, ITEM, SCHEDULE, DEFINITION, REQUEST, REQUEST_EXPIRY, RECORD, LEASE}
+        for kind, (key, value) in newest.items():
+            if not is_sealed(key, value):
+                continue
+            await damage(engine, key)
+            with pytest.raises(StoreCorrupt, match=key.hex() if kind != LOG else None) as refused:
+                await backup(engine, tmp_path / "whole")
+            assert kind == LOG or "the last good backup" in refused.value.message
+            with pytest.raises(StoreCorrupt):  # these cases were touched since, so an incremental one has them, too
+                await backup(engine, tmp_path / "more", token)
+            await store.commit([(key, value)], (), True)
+        await backup(engine, tmp_path / "whole")
+    assert (await restore_store([str(tmp_path / "whole")], str(tmp_path / "new"))).examination.intact
+
+
+async def test_a_damaged_row_of_a_case_that_rests_is_mended_from_the_backup_before(tmp_path: Path) -> None:
+    files = [tmp_path / "whole", tmp_path / "since"]
+    async with WorkflowEngine(StateStore(str(tmp_path / "store"))) as engine:
+        await engine.register_workflow(SPEC)
+        await work(engine, range(3), range(3))
+        token = await backup(engine, files[0])
+        true = await engine.get_case("case-1")
+        for key in (engine._keyspace.case_head("default", "case-1"), *await item_keys(engine, "case-1")):
+            await damage(engine, key)
+        await work(engine, range(3, 5), range(1))
+        with pytest.raises(StoreCorrupt, match="with an incremental one"):
+            await backup(engine, tmp_path / "never")
+        await backup(engine, files[1], token)
+        others = [await ending_of(engine, number) for number in (0, 2)]
+    restored = await restore_store([str(file) for file in files], str(tmp_path / "new"))
+    assert restored.examination.intact
+    async with WorkflowEngine(StateStore(str(tmp_path / "new"), create=False)) as engine:
+        assert await engine.get_case("case-1") == true
+        assert [await ending_of(engine, number) for number in (0, 2)] == others
+
+
+async def item_keys(engine: WorkflowEngine, case_id: str) -> list[bytes]:
+    rows = await store_of(engine).scan(*engine._keyspace.case("default", case_id).items(), limit=100)
+    return [key for key, _ in rows]
 
 
 async def test_tokens_of_other_stores_and_of_nothing_are_refused(tmp_path: Path) -> None:

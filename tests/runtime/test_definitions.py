@@ -18,6 +18,7 @@ from knhk_workflow import (
     WorkflowEngine,
     WrongState,
 )
+from knhk_workflow.runtime import definitions
 from tests.runtime.place import LINE, ONE, KeptStore, Place, registered
 from tests.store.faulty import FaultyStore
 
@@ -54,6 +55,18 @@ async def test_cases_stay_on_their_version(engine: WorkflowEngine) -> None:
     await engine.complete_work_item(new.work[0].item_id)
     assert (await engine.get_case("old")).state == "completed"
     assert (await engine.get_case("new")).state == "running"
+
+
+async def test_versions_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch, engine: WorkflowEngine) -> None:
+    monkeypatch.setattr(definitions, "MODELS_MAX", 5)
+    for number in range(12):
+        await engine.register_workflow({**ONE, "id": "many", "name": str(number)})
+        await engine.run_case("many", version=1)
+    assert len(engine._definitions._models) == 5
+    assert ("default", "many", 1) in engine._definitions._models, "the one that is in use stays"
+    for number in range(1, 13):
+        await engine.run_case("many", version=number)
+    assert len(engine._definitions._models) == 5
 
 
 async def test_deleting_is_done_once_per_request(place: Place) -> None:

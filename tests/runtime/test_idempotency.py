@@ -20,8 +20,9 @@ from knhk_workflow import (
     WorkflowError,
     WorkItemView,
 )
-from knhk_workflow.runtime.clock import NS_PER_S
-from tests.runtime.place import Place, body, item_of, registered, store_of
+from knhk_workflow.model.units import NS_PER_S
+from knhk_workflow.runtime import engine as engine_module
+from tests.runtime.place import Place, body, damage, item_of, registered, store_of
 
 ASKED = CallMeta(method="m", request_id="r1")
 HOUR_S = 3_600
@@ -185,6 +186,23 @@ async def test_the_id_has_a_length(engine: WorkflowEngine) -> None:
     for wrong in ("x" * 129, "ü" * 65):
         with pytest.raises(InvalidInput):
             await engine.run_case("one", meta=CallMeta(request_id=wrong))
+
+
+async def test_a_damaged_entry_does_not_end_the_sweep(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "SWEEP_EVERY_S", 0.01)
+    async with place.engine() as engine:
+        await registered(engine)
+        for number in range(3):
+            await engine.run_case("one", {"n": number}, meta=CallMeta(request_id=f"r{number}"))
+        store, keys = store_of(engine), engine._keyspace
+        entries = await store.scan(*keys.request_expiries(0), limit=10)
+        assert len(entries) == 3
+        await damage(engine, entries[0][0])
+        place.clock.advance(25 * HOUR_S)
+        async with asyncio.timeout(10):
+            while len(await store.scan(*keys.request_expiries(0), limit=10)) > 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert [finding.code for finding in (await engine.verify_store()).findings] == ["VALUE_DAMAGED"]
 
 
 async def test_records_are_swept_when_their_time_is_over(place: Place) -> None:

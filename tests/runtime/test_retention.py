@@ -21,15 +21,17 @@ from knhk_workflow import (
     RequestMismatch,
     RetentionPolicy,
     StateStore,
+    StoreCorrupt,
     VirtualClock,
     WorkflowEngine,
     restore_store,
     verify_store,
 )
 from knhk_workflow.runtime.retention import PAUSE_S, RECORDS_MAX
-from knhk_workflow.store import Expectation, Keyspace, Store, Write, follow
-from tests.runtime.place import ONE, KeptStore, Place, registered, store_of
+from knhk_workflow.store import Expectation, Keyspace, Store, Write
+from tests.runtime.place import ONE, KeptStore, Place, damage, registered, store_of
 from tests.runtime.test_backup import backup
+from tests.store.logs import follow
 
 SECRET = "c0nfidential"
 HOUR = 3_600
@@ -195,6 +197,79 @@ async def test_the_policy_is_applied_by_itself(tmp_path: Path) -> None:
             while (await engine.list_cases()).items:  # noqa: ASYNC110  # nobody is told of it
                 await asyncio.sleep(PAUSE_S)
         assert (await engine.verify_store()).purged == 40
+
+
+async def test_a_damaged_head_keeps_no_other_case(tmp_path: Path) -> None:
+    limits = EngineLimits(retention=RetentionPolicy(completed_s=0))
+    place = Place("memory", tmp_path)
+    async with place.engine() as engine:
+        await registered(engine, ONE)
+        for name in ("a", "b", "c", "d"):
+            await ended(engine, name)
+        await damage(engine, engine._keyspace.case_head("default", "a"))
+        assert (await engine.purge_cases(PurgeRequest(filter=CaseFilter(business_key="key-a")))).purged == 0
+        assert (await engine.purge_cases(PurgeRequest(filter=CaseFilter(), limit=1))).purged == 1
+        with pytest.raises(StoreCorrupt):
+            await engine.purge_cases(PurgeRequest(("a",)))
+    async with WorkflowEngine(place.state_store(), clock=place.clock, limits=limits) as engine:
+        await engine.apply_retention()
+        assert {finding.case_id for finding in (await engine.verify_store()).findings} == {"a"}
+        store, keys = store_of(engine), engine._keyspace
+        assert [key for key, _ in await store.scan(*keys.cases(0, "default"), limit=9)] == [
+            keys.case_head("default", "a")
+        ]
+
+
+async def test_half_a_purge_that_cannot_go_on_keeps_no_other_from_it(tmp_path: Path) -> None:
+    store, clock = Remembering(), VirtualClock()
+    async with WorkflowEngine(StateStore.over(store), clock=clock) as engine:
+        await registered(engine, ONE)
+        for name in ("a", "b"):
+            await ended(engine, name, updates=5 * RECORDS_MAX)
+        before = len(store.moments)
+        await engine.purge_cases(PurgeRequest(("a", "b")))
+    keys = Keyspace(1)
+    [*_, moment] = [each for each in store.moments[before:] if len(await each.scan(*keys.purging(0), limit=9)) == 2]
+    key, value = (await moment.scan(*keys.case_records("default", "a"), limit=1))[0]
+    await moment.commit([(key, value[:-1] + bytes((value[-1] ^ 1,)))], (), True)
+    async with WorkflowEngine(StateStore.over(moment), clock=clock):
+        async with asyncio.timeout(10):
+            while len(await moment.scan(*keys.purging(0), limit=9)) > 1:  # noqa: ASYNC110  # nobody is told of it
+                await asyncio.sleep(0)
+        assert await moment.scan(*keys.case_records("default", "a"), limit=1)
+        assert not await moment.scan(*keys.case_records("default", "b"), limit=1)
+        await moment.commit([(key, value)], (), True)
+        async with asyncio.timeout(10):
+            while await moment.scan(*keys.purging(0), limit=9):  # noqa: ASYNC110
+                await asyncio.sleep(PAUSE_S)
+    async with WorkflowEngine(StateStore.over(moment), clock=clock) as engine:
+        assert (await engine.verify_store()).intact
+
+
+async def test_a_large_case_is_purged_by_one(engine: WorkflowEngine) -> None:
+    """Who asked goes on to the last record: the service that finishes purges is for those that nobody goes on with."""
+    await ended(engine, "long", updates=5 * RECORDS_MAX)
+    before = engine._journal.position(0)
+    assert (await engine.purge_cases(PurgeRequest(("long",)))).purged == 1
+    await asyncio.sleep(0.1)
+    commits = -(-(5 * RECORDS_MAX + 2) // RECORDS_MAX)
+    assert engine._journal.position(0) - before == commits
+    assert len(await store_of(engine).scan(*engine._keyspace.audits(0), limit=100)) == commits
+
+
+async def test_whoever_goes_away_in_the_middle_of_a_purge_leaves_nothing(engine: WorkflowEngine) -> None:
+    await ended(engine, "long", updates=5 * RECORDS_MAX)
+    before = engine._journal.position(0)
+    purging = asyncio.create_task(engine.purge_cases(PurgeRequest(("long",))))
+    while engine._journal.position(0) < before + 2:  # noqa: ASYNC110  # nobody is told of it
+        await asyncio.sleep(0)
+    purging.cancel()
+    store, keys = store_of(engine), engine._keyspace
+    async with asyncio.timeout(10):
+        while await store.scan(*keys.purging(0), limit=1):  # noqa: ASYNC110
+            await asyncio.sleep(PAUSE_S)
+    assert (await engine.verify_store()).intact
+    assert not await store.scan(*keys.case_records("default", "long"), limit=1)
 
 
 async def test_watchers_pass_over_what_was_purged(engine: WorkflowEngine) -> None:

@@ -22,13 +22,14 @@ from knhk_workflow import (
     ScheduleView,
     Stale,
     StateStore,
+    StoreUnavailable,
     VirtualClock,
     WorkflowEngine,
     restore_store,
     verify_store,
 )
 from knhk_workflow.runtime.schedules import BACKFILL_MAX
-from knhk_workflow.store import Expectation, Write
+from knhk_workflow.store import Expectation, Keyspace, Write
 from tests.runtime.place import CLERK, ONE, KeptStore, Place, body, registered
 
 HOURLY: Final = ScheduleSpec("one", "0 * * * *")
@@ -472,3 +473,34 @@ async def test_carried_by_a_backup(tmp_path: Path) -> None:
         view = await engine.get_schedule("s")
         assert told(view) == [("started", "01:00"), ("started", "02:00")]
         assert len(await cases(engine)) == 2
+
+
+class Unreadable(KeptStore):
+    """Refuses to read what begins with `refused`."""
+
+    refused: bytes | None = None
+
+    async def get(self, key: bytes) -> bytes | None:
+        if self.refused is not None and key.startswith(self.refused):
+            raise StoreUnavailable("away")
+        return await super().get(key)
+
+
+async def test_what_was_done_is_answered_though_its_workflow_cannot_be_read() -> None:
+    """Nobody can tell then which fields are sensitive, so all are."""
+    store = Unreadable()
+    secret = spec(data=b'{"card":"4111","n":1}')
+    async with WorkflowEngine(StateStore.over(store)) as engine:
+        await registered(engine, {**ONE, "sensitive": ["card"]})
+        await engine.create_schedule("s", secret)
+    async with WorkflowEngine(StateStore.over(store)) as engine:
+        store.refused = Keyspace(1).definitions("default", "one")[0]
+        paused = await engine.pause_schedule("s")
+        assert (paused.paused, paused.spec.data, paused.sensitive) == (True, secret.data, ("card", "n"))
+        assert (await engine.get_schedule("s")).sensitive == ("card", "n")
+        assert [each.spec.data for each in (await engine.list_schedules()).items] == [b"{}"]
+        store.refused = None
+        assert (await engine.get_schedule("s")).sensitive == ("card",)
+        assert [body(each.spec.data) for each in (await engine.list_schedules()).items] == [{"card": "***", "n": 1}]
+        await engine.delete_workflow("one")
+        assert (await engine.resume_schedule("s")).sensitive == ("card", "n")

@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from knhk_workflow import CallMeta, RunRequest, StateStore, SystemClock, WorkflowEngine
+from knhk_workflow import CallMeta, CaseFilter, RunRequest, StateStore, SystemClock, WorkflowEngine
 from knhk_workflow.runtime import timers
 from knhk_workflow.store import Keyspace
 from tests.runtime.place import CLERK, KeptStore, Place, body, item_of, registered, store_of
@@ -81,6 +81,39 @@ async def test_by_the_clock_of_the_machine(tmp_path: Path) -> None:
             times = {event.event_type: event.timestamp for event in history}
             assert times["timer_fired"] - times["timer_armed"] >= 20_000_000, "it fired early"
         assert await rows(engine) == 0
+
+
+async def test_a_long_cascade_holds_up_the_timers_of_its_own_case_only() -> None:
+    place = Place("memory", Path())
+    turning = {
+        "id": "turning",
+        "tasks": {"fork": {}, "wait": {"timer": "1s"}, "turn": {}, "rest": {}},
+        "flows": [
+            {"from": "start", "to": "fork"},
+            {"from": "fork", "to": "wait"},
+            {"from": "wait", "to": "end"},
+            {"from": "fork", "to": "turn"},
+            {"from": "turn", "to": "rest"},
+            {"from": "rest", "to": "turn", "when": "true"},
+            {"from": "rest", "to": "end", "default": True},
+        ],
+    }
+    async with place.engine() as engine:
+        await engine.register_workflow(turning, allow_unsound=True)
+        await registered(engine, HOUR)
+        await engine.run_case("waiting", case_id="other")
+        running = asyncio.create_task(engine.run_case("turning", case_id="long"))
+        while (await engine.list_cases(CaseFilter(spec_id="turning"))).items == ():  # noqa: ASYNC110  # nobody is told of it
+            await asyncio.sleep(0)
+        place.clock.advance(2)
+        firing = asyncio.create_task(engine.fire_due_timers())
+        await asyncio.sleep(0.05)  # its timer was tried by now, and is to be tried again
+        place.clock.advance(3_600)
+        async with asyncio.timeout(30):
+            assert (await engine.wait_case("other")).state == "completed"
+        assert not running.done()
+        await asyncio.gather(running, firing)
+        assert (await engine.get_case("long")).incidents[0].kind == "settle_limit"
 
 
 async def test_what_became_due_while_nothing_ran_fires_after_opening(place: Place) -> None:

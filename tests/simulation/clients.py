@@ -36,7 +36,7 @@ from knhk_workflow import (
     WorkflowError,
     WorkItemView,
 )
-from knhk_workflow.runtime.clock import NS_PER_S
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.store import OutcomeUnknown
 from tests.simulation.disk import TICK_S
 from tests.simulation.fates import PER_CLIENT, mixed

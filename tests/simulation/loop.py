@@ -15,7 +15,8 @@ from contextvars import Context
 from random import Random
 from typing import Any, Final, TypeVar
 
-from knhk_workflow.runtime.clock import NS_PER_S, Alarm, VirtualClock
+from knhk_workflow.model.units import NS_PER_S
+from knhk_workflow.runtime.clock import Alarm, VirtualClock
 
 T = TypeVar("T")
 

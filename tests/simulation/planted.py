@@ -35,7 +35,7 @@ from knhk_workflow.runtime.messages import Messages
 from knhk_workflow.runtime.outbox import Outbox
 from knhk_workflow.runtime.requests import Requests
 from knhk_workflow.runtime.timers import NEVER
-from knhk_workflow.store import Unit, journal
+from knhk_workflow.store import Reads, Unit, journal
 from knhk_workflow.store.journal import _Shard
 from tests.simulation.runs import Report, plans, run
 
@@ -209,7 +209,7 @@ def _early_snapshot(right: Any) -> Any:
 def _cascade_forgotten(right: Any) -> Any:
     """After a restart nobody carries on what was paused."""
 
-    async def recover(engine: WorkflowEngine) -> None:
+    async def recover(engine: WorkflowEngine, reads: Reads) -> None:
         return None
 
     return recover

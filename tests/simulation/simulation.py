@@ -36,9 +36,9 @@ from knhk_workflow import (
 from knhk_workflow.core import settle
 from knhk_workflow.core.commands import ENDED
 from knhk_workflow.model.net import Model
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.runtime import definitions, live, query
-from knhk_workflow.runtime.clock import NS_PER_S
 from knhk_workflow.runtime.records import MESSAGES, Definition, MessageRecord
 from tests.simulation.clients import NO_EVENT, Answer, Asked, Client
 from tests.simulation.disk import Disk, SimulatedStore

@@ -23,7 +23,7 @@ from knhk_workflow import (
     WorkSession,
     WorkSubscription,
 )
-from knhk_workflow.runtime.clock import NS_PER_S
+from knhk_workflow.model.units import NS_PER_S
 from tests.simulation.disk import TICK_S
 from tests.simulation.nets import VARIABLES
 

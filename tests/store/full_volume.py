@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 
 from knhk_workflow.errors import StoreError, StoreFull, StoreUnavailable
-from knhk_workflow.store import Journal, follow
+from knhk_workflow.store import Journal
 from knhk_workflow.store.leveldb import MIB, LevelDBLimits, LevelDBStore
 from tests.store.cases import KEYS, Case
+from tests.store.logs import follow
 
 STEP_BYTES = 20_000
 RESUME_S = 5.0  # the promise: writing resumes within this time of space returning

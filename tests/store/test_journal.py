@@ -9,22 +9,24 @@ import msgspec
 import pytest
 
 from knhk_workflow.errors import Busy, DeadlineExceeded, Fenced, StoreCorrupt, StoreError, StoreFull, StoreUnavailable
+from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.store import (
     META_SHARD,
+    Batch,
     ExpectationFailed,
     Journal,
     JournalLimits,
     LogEntry,
     MemoryStore,
+    Outcome,
     OutcomeUnknown,
     Unit,
-    follow,
     seal,
     seal_log,
 )
-from knhk_workflow.store.journal import NS_PER_S
 from tests.store.cases import KEYS, Case
 from tests.store.faulty import Fault, FaultyStore
+from tests.store.logs import follow
 
 
 class Clock:
@@ -158,10 +160,9 @@ async def test_the_next_journal_goes_on_where_the_last_one_ended(store: FaultySt
     case = Case("a")
     for expected in range(1, 4):
         journal = await opened(store, clock)
-        assert journal.epoch(0) == expected
         assert await journal.append(case.step()) == expected
         await journal.close()
-    assert [link.position async for link in follow(store, 0)] == [1, 2, 3]
+    assert [(link.position, link.record.epoch) async for link in follow(store, 0)] == [(1, 1), (2, 2), (3, 3)]
 
 
 async def test_an_expectation_that_fails_fails_alone(store: FaultyStore, journal: Journal) -> None:
@@ -202,12 +203,19 @@ async def test_of_two_units_with_contrary_expectations_the_first_wins(store: Fau
     assert len(store.commits) == 1
 
 
+def batch_of(journal: Journal, units: list[Unit]) -> asyncio.Future[list[Outcome]]:
+    """Queue units together, as a batch command does; their outcomes, in order."""
+    batch = Batch(asyncio.get_running_loop(), len(units))
+    journal.put_all([(unit, batch.element(index)) for index, unit in enumerate(units)])
+    return batch.told
+
+
 async def test_a_batch_tells_each_units_outcome(store: FaultyStore, journal: Journal) -> None:
     await journal.append(Case("taken").step())
-    outcomes = await journal.append_many([Case("a").step(), Case("taken").step(), Case("b").step()])
+    outcomes = await batch_of(journal, [Case("a").step(), Case("taken").step(), Case("b").step()])
     assert outcomes[0] == outcomes[2] == 2
     assert isinstance(outcomes[1], ExpectationFailed)
-    assert await journal.append_many([]) == []
+    assert await batch_of(journal, []) == []
 
 
 async def test_cancelling_changes_nothing_and_wedges_nothing(store: FaultyStore, journal: Journal) -> None:
@@ -216,7 +224,7 @@ async def test_cancelling_changes_nothing_and_wedges_nothing(store: FaultyStore,
     on_its_way = journal.append(cases[0].step())
     await turns()
     queued = [journal.append(case.step()) for case in cases[1:4]]
-    batch = journal.append_many([case.step() for case in cases[4:]])
+    batch = batch_of(journal, [case.step() for case in cases[4:]])
     on_its_way.cancel()
     queued[1].cancel()
     batch.cancel()
@@ -245,7 +253,7 @@ async def test_a_full_queue_is_busy_and_queues_nothing(store: FaultyStore, clock
     with pytest.raises(Busy):
         journal.append(Case("x").step())
     with pytest.raises(Busy):
-        journal.append_many([Case("x").step()])
+        batch_of(journal, [Case("x").step()])
     store.way.set()
     await asyncio.gather(*accepted)
     assert await journal.append(Case("x").step(200_000)) == 2  # alone, anything is accepted

@@ -35,7 +35,7 @@ def test_case_keys_are_ordered_and_injective(one: tuple[str, str, int], two: tup
 @given(st.tuples(NUMBER, TEXT, TEXT, TEXT), st.tuples(NUMBER, TEXT, TEXT, TEXT))
 def test_timers_are_ordered_by_due_time(one: tuple[int, str, str, str], two: tuple[int, str, str, str]) -> None:
     keyspace = Keyspace(1)
-    left, right = keyspace.timer(*one), keyspace.timer(*two)
+    left, right = (keyspace.case(*ids).timer(due, timer) for due, *ids, timer in (one, two))
     order = [(due, *map(by_bytes, names)) for due, *names in (one, two)]
     assert (left < right) == (order[0] < order[1])
     assert inside(left, keyspace.timers(0))
@@ -44,34 +44,34 @@ def test_timers_are_ordered_by_due_time(one: tuple[int, str, str, str], two: tup
 
 @given(TEXT, TEXT, TEXT, NUMBER, NUMBER)
 def test_ids_come_back(tenant: str, case: str, other: str, one: int, two: int) -> None:
-    shard = KEYS.shard_of(tenant, case)
+    shard, of_case = KEYS.shard_of(tenant, case), KEYS.case(tenant, case)
     assert keys.parse_case_head(KEYS.case_head(tenant, case)) == (tenant, case)
     assert keys.parse_case_record(KEYS.case_record(tenant, case, one)) == (tenant, case, one)
-    assert keys.parse_item(KEYS.item(tenant, case, one, two)) == (tenant, case, one, two)
-    assert keys.parse_incident(KEYS.incident(tenant, case, one)) == (tenant, case, one)
-    assert keys.parse_effect(KEYS.effect(tenant, case, other)) == (tenant, case, other)
-    assert keys.parse_timer(KEYS.timer(one, tenant, case, other)) == (one, tenant, case, other)
-    assert keys.parse_business_key(KEYS.business_key(tenant, other, case)) == (tenant, other, case)
+    assert keys.parse_item(of_case.item(one, two)) == (tenant, case, one, two)
+    assert keys.parse_incident(of_case.incident(one)) == (tenant, case, one)
+    assert keys.parse_effect(of_case.effect(other)) == (tenant, case, other)
+    assert keys.parse_timer(of_case.timer(one, other)) == (one, tenant, case, other)
+    assert keys.parse_business_key(of_case.business_key(other)) == (tenant, other, case)
     assert keys.parse_request_expiry(KEYS.request_expiry(shard, one, two)) == (one, two)
     assert keys.parse_message(KEYS.message(shard, tenant, other.encode())) == (tenant, other.encode())
     assert keys.parse_log(KEYS.log(shard, one)) == (shard, one)
-    assert keys.parse_purged_audit(KEYS.case(tenant, case).purged_audit(one)) == (tenant, case, one)
+    assert keys.parse_purged_audit(of_case.purged_audit(one)) == (tenant, case, one)
     assert keys.parse_audit(KEYS.audit(shard, one, two)) == (one, two)
     assert keys.parse_definition(KEYS.definition(tenant, other, one)) == (tenant, other, one)
     assert keys.parse_definition_latest(KEYS.definition_latest(tenant, other)) == (tenant, other)
 
 
 def all_of(tenant: str, case: str, other: str, scope: bytes, number: int) -> list[bytes]:
-    shard = KEYS.shard_of(tenant, case)
+    shard, of_case = KEYS.shard_of(tenant, case), KEYS.case(tenant, case)
     return [
         KEYS.case_head(tenant, case),
         KEYS.case_record(tenant, case, number),
-        KEYS.snapshot(tenant, case),
-        KEYS.item(tenant, case, number, number),
-        KEYS.incident(tenant, case, number),
-        KEYS.effect(tenant, case, other),
-        KEYS.timer(number, tenant, case, other),
-        KEYS.business_key(tenant, other, case),
+        of_case.snapshot,
+        of_case.item(number, number),
+        of_case.incident(number),
+        of_case.effect(other),
+        of_case.timer(number, other),
+        of_case.business_key(other),
         KEYS.request(shard, tenant, scope),
         KEYS.request_expiry(shard, number, number),
         KEYS.log(shard, number),

@@ -18,11 +18,12 @@ import plyvel
 import pytest
 
 from knhk_workflow.errors import NotFound, StoreCorrupt, StoreFormat, StoreLocked, StoreUnavailable
-from knhk_workflow.store import Journal, follow, open_store
+from knhk_workflow.store import Journal, open_store
 from knhk_workflow.store.directory import HeadFile
 from knhk_workflow.store.leveldb import LevelDBLimits, LevelDBStore
 from tests.store.cases import KEYS, Case
 from tests.store.load import CASES
+from tests.store.logs import follow
 
 ROOT = Path(__file__).parents[2]
 SMALL = LevelDBLimits(write_buffer_bytes=64 * 1024)  # reaches tables after a few steps
