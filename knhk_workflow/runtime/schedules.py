@@ -16,7 +16,8 @@ All schedules are in memory, and each is one record in the store, on its own key
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 import msgspec
@@ -99,17 +100,29 @@ class _Asked(NamedTuple):
 
 
 class _Live:
-    """A schedule in memory. `record` is None once it was deleted, `value` what is stored."""
+    """A schedule in memory. `record` is None before it is created and once it was deleted, `value` what is stored,
+    `writing` the unit whose outcome is not known yet, `watched` those of its cases whose end a start waits for."""
 
-    __slots__ = ("again", "carrying", "lock", "name", "record", "value")
+    __slots__ = ("again", "carrying", "lock", "name", "record", "value", "watched", "writing")
 
     def __init__(self, name: _Name) -> None:
         self.name = name
         self.record: ScheduleRecord | None = None
         self.value: bytes | None = None
         self.lock = asyncio.Lock()
+        self.writing: asyncio.Future[int] | None = None
         self.carrying: asyncio.Task[None] | None = None
         self.again = False
+        self.watched: set[tuple[str, str]] = set()
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """While nobody else changes it. A call that was cancelled has let go of the lock, and what it asked for is
+        written all the same: whoever comes next decides on what that leaves."""
+        async with self.lock:
+            if self.writing is not None:
+                await asyncio.wait((self.writing,))
+            yield
 
 
 class Schedules:
@@ -228,14 +241,14 @@ class Schedules:
         name = (meta.tenant, schedule_id)
         while True:
             live = self._all.setdefault(name, _Live(name))
-            async with live.lock:
+            async with live.held():
                 if self._all.get(name) is not live:
                     continue  # it was deleted while this call waited
                 try:
                     return await self._create(live, spec, rule, paused, asked)
                 finally:
-                    if live.record is None:
-                        del self._all[name]
+                    if live.writing is None:
+                        self._unless_there(live)
 
     async def _create(self, live: _Live, spec: ScheduleSpec, rule: Rule, paused: bool, asked: _Asked) -> ScheduleView:
         answered = await self._answered(live.name, asked)
@@ -325,11 +338,10 @@ class Schedules:
     async def delete(self, schedule_id: str, meta: CallMeta) -> None:
         """No more of it; cases that it has started stay. What waits is not started."""
         live = self._found(meta.tenant, schedule_id)
-        async with live.lock:
+        async with live.held():
             if live.record is None:
                 raise NotFound("schedule", schedule_id)
             await self._write(live, None, (), None, meta)
-            del self._all[live.name]
 
     def get(self, tenant: str, schedule_id: str) -> ScheduleView:
         """One schedule, as it was last committed."""
@@ -365,7 +377,7 @@ class Schedules:
 
     async def _occur(self, live: _Live, wall: int) -> None:
         """Decide on what is due of one schedule, durably."""
-        async with live.lock:
+        async with live.held():
             record = live.record
             if record is None or record.paused or not 0 < record.next <= wall:
                 return
@@ -373,12 +385,11 @@ class Schedules:
             had = bool(chosen) and await self._had(live, start_at(record.spec, live.name[1], chosen).case_id)
             record, open_ = await self._opened(live, record)
             await self._write(live, occurred(record, live.name[1], chosen, wall, open_=open_, had=had), ())
-        self._carry_on(live)
 
     async def _set_back(self, wall: int) -> None:
         """The calendar was set back: occurrences come again, unless they have had their cases."""
         for live in list(self._all.values()):
-            async with live.lock:
+            async with live.held():
                 if live.record is not None:
                     record = self._again(live.record, wall)
                     if record is not live.record:
@@ -436,7 +447,7 @@ class Schedules:
                 live.again = False
                 pause = False
                 try:
-                    async with live.lock:
+                    async with live.held():
                         while await self._carried(live):
                             pass
                         pause = live.record is not None and bool(live.record.starting)
@@ -527,7 +538,7 @@ class Schedules:
         change: Callable[[_Live, ScheduleRecord], Awaitable[ScheduleRecord]],
     ) -> ScheduleView:
         live = self._found(asked.meta.tenant, schedule_id)
-        async with live.lock:
+        async with live.held():
             answered = await self._answered(live.name, asked)
             if answered is not None:
                 return answered
@@ -535,9 +546,7 @@ class Schedules:
                 raise NotFound("schedule", schedule_id)
             changed = await change(live, live.record)
             record = msgspec.structs.replace(changed, revision=live.record.revision + 1, updated_at=self._clock.now())
-            view = await self._answer(live, record, asked)
-        self._carry_on(live)
-        return view
+            return await self._answer(live, record, asked)
 
     async def _answer(self, live: _Live, record: ScheduleRecord, asked: _Asked) -> ScheduleView:
         """Write a record with the answer to the call that asked for it."""
@@ -569,13 +578,32 @@ class Schedules:
             entry = audited(self._keys, shard, meta, f"schedules/{live.name[1]}", self._clock.now())
             writes, audits = [*writes, entry.write], (entry.reference,)
         unit = Unit(shard, live.name[0], "", 0, 0, b"", [(key, value), *writes], expect, request, audits)
+        live.writing = told = self._journal.append(unit)
+        told.add_done_callback(lambda done: self._written(live, record, value, done))  # before it wakes anybody
         try:
-            await asyncio.shield(self._journal.append(unit))
+            await asyncio.shield(told)
         except (ExpectationFailed, OutcomeUnknown):
             held = await self._reads.get(key)
             self._take(live, SCHEDULES.read(key, held) if held is not None else None, held)
             raise
+
+    def _written(
+        self, live: _Live, record: ScheduleRecord | None, value: bytes | None, told: asyncio.Future[int]
+    ) -> None:
+        """A change has its outcome, whoever still waits for it."""
+        live.writing = None
+        if told.cancelled() or told.exception() is not None:
+            if not live.lock.locked():  # its call has gone
+                self._unless_there(live)
+            return
         self._take(live, record, value)
+        if live.carrying is None:
+            self._carry_on(live)
+
+    def _unless_there(self, live: _Live) -> None:
+        """Forget a schedule that does not exist."""
+        if live.record is None and self._all.get(live.name) is live:
+            del self._all[live.name]
 
     def _take(self, live: _Live, record: ScheduleRecord | None, value: bytes | None) -> None:
         """This is what is stored of a schedule now."""
@@ -587,6 +615,9 @@ class Schedules:
             self._due.add((record.next, live.name))
             if self._due[0][1] == live.name:
                 self._woken.set()
+        if record is None:
+            self._unwatch(live)
+            self._unless_there(live)
 
     async def _checked(self, spec: ScheduleSpec, tenant: str) -> tuple[ScheduleSpec, Rule]:
         rule = rule_of(spec)

@@ -22,6 +22,7 @@ from knhk_workflow import (
     ScheduleView,
     Stale,
     StateStore,
+    StoreUnavailable,
     VirtualClock,
     WorkflowEngine,
     restore_store,
@@ -29,7 +30,7 @@ from knhk_workflow import (
 )
 from knhk_workflow.runtime.schedules import BACKFILL_MAX
 from knhk_workflow.store import Expectation, Write
-from tests.runtime.place import CLERK, ONE, KeptStore, Place, body, registered
+from tests.runtime.place import CLERK, ONE, Gate, KeptStore, Place, body, registered
 
 HOURLY: Final = ScheduleSpec("one", "0 * * * *")
 HOUR: Final = 3_600
@@ -455,6 +456,64 @@ async def test_a_day_without_an_hour_and_one_with_an_hour_twice() -> None:
             await engine.create_schedule("night", spec("30 2 * * *", "done", time_zone="Europe/Berlin"))
             await ahead(engine, clock, *[HOUR / 2] * hours * 2)
             assert len(await cases(engine)) == 2, "once a day, whatever clocks do"
+
+
+async def test_what_a_caller_has_given_up_is_there_all_the_same() -> None:
+    """A client's deadline cancels the call while its commit is on the way: memory follows the store."""
+    store, clock = Gate(), VirtualClock()
+    async with WorkflowEngine(StateStore.over(store), clock=clock) as engine:
+        await registered(engine, DONE)
+        hourly, meta = spec(workflow="done"), CallMeta(request_id="r")
+        await store.given_up(engine.create_schedule("s", hourly, meta=meta))
+        again = asyncio.create_task(engine.create_schedule("s", hourly, meta=meta))
+        other = asyncio.create_task(engine.create_schedule("s", hourly))
+        await asyncio.sleep(0)
+        store.open.set()
+        assert (await again).schedule_id == "s", "the request has done its work"
+        with pytest.raises(AlreadyExists):
+            await other
+        assert (await engine.get_schedule("s")).revision == 1
+        await ahead(engine, clock, HOUR)
+        assert list(await cases(engine)) == ["s-20260101T010000Z"]
+
+        await store.given_up(engine.trigger_schedule("s"))
+        store.open.set()
+        await started(engine, "s", 2)
+
+        await store.given_up(engine.pause_schedule("s", "lunch"))
+        resumed = asyncio.create_task(engine.resume_schedule("s"))
+        await asyncio.sleep(0)
+        assert not (await engine.get_schedule("s")).paused, "nothing is said before it is durable"
+        store.open.set()
+        assert (await resumed).revision == 4, "decided on what the pause left"
+
+        await store.given_up(engine.delete_schedule("s"))
+        store.open.set()
+        await engine.create_case("done")  # its commit comes after that one
+        assert (await engine.list_schedules()).items == ()
+        with pytest.raises(NotFound):
+            await engine.get_schedule("s")
+        assert engine._schedules.nearest() is None
+        assert (await engine.create_schedule("s", hourly)).revision == 1
+
+
+async def test_one_that_could_not_be_created_leaves_nothing() -> None:
+    """The store is full, or its caller has gone and it is full."""
+    store = Gate()
+    async with WorkflowEngine(StateStore.over(store), clock=VirtualClock()) as engine:
+        await registered(engine, DONE)
+        store.full = True
+        with pytest.raises(StoreUnavailable):
+            await engine.create_schedule("s", spec(workflow="done"))
+        await store.given_up(engine.create_schedule("s", spec(workflow="done")))
+        store.open.set()
+        await becomes(lambda: _none(engine))
+        store.full = False
+        await engine.create_schedule("s", spec(workflow="done"))
+
+
+async def _none(engine: WorkflowEngine) -> bool:
+    return not engine._schedules._all
 
 
 async def test_carried_by_a_backup(tmp_path: Path) -> None:
