@@ -270,7 +270,7 @@ class WorkflowEngine:
                         self._definitions,
                         self._requests,
                         self._clock,
-                        lambda asked, meta: self._births.create(asked, True, meta),
+                        lambda asked, meta: self._births.create(asked, True, meta, rest=False),
                         lambda case_id, reason, meta: self.cancel_case(case_id, reason, meta=meta),
                         self._spawn,
                     )

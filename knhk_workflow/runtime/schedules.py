@@ -31,6 +31,8 @@ from knhk_workflow.errors import (
     LimitExceeded,
     NotFound,
     Stale,
+    StoreCorrupt,
+    StoreFormat,
     StoreUnavailable,
     WorkflowError,
 )
@@ -83,13 +85,16 @@ PAUSE_S: Final = 0.5  # between attempts while the store cannot write
 PAGE: Final = 256  # records per read at the start
 
 Begin = Callable[[RunRequest, CallMeta], Awaitable[object]]
-"""Creates a case and runs it to rest."""
+"""Creates a case and starts it, durably."""
 Cancel = Callable[[str, str, CallMeta], Awaitable[object]]
 """Ends a case, saying why."""
 Spawn = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
 
 _Name = tuple[str, str]
 """(tenant, schedule id)"""
+
+_DAMAGED: Final = CaseHead(0, "", "", 0, "", 0, 0, 0, 0, "", "")
+"""Stands for what is stored of a case and cannot be read."""
 
 
 class _Asked(NamedTuple):
@@ -152,6 +157,7 @@ class Schedules:
         self._all: dict[_Name, _Live] = {}
         self._due: SortedList[tuple[int, _Name]] = SortedList()
         self._watched: dict[tuple[str, str], _Live] = {}  # cases whose end somebody waits for
+        self._damaged: set[tuple[str, str]] = set()  # cases that cannot be read, as was told
         self._seen = 0  # what the calendar said when it was last looked at
         self._woken = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -166,18 +172,25 @@ class Schedules:
             while True:
                 rows = await self._reads.scan(start, end, limit=PAGE)
                 for key, value in rows:
-                    live = _Live(parse_schedule(key))
-                    self._all[live.name] = live
-                    record = SCHEDULES.read(key, value)
-                    try:
-                        record = self._again(record, wall)
-                    except InvalidInput as error:  # a time zone that this machine does not know any more
-                        record = msgspec.structs.replace(record, paused=True, pause_reason=error.message)
-                    self._take(live, record, value)
-                    self._carry_on(live)
+                    self._recovered(_Live(parse_schedule(key)), key, value, wall)
                 if len(rows) < PAGE:
                     break
                 start = rows[-1][0] + b"\0"
+
+    def _recovered(self, live: _Live, key: bytes, value: bytes, wall: int) -> None:
+        """One schedule as it is stored. One that is damaged stands still alone, and verifying the store names it."""
+        try:
+            record = SCHEDULES.read(key, value)
+        except (StoreCorrupt, StoreFormat) as error:
+            _told(f"schedule {live.name[1]!r} of tenant {live.name[0]!r} cannot be read", error)
+            return
+        try:
+            record = self._again(record, wall)
+        except InvalidInput as error:  # a time zone that this machine does not know any more
+            record = msgspec.structs.replace(record, paused=True, pause_reason=error.message)
+        self._all[live.name] = live
+        self._take(live, record, value)
+        self._carry_on(live)
 
     async def run(self) -> None:
         """Take what is due, for ever."""
@@ -367,13 +380,18 @@ class Schedules:
     async def _due_now(self, live: _Live, wall: int) -> None:
         try:
             await self._occur(live, wall)
+        except (StoreCorrupt, StoreFormat) as error:
+            self._stands_still(live, error)
         except WorkflowError:
             raise
         except Exception as error:  # noqa: BLE001  # one schedule must not stop all others
-            if live.record is not None:
-                self._due.discard((live.record.next, live.name))
-            message = f"schedule {live.name[1]!r} stands still until the next start"
-            asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
+            self._stands_still(live, error)
+
+    def _stands_still(self, live: _Live, error: Exception) -> None:
+        """What is wrong with one schedule does not stop the others."""
+        if live.record is not None:
+            self._due.discard((live.record.next, live.name))
+        _told(f"schedule {live.name[1]!r} of tenant {live.name[0]!r} stands still until the next start", error)
 
     async def _occur(self, live: _Live, wall: int) -> None:
         """Decide on what is due of one schedule, durably."""
@@ -408,12 +426,14 @@ class Schedules:
         return msgspec.structs.replace(record, running=open_), bool(open_)
 
     async def _open(self, live: _Live, case_ids: tuple[str, ...]) -> tuple[str, ...]:
-        heads = await asyncio.gather(*(self._head(live.name[0], case_id) for case_id in case_ids))
-        return tuple(
-            case_id
-            for case_id, head in zip(case_ids, heads, strict=True)
-            if head is not None and head.state not in ENDED
-        )
+        """Those of these cases that are open. One whose head is damaged will not end: it counts as ended."""
+        found = []
+        for case_id, head in zip(
+            case_ids, await asyncio.gather(*(self._head(live.name[0], each) for each in case_ids)), strict=True
+        ):
+            if head is not None and head is not _DAMAGED and head.state not in ENDED:
+                found.append(case_id)
+        return tuple(found)
 
     async def _had(self, live: _Live, case_id: str) -> bool:
         """Whether this schedule has started a case, or has decided to, whatever became of it."""
@@ -424,13 +444,22 @@ class Schedules:
                 return True
         head = await self._head(tenant, case_id)
         if head is not None:
-            return head.created_by == _principal(schedule_id)
+            return _made(schedule_id, head)
         return await self._reads.get(self._keys.case(tenant, case_id).purged()) is not None
 
     async def _head(self, tenant: str, case_id: str) -> CaseHead | None:
+        """What is stored of a case; `_DAMAGED`, which is told once, when that cannot be read."""
         key = self._keys.case_head(tenant, case_id)
         stored = await self._reads.get(key)
-        return HEADS.read(key, stored) if stored is not None else None
+        if stored is None:
+            return None
+        try:
+            return HEADS.read(key, stored)
+        except (StoreCorrupt, StoreFormat) as error:
+            if (tenant, case_id) not in self._damaged:
+                self._damaged.add((tenant, case_id))
+                _told(f"case {case_id!r} of tenant {tenant!r}, started by a schedule, cannot be read", error)
+            return _DAMAGED
 
     # -- doing --------------------------------------------------------------------------------------------------------
 
@@ -453,6 +482,9 @@ class Schedules:
                         pause = live.record is not None and bool(live.record.starting)
                 except (StoreUnavailable, Busy, OutcomeUnknown, ExpectationFailed):
                     pause = True
+                except Exception as error:  # noqa: BLE001  # one schedule must not stop all others
+                    self._stands_still(live, error)
+                    return
                 if pause:
                     live.again = True
                     await asyncio.sleep(PAUSE_S)
@@ -476,25 +508,33 @@ class Schedules:
             if done:
                 await self._write(live, carried_out(record, done), ())
             return len(done) == len(runs)
+        self._unwatch(live)
         if not record.waiting:
             return False
         open_ = await self._open(live, record.running)
         if open_:
-            self._watched.update(dict.fromkeys(((live.name[0], case_id) for case_id in open_), live))
+            live.watched = {(live.name[0], case_id) for case_id in open_}
+            self._watched.update(dict.fromkeys(live.watched, live))
             if record.waiting[0].overlap == "cancel_other":
                 await self._end(live, open_)
             open_ = await self._open(live, open_)  # what ended before it was watched is not noticed
             if open_:
                 return False
-        for case_id in record.running:
-            self._watched.pop((live.name[0], case_id), None)
+        self._unwatch(live)
         starting, *waiting = record.waiting
         left = msgspec.structs.replace(record, starting=(starting,), waiting=tuple(waiting), running=())
         await self._write(live, left, ())
         return True
 
+    def _unwatch(self, live: _Live) -> None:
+        """Nobody waits any more for the end of a case of this schedule."""
+        for case in live.watched:
+            if self._watched.get(case) is live:
+                del self._watched[case]
+        live.watched = set()
+
     async def _start(self, live: _Live, record: ScheduleRecord, start: ScheduledStart) -> ScheduleRun | None:
-        """Start one case. None: it has to be tried again."""
+        """Start one case, durably; how far its cascade gets is nothing to wait for. None: it has to be tried again."""
         tenant, schedule_id = live.name
         meta = CallMeta(tenant=tenant, principal=_principal(schedule_id), method="start_scheduled_case")
         outcome, message = "started", ""
@@ -506,7 +546,7 @@ class Schedules:
             return None
         except AlreadyExists as error:
             head = await self._head(tenant, start.case_id)
-            if head is None or head.created_by != meta.principal:
+            if head is None or not _made(schedule_id, head):
                 outcome, message = "failed", error.message
         except WorkflowError as error:
             outcome, message = "failed", error.message
@@ -667,6 +707,15 @@ def view_of(schedule_id: str, record: ScheduleRecord, times: int = TIMES_SHOWN) 
 
 def _principal(schedule_id: str) -> str:
     return f"system:schedule/{schedule_id}"
+
+
+def _made(schedule_id: str, head: CaseHead) -> bool:
+    """Whether a case is one of this schedule's. One that cannot be read has an id of its cases: it gets no second."""
+    return head is _DAMAGED or head.created_by == _principal(schedule_id)
+
+
+def _told(message: str, error: Exception) -> None:
+    asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
 
 
 def _with_time(spec: ScheduleSpec, start: ScheduledStart) -> bytes:
