@@ -217,7 +217,12 @@ class WorkflowEngine:
                     )
                     self._timers = Timers(store, keyspace, self._clock, self._fire_timer)
                     self._connectors = Connectors(
-                        self._connector_setup or ConnectorSetup(), store, journal, keyspace, self._clock
+                        self._connector_setup or ConnectorSetup(),
+                        store,
+                        journal,
+                        keyspace,
+                        self._clock,
+                        self._connector_moved,
                     )
                     await self._connectors.load()
                     self._outbox = Outbox(
@@ -330,8 +335,8 @@ class WorkflowEngine:
             await asyncio.wait(self._tasks)
         if self._store is not None:
             self._watching.close()
-            await self._connectors.close()
             await self._journal.close()
+            await self._connectors.close()
             self._store = None
         await self._state_store.close()
 
@@ -1102,9 +1107,7 @@ class WorkflowEngine:
         if self._connector_setup is None:
             raise Unsupported("connectors", "make the engine with a ConnectorSetup")
         asked = ConnectorConfig(name, kind, json_object(config, "config_json"), default)
-        view = await self._connectors.put(asked, meta)
-        self._outbox.moved(meta.tenant, name)
-        return view
+        return await self._connectors.put(asked, meta)
 
     async def list_connectors(self, *, meta: CallMeta = LOCAL) -> tuple[ConnectorView, ...]:
         """Every connector that the tenant's tasks can name, by name."""
@@ -1127,7 +1130,6 @@ class WorkflowEngine:
         if user is not None:
             raise WrongState("connector", name, "named by no workflow", f"named by {user}", "delete that, or force it")
         await self._connectors.delete(name, meta)
-        self._outbox.moved(meta.tenant, name)
 
     def connector_totals(self) -> tuple[int, Sequence[ConnectorView]]:
         """Calls made since opening, and every connector of every tenant, for metrics."""
@@ -1191,6 +1193,9 @@ class WorkflowEngine:
 
     def _report_call(self, tenant: str, case_id: str, command: c.Command) -> Awaitable[None]:
         return self._steps.report_call(tenant, case_id, command)
+
+    def _connector_moved(self, tenant: str, name: str) -> None:
+        self._outbox.moved(tenant, name)
 
     def _continue(self, live: LiveCase) -> None:
         """A case has a paused cascade."""

@@ -18,11 +18,14 @@ from knhk_workflow import (
     InvalidInput,
     NotFound,
     PoolState,
+    StateStore,
+    StoreUnavailable,
     Surroundings,
     WorkflowEngine,
 )
 from knhk_workflow.runtime import outbox
 from tests.connectors.calling import LOOPBACK, calls, data, engine, until_open
+from tests.runtime.place import Gate, KeptStore
 
 
 class Switch:
@@ -160,6 +163,64 @@ async def test_two_that_configure_at_once_leave_one_default() -> None:
         base = {"base_url": "http://127.0.0.1:1"}
         await asyncio.gather(*(opened.put_connector(name, "http", base, default=True) for name in ("a", "b", "c")))
         assert [view.default for view in await opened.list_connectors()].count(True) == 1
+
+
+async def test_what_a_caller_has_given_up_is_there_all_the_same() -> None:
+    """A client's deadline cancels the call while its commit is on the way: memory follows the store."""
+    store, base = Gate(), {"base_url": "http://127.0.0.1:1"}
+    connectors = ConnectorSetup(allow=("http://127.0.0.1:*",), networks=LOOPBACK)
+    async with WorkflowEngine(StateStore.over(store), connectors=connectors) as opened:
+
+        async def names() -> list[tuple[str, bool]]:
+            return [(view.name, view.default) for view in await opened.list_connectors()]
+
+        await opened.put_connector("a", "http", base, default=True)
+        await store.given_up(opened.put_connector("b", "http", base, default=True))
+        third = asyncio.create_task(opened.put_connector("c", "http", base, default=True))
+        await asyncio.sleep(0)
+        assert await names() == [("a", True)], "nothing is said before it is durable"
+        store.open.set()
+        await third
+        assert await names() == [("a", False), ("b", False), ("c", True)]
+
+        await opened.register_workflow(calls({"connector": "b", "request": {"url": "/"}, "retry": 60}))
+        await store.given_up(opened.delete_connector("b", force=True))
+        store.open.set()
+        case = await until_open(opened, (await opened.run_case("calls")).case_id)
+        assert "there is no connector 'b'" in case.incidents[0].message
+        assert await names() == [("a", False), ("c", True)]
+
+        store.full = True
+        await store.given_up(opened.put_connector("d", "http", base))
+        store.open.set()
+        with pytest.raises(StoreUnavailable):
+            await opened.put_connector("e", "http", base)
+        store.full = False
+        assert await names() == [("a", False), ("c", True)]
+    async with WorkflowEngine(StateStore.over(store), connectors=connectors) as opened:
+        assert [view.name for view in await opened.list_connectors()] == ["a", "c"]
+
+
+async def test_a_damaged_connector_fails_its_own_calls_alone() -> None:
+    store, base = KeptStore(), {"base_url": "http://127.0.0.1:1"}
+    connectors = ConnectorSetup(allow=("http://127.0.0.1:*",), networks=LOOPBACK)
+    said: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
+    async with WorkflowEngine(StateStore.over(store), connectors=connectors) as opened:
+        for name in ("sick", "well"):
+            await opened.put_connector(name, "http", base)
+        key = opened._keyspace.connector("default", "sick")
+        await store.commit([(key, (await store.get(key) or b"")[:-1] + b"?")], (), True)
+    async with WorkflowEngine(StateStore.over(store), connectors=connectors) as opened:
+        assert [view.name for view in await opened.list_connectors()] == ["well"]
+        assert said == ["connector 'sick' of tenant 'default' cannot be read"]
+        [finding] = (await opened.verify_store()).findings
+        assert key.hex() in finding.message
+        await opened.register_workflow(calls({"connector": "sick", "request": {"url": "/"}}))
+        case = await until_open(opened, (await opened.run_case("calls")).case_id)
+        assert "connector 'sick' cannot be used: " in case.incidents[0].message
+        await opened.put_connector("sick", "http", base)
+        assert (await opened.verify_store()).intact
 
 
 @pytest.mark.parametrize("place", ["broken", "cancelled", "wrong", "full", "mute"])
