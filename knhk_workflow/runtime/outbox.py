@@ -30,7 +30,8 @@ from knhk_workflow.connectors.connector import Answer, Call, CallFailed, Connect
 from knhk_workflow.core import commands as c
 from knhk_workflow.core.case import Activation, Case, Instance
 from knhk_workflow.core.step import ItemInNet
-from knhk_workflow.errors import Busy, Fenced, StoreError, StoreUnavailable, WorkflowError
+from knhk_workflow.errors import Busy, Fenced, InvalidInput, StoreError, StoreUnavailable, WorkflowError
+from knhk_workflow.model.document import DEPTH_MAX, json_object
 from knhk_workflow.model.parse import DEFAULT_CONNECTOR
 from knhk_workflow.runtime.clock import Alarm, Clock
 from knhk_workflow.runtime.records import CALLS, CallRecord, pack
@@ -437,7 +438,7 @@ class Outbox:
                 answer = await self._within(connector, connector.verify(call))
             if answer is None:
                 answer = await self._within(connector, connector.call(call))
-            _check(answer)
+            body = _checked(answer)
         except CallFailed as failure:
             if failure.blame:
                 lane.breaker.failed(self._clock.now())
@@ -456,7 +457,7 @@ class Outbox:
             crash = _crash(lane.name, error)
             return _unknown(job, crash.message) if delivery == "at-most-once" else _failed(job, crash)
         lane.breaker.succeeded()
-        return c.CompleteCall(_ref(job), answer.body, answer.status)
+        return c.CompleteCall(_ref(job), body, answer.status)
 
     def _stopped(self) -> bool:
         """Whether it is us who end this call, and not something in the connector."""
@@ -498,13 +499,28 @@ def _room(lane: _Lane) -> int:
     return WAITING_MAX if lane.breaker.state == "closed" else LEFT_ALONE_MAX
 
 
-def _check(answer: Answer) -> None:
-    """Raises CallFailed for an answer that is none; what would be made of it is a mistake that nobody is told of."""
+def _checked(answer: Answer) -> bytes:
+    """The answer as case data may hold it. Raises CallFailed for one that is not: what would be made of it is a mistake
+    that nobody is told of. How much of it comes into the data is checked when `result` has made something of it."""
+    problem = "empty"
+    if answer.body:
+        try:
+            return json_object(answer.body, max_bytes=len(answer.body))[1]
+        except InvalidInput as error:
+            problem = error.problems[0].code  # the rest may quote what is sensitive
+    message = (
+        f"the connector's answer cannot be used: it is no JSON object, nested at most {DEPTH_MAX} deep, with integers "
+        f"of 64 bits ({problem})"
+    )
+    raise CallFailed(CRASHED, message, received="maybe", permanent=True, blame=False)
+
+
+def _said(data: bytes) -> bytes:
+    """What a connector's other side said about a failure, if a history can hold it."""
     try:
-        msgspec.json.decode(answer.body, type=dict[str, msgspec.Raw])
-    except msgspec.MsgspecError:
-        message = "the connector's answer is no JSON object"
-        raise CallFailed(CRASHED, message, received="maybe", permanent=True, blame=False) from None
+        return json_object(data, max_bytes=SAID_BYTES_MAX)[1] if data else data
+    except InvalidInput:
+        return b""
 
 
 def _crash(name: str, error: Exception | asyncio.CancelledError) -> CallFailed:
@@ -514,9 +530,8 @@ def _crash(name: str, error: Exception | asyncio.CancelledError) -> CallFailed:
 
 
 def _failed(job: _Job, failure: CallFailed) -> c.FailCall:
-    data = failure.data if len(failure.data) <= SAID_BYTES_MAX else b""
     message = failure.message[:SAID_CHARS_MAX]
-    return c.FailCall(_ref(job), failure.code, message, data, failure.permanent, failure.pause)
+    return c.FailCall(_ref(job), failure.code, message, _said(failure.data), failure.permanent, failure.pause)
 
 
 def _unknown(job: _Job, why: str) -> c.FailCall:

@@ -59,6 +59,8 @@ class Switch:
             raise InvalidInput.field("x", "is wrong")
         if to == "full":
             raise CallFailed("told", "x", permanent=True, data=b'"' + b"x" * 3_000_000 + b'"')
+        if to == "deep":
+            raise CallFailed("told", "x", permanent=True, data=b'{"x":' + b"[" * 985 + b"]" * 985 + b"}")
         if to in self.down:
             raise CallFailed("told", "it is down")
         return Answer(self.answer, "1")
@@ -221,6 +223,58 @@ async def test_a_damaged_connector_fails_its_own_calls_alone() -> None:
         assert "connector 'sick' cannot be used: " in case.incidents[0].message
         await opened.put_connector("sick", "http", base)
         assert (await opened.verify_store()).intact
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (b'{"body":{"x":' + b"[" * 62 + b"]" * 62 + b"}}", ""),
+        (b'{"body":{"x":' + b"[" * 63 + b"]" * 63 + b"}}", "depth"),
+        (b'{"body":{"x":' + b"[" * 985 + b"]" * 985 + b"}}", "depth"),
+        (b'{"body":{"x":' + b"[" * 200_000 + b"]" * 200_000 + b"}}", "depth"),
+        (b'{"body":{"x":-9223372036854775808}}', ""),
+        (b'{"body":{"x":9223372036854775808}}', "number_range"),
+        (b'{"body":{"x":1e999}}', "number_range"),
+        (b'{"body":{"x":NaN}}', "not_a_number"),
+        (b'{"body":{"x":1,"x":2}}', "duplicate_key"),
+        (b'{"body":{"x":"\\ud800"}}', "encoding"),
+        (b'{"body":{"x":"\xff"}}', "encoding"),
+        (b'{"body":', "syntax"),
+        (b"", "empty"),
+    ],
+)
+async def test_an_answer_keeps_the_rules_of_case_data(answer: bytes, code: str) -> None:
+    """What could not come in by a call does not by a connector, and is the call's failure, not the engine's."""
+    switch, store = Switch(), KeptStore()
+    switch.answer = answer
+    said: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
+    for _ in range(2):
+        async with WorkflowEngine(StateStore.over(store), connectors=switched(switch)) as opened:
+            await opened.register_workflow(calls({**ASK, "retry": 2}))
+            async with asyncio.timeout(10):
+                if not switch.made:
+                    await opened.run_case("calls", {"place": "x"}, case_id="c")
+                case = await until_open(opened, "c")
+            if not code:
+                assert (case.state, case.incidents) == ("completed", ())
+            else:
+                [incident] = case.incidents
+                assert incident.kind == "connector_failed"
+                assert "connector_error: the connector's answer cannot be used: " in incident.message
+                assert f"({code})" in incident.message
+            assert (await opened.verify_store()).intact
+    assert len(switch.made) == 1, "it would be the same again"
+    assert not said
+
+
+async def test_what_is_said_of_a_failure_keeps_the_rules_too() -> None:
+    switch = Switch()
+    async with engine(switched(switch)) as opened:
+        await opened.register_workflow(calls({**ASK, "retry": 1}, sensitive=["secret"]))
+        async with asyncio.timeout(10):
+            case = await until_open(opened, (await to(opened, "deep", 1))[0])
+        assert [incident.kind for incident in case.incidents] == ["connector_failed"]
 
 
 @pytest.mark.parametrize("place", ["broken", "cancelled", "wrong", "full", "mute"])
