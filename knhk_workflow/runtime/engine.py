@@ -301,11 +301,13 @@ class WorkflowEngine:
                     await self._outbox.recover()
                     await self._schedules.recover()
                 except BaseException:
-                    self._store = None
-                    for task in self._tasks:
-                        task.cancel()
+                    if self._store is not None:
+                        self._outbox.close()
+                        self._store = None
+                    await self._end_tasks()
                     if journal is not None:
                         await journal.close()
+                        await self._end_tasks()
                     await self._state_store.close()
                     raise
                 services = (
@@ -329,16 +331,22 @@ class WorkflowEngine:
             self._outbox.close()
             self._dispatch.close()
             await self._stream.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._end_tasks()
         if self._store is not None:
             self._watching.close()
             await self._journal.close()
+            await self._end_tasks()  # those that its last commits have begun
             await self._connectors.close()
             self._store = None
         await self._state_store.close()
+
+    async def _end_tasks(self) -> None:
+        """End everything that goes on in the background, and what begins by that."""
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
+            await asyncio.sleep(0)  # they leave the list by callbacks
 
     async def __aenter__(self) -> WorkflowEngine:
         return await self.open()
