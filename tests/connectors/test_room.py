@@ -24,6 +24,7 @@ from knhk_workflow import (
     WorkflowEngine,
 )
 from knhk_workflow.runtime import outbox
+from knhk_workflow.store import Keyspace
 from tests.connectors.calling import LOOPBACK, calls, data, engine, until_open
 from tests.runtime.place import Gate, KeptStore
 
@@ -125,6 +126,59 @@ async def test_calls_that_were_left_in_the_store_are_made_once_the_target_is_bac
         async with asyncio.timeout(20):
             for case_id in (*waiting[:5], *waiting[10:], *up):
                 assert data(await opened.wait_case(case_id))["done"]
+        assert (await opened.verify_store()).intact
+
+
+class Counting(KeptStore):
+    """Memory that counts the rows of calls that are read."""
+
+    read = 0
+
+    async def scan(self, start: bytes, end: bytes, *, limit: int, reverse: bool = False) -> list[tuple[bytes, bytes]]:
+        """As the store below, counted."""
+        found = await super().scan(start, end, limit=limit, reverse=reverse)
+        first, last = Keyspace(self.shards).effects(0)
+        self.read += sum(first <= key < last for key, _ in found)
+        return found
+
+
+@pytest.mark.usefixtures("little")
+@pytest.mark.parametrize("count", [100, 400])
+async def test_rows_are_read_as_often_as_there_are_calls(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lane that takes its calls from the store in portions goes on where it stopped."""
+    monkeypatch.setattr(outbox, "PAGE", 8)
+    switch, store = Switch(), Counting()
+    switch.down.clear()
+    async with WorkflowEngine(StateStore.over(store)) as opened:
+        await opened.register_workflow(calls(ASK))
+        cases = await to(opened, "up", count)
+    store.read = 0
+    async with WorkflowEngine(StateStore.over(store), connectors=switched(switch)) as opened:
+        async with asyncio.timeout(20):
+            for case_id in cases:
+                assert data(await opened.wait_case(case_id))["done"]
+        assert sorted(switch.made) == ["up"] * count
+        assert store.read < 7 * count
+        assert (await opened.verify_store()).intact
+
+
+async def test_a_damaged_row_holds_no_other_call_up() -> None:
+    switch, store = Switch(), KeptStore()
+    switch.down.clear()
+    said: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
+    async with WorkflowEngine(StateStore.over(store)) as opened:
+        await opened.register_workflow(calls(ASK))
+        cases = sorted(await to(opened, "up", 3))
+        key = opened._keyspace.case("default", cases[0]).effect(outbox.effect(1, 1))
+        await store.commit([(key, (await store.get(key) or b"")[:-1] + b"?")], (), True)
+    async with WorkflowEngine(StateStore.over(store), connectors=switched(switch)) as opened:
+        for case_id in cases[1:]:
+            assert data(await opened.wait_case(case_id))["done"]
+        assert said == [f"call 1.1 of case {cases[0]!r} of tenant 'default' cannot be read"]
+        found = (await opened.verify_store()).findings
+        assert any(key.hex() in each.message for each in found)
+        await opened.cancel_case(cases[0])
         assert (await opened.verify_store()).intact
 
 
