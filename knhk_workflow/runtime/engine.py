@@ -62,7 +62,7 @@ from knhk_workflow.runtime.inputs import (
 from knhk_workflow.runtime.integrity import Examination, Progress, examine
 from knhk_workflow.runtime.live import CACHED_CASES, CONTINUE, LiveCase, LiveCases
 from knhk_workflow.runtime.meta import LOCAL, CallMeta
-from knhk_workflow.runtime.outbox import Outbox
+from knhk_workflow.runtime.outbox import CallReport, Outbox
 from knhk_workflow.runtime.pages import page_size_of
 from knhk_workflow.runtime.pattern_runs import KeptRuns, PatternRun, run_in_memory, script_of
 from knhk_workflow.runtime.receipts import EntryProof, Receipt, entry_proof, step_receipt
@@ -1199,7 +1199,7 @@ class WorkflowEngine:
     def _fire_timer(self, tenant: str, case_id: str, number: int) -> Awaitable[TimerOutcome]:
         return self._steps.fire_timer(tenant, case_id, number)
 
-    def _report_call(self, tenant: str, case_id: str, command: c.Command) -> Awaitable[None]:
+    def _report_call(self, tenant: str, case_id: str, command: CallReport) -> Awaitable[None]:
         return self._steps.report_call(tenant, case_id, command)
 
     def _connector_moved(self, tenant: str, name: str) -> None:

@@ -76,7 +76,10 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     record: CallRecord | None
 
 
-Report = Callable[[str, str, c.Command], Awaitable[None]]
+CallReport = c.BeginCall | c.CompleteCall | c.FailCall
+"""What the core is told of a call."""
+
+Report = Callable[[str, str, CallReport], Awaitable[None]]
 """Carries a command out on a case of a tenant, durably."""
 
 Find = Callable[[str, str], Connector]
@@ -464,7 +467,7 @@ class Outbox:
             lane.active -= 1
             self._pump(lane)
 
-    async def _called(self, lane: _Lane, job: _Job) -> c.Command:
+    async def _called(self, lane: _Lane, job: _Job) -> CallReport:
         """Make the call; the command that reports it."""
         connector, record = lane.connector, job.record
         call = Call(record.key, record.request, record.attempt)
@@ -522,7 +525,7 @@ class Outbox:
             message = f"there was no answer within {connector.timeout:g} s"
             raise CallFailed("timeout", message, received="maybe") from None
 
-    async def _tell(self, job: _Job, command: c.Command) -> bool:
+    async def _tell(self, job: _Job, command: CallReport) -> bool:
         """Report durably, however long that takes. False: the case does not want it, or is not there any more."""
         tenant, case_id, _, _ = job.place
         while True:

@@ -23,9 +23,11 @@ from knhk_workflow import (
     Surroundings,
     WorkflowEngine,
 )
+from knhk_workflow.core import commands as c
 from knhk_workflow.runtime import outbox
 from knhk_workflow.store import Keyspace
 from tests.connectors.calling import LOOPBACK, calls, data, engine, until_open
+from tests.runtime.mistakes import poison
 from tests.runtime.place import Gate, KeptStore
 
 
@@ -343,4 +345,38 @@ async def test_no_fault_of_a_connector_leaves_a_call_without_an_end(place: str) 
             case = await until_open(opened, (await to(opened, place, 1))[0])
         assert case.incidents[0].kind == "connector_failed"
         assert (await opened.probe_connector("http")).healthy is False
+        assert (await opened.verify_store()).intact
+
+
+@pytest.mark.parametrize(("command", "place"), [(c.CompleteCall, "up"), (c.FailCall, "full")])
+async def test_a_call_whose_outcome_meets_a_mistake_can_be_made_again(command: type[c.Command], place: str) -> None:
+    """It has failed for good, and a person who retries it has it made again, without a restart."""
+    switch, said = Switch(), list[str]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
+    async with engine(switched(switch)) as opened:
+        await opened.register_workflow(calls({**ASK, "retry": 1}))
+        with poison(command, "sick", times=1):
+            await opened.run_case("calls", {"place": place}, case_id="sick")
+            sick = await until_open(opened, "sick")
+        [incident] = sick.incidents
+        assert incident.kind == "connector_failed"
+        assert "connector_error: the engine made a mistake with what the call gave (KeyError)" in incident.message
+        assert said == ["what a call of case 'sick' of tenant 'default' gave met a mistake of ours"]
+        [letter] = (await opened.list_dead_letters()).items
+        await opened.retry_dead_letter(letter.dead_letter_id)
+        again = await until_open(opened, "sick")
+        assert switch.made == [place] * 2
+        assert (again.state, len(again.incidents)) == (("completed", 0) if place == "up" else ("running", 1))
+        assert (await opened.verify_store()).intact
+
+
+async def test_a_case_that_is_stopped_by_two_mistakes_asks_for_a_person() -> None:
+    """Not even the failure of its call can be written."""
+    switch = Switch()
+    async with engine(switched(switch)) as opened:
+        await opened.register_workflow(calls({**ASK, "retry": 1}))
+        with poison(c.CompleteCall, "sick"), poison(c.FailCall, "sick"):
+            await opened.run_case("calls", {"place": "up"}, case_id="sick")
+            sick = await until_open(opened, "sick")
+        assert [incident.kind for incident in sick.incidents] == ["internal_error"]
         assert (await opened.verify_store()).intact
