@@ -426,14 +426,13 @@ class Schedules:
         return msgspec.structs.replace(record, running=open_), bool(open_)
 
     async def _open(self, live: _Live, case_ids: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of these cases that are open. One whose head is damaged will not end: it counts as ended."""
-        found = []
-        for case_id, head in zip(
-            case_ids, await asyncio.gather(*(self._head(live.name[0], each) for each in case_ids)), strict=True
-        ):
-            if head is not None and head is not _DAMAGED and head.state not in ENDED:
-                found.append(case_id)
-        return tuple(found)
+        """Those of these cases that are open. One that cannot be read will not end: it counts as ended."""
+        heads = await asyncio.gather(*(self._head(live.name[0], case_id) for case_id in case_ids))
+        return tuple(
+            case_id
+            for case_id, head in zip(case_ids, heads, strict=True)
+            if head is not None and head is not _DAMAGED and head.state not in ENDED
+        )
 
     async def _had(self, live: _Live, case_id: str) -> bool:
         """Whether this schedule has started a case, or has decided to, whatever became of it."""
@@ -482,8 +481,8 @@ class Schedules:
                         pause = live.record is not None and bool(live.record.starting)
                 except (StoreUnavailable, Busy, OutcomeUnknown, ExpectationFailed):
                     pause = True
-                except Exception as error:  # noqa: BLE001  # one schedule must not stop all others
-                    self._stands_still(live, error)
+                except Exception as error:  # noqa: BLE001  # its next occurrence comes here again
+                    _told(f"schedule {live.name[1]!r} of tenant {live.name[0]!r} cannot do what was decided", error)
                     return
                 if pause:
                     live.again = True
