@@ -39,7 +39,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     """What the other side said."""
 
     body: bytes
-    """A JSON object {status, headers, body}, as `result` sees it."""
+    """A JSON object {status, headers, body}, as `result` sees it, by the rules of case data: nested at most 64 deep,
+    each key once, integers of 64 bits. Anything else is the call's failure."""
     status: str
 
 

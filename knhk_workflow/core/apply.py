@@ -118,11 +118,7 @@ def _turned(activation: Activation, instance: int) -> None:
 
 def _net_ended(case: Case, event: e.NetCompleted | e.NetCancelled) -> None:
     net = case.nets[event.net]
-    net.marking.clear()
-    net.tokens = 0
-    net.seen.clear()
-    net.expected.clear()
-    net.dead.clear()
+    net.empty()
     net.completions = []
     net.outcome = net.detail = ""
     if event.net == 1:
@@ -341,11 +337,7 @@ def _completions_forgotten(case: Case, event: e.CompletionsForgotten) -> None:
 
 def _rollback_begun(case: Case, event: e.RollbackBegun) -> None:
     net = case.nets[event.net]
-    net.marking.clear()
-    net.tokens = 0
-    net.seen.clear()
-    net.expected.clear()
-    net.dead.clear()
+    net.empty()
     net.outcome = event.outcome
     net.detail = event.detail
 

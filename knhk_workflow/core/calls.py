@@ -56,7 +56,8 @@ def complete_call(step: Step, command: c.CompleteCall) -> None:
     except EvaluationFailed as failure:
         message = f"its answer ({command.status}) cannot be used: `result` could not be evaluated: {failure.message}"
         message = step.told(message, msgspec.json.decode(command.answer) if command.answer else None)
-        _failed(step, node, activation, run, RESULT, message, command.answer, permanent=True)
+        said = command.answer if len(command.answer) <= DATA_BYTES_MAX else b""
+        _failed(step, node, activation, run, RESULT, message, said, permanent=True)
         return
     if len(output) > DATA_BYTES_MAX:
         message = f"its answer ({command.status}) cannot be used: the output is larger than {DATA_BYTES_MAX} bytes"

@@ -122,6 +122,14 @@ class NetInstance(msgspec.Struct, array_like=True, gc=False):
         if len(put) != len(taken):
             self.tokens += len(put) - len(taken)
 
+    def empty(self) -> None:
+        """Remove every token, false ones too, and what joins remember of them."""
+        self.marking.clear()
+        self.tokens = 0
+        self.seen.clear()
+        self.expected.clear()
+        self.dead.clear()
+
 
 class Kept(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A persistent signal that nobody has taken yet."""

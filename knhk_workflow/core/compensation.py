@@ -50,20 +50,14 @@ def roll_back(step: Step, net: NetInstance, outcome: str, detail: str) -> bool:
     return True
 
 
-def pending(step: Step, activation: Activation) -> bool:
-    """Whether an activation that was stopped has to wait until its sub-net is undone."""
+def pending(step: Step, activation: Activation, outcomes: frozenset[str] = frozenset()) -> bool:
+    """Whether an activation that was stopped has to wait until its sub-net is undone: for one of these outcomes
+    (OVER: it was stopped as a whole), or for any when none are named."""
     if not step.model.compensates:
         return False
     nets = step.case.nets
-    return any(run.child and nets[run.child].outcome for run in activation.instances.values())
-
-
-def stopped(step: Step, activation: Activation, outcomes: frozenset[str]) -> bool:
-    """Whether a whole activation was stopped and is still there because a sub-net of it has to be undone first."""
-    if not step.model.compensates:
-        return False
-    nets = step.case.nets
-    return any(run.child and nets[run.child].outcome in outcomes for run in activation.instances.values())
+    found = (nets[run.child].outcome for run in activation.instances.values() if run.child)
+    return any(outcome in outcomes if outcomes else outcome for outcome in found)
 
 
 def ending(net: NetInstance) -> bool:

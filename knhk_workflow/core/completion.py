@@ -311,7 +311,7 @@ def force(step: Step, activation: Activation) -> None:
         return
     node = step.node(activation)
     undone = compensation.pending(step, activation)
-    if undone and (node.many is None or compensation.stopped(step, activation, compensation.OVER)):
+    if undone and (node.many is None or compensation.pending(step, activation, compensation.OVER)):
         return  # it was stopped before
     start_without_work(step, activation)
     for _, run in sorted(activation.instances.items()):

@@ -441,7 +441,7 @@ def _add_instance(step: Step, command: c.AddInstance) -> None:
     name = f"{command.task}@{step.case.case_id}"
     if many is None or not many.dynamic:
         raise WrongState("task", name, "a task with dynamic instances", "not one")
-    if compensation.stopped(step, activation, compensation.OVER):
+    if compensation.pending(step, activation, compensation.OVER):
         raise WrongState("task", name, "collecting instances", "stopped, and what it did is being undone")
     if activation.closed:
         raise WrongState("task", name, "open to new instances", "closed to them")

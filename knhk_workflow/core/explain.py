@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import msgspec
-
 from knhk_workflow.core import compensation, explain_times, locks
 from knhk_workflow.core.case import (
     DONE_STATES,
@@ -354,9 +352,8 @@ def _guards(look: Look, node: TaskNode) -> Iterator[GuardReading]:
 
 def _reading(look: Look, flow: str, condition: Expression, item: object = None) -> GuardReading:
     """A guard over the present data of the net, with what it reads."""
-    data = msgspec.json.decode(look.net.data)
     try:
-        result = "true" if condition.holds(data, item) else "false"
+        result = "true" if condition.holds(look.data, item) else "false"
     except EvaluationFailed as failure:
         result = look.step.told(failure.message)
-    return GuardReading(flow, condition.text, result, shown_values(condition, look.model.veil.value(data), item))
+    return GuardReading(flow, condition.text, result, shown_values(condition, look.shown, item))

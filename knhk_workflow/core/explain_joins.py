@@ -6,7 +6,11 @@ Each rule gives None when the join itself is satisfied, so that something else m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
+
+import msgspec
 
 from knhk_workflow.core.case import Case, NetInstance
 from knhk_workflow.core.explanation import Status, TokenPath, Wait
@@ -17,7 +21,8 @@ from knhk_workflow.model.expression import EvaluationFailed
 from knhk_workflow.model.net import CompiledNet, Model, TaskNode
 
 
-class Look(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Look:
     """What is looked at: a net of a case. `step` is never emitted to; rules of the core read through it."""
 
     case: Case
@@ -25,6 +30,16 @@ class Look(NamedTuple):
     net: NetInstance
     compiled: CompiledNet
     step: Step
+
+    @cached_property
+    def data(self) -> object:
+        """The net's data for guards, decoded once for all of them: they may be 2 MB, and there may be 10,000."""
+        return msgspec.json.decode(self.net.data)
+
+    @cached_property
+    def shown(self) -> object:
+        """The data as people may see them, likewise made once."""
+        return self.model.veil.value(self.data)
 
 
 class Reason(NamedTuple):

@@ -150,7 +150,7 @@ def _working(step: Step, net: NetInstance, task: str) -> int:
         for activation in live
         if activation.started
         and not activation.released
-        and not compensation.stopped(step, activation, compensation.GONE)
+        and not compensation.pending(step, activation, compensation.GONE)
     )
 
 

@@ -46,11 +46,14 @@ class Veil(msgspec.Struct, frozen=True):
         return bool(self.names)
 
     def value(self, found: object) -> object:
-        """A JSON value without what is sensitive in it."""
+        """A JSON value without what is sensitive in it; where nothing is, the value itself and no copy."""
+        return self._value(found) if self.names else found
+
+    def _value(self, found: object) -> object:
         if isinstance(found, dict):
-            return {key: MASK if key in self.names else self.value(each) for key, each in found.items()}
+            return {key: MASK if key in self.names else self._value(each) for key, each in found.items()}
         if isinstance(found, list):
-            return [self.value(each) for each in found]
+            return [self._value(each) for each in found]
         return found
 
     def json(self, data: bytes) -> bytes:

@@ -61,8 +61,9 @@ class Births:
         self._clock = clock
         self._ids = ids
 
-    async def create(self, asked: RunRequest, start: bool, meta: CallMeta) -> CaseView:
-        """Create a case, and with `start` run it to rest. Raises InvalidInput, NotFound, AlreadyExists."""
+    async def create(self, asked: RunRequest, start: bool, meta: CallMeta, *, rest: bool = True) -> CaseView:
+        """Create a case, and with `start` run it: to rest, or without `rest` as far as the commit that creates it goes.
+        Raises InvalidInput, NotFound, AlreadyExists."""
         birth = await self._checked(asked, start, meta)
         try:
             live, unit, view = await self._conceive(birth)
@@ -74,7 +75,7 @@ class Births:
             if isinstance(answer, WorkflowError):
                 raise answer from None
             return answer
-        return await self._steps.rest(meta, birth.case_id, view) if live.continuing is not None else view
+        return await self._steps.rest(meta, birth.case_id, view) if rest and live.continuing is not None else view
 
     async def create_all(self, requests: Sequence[RunRequest], meta: CallMeta) -> list[CaseView | WorkflowError]:
         """Create cases and run them to rest, in one durable write; one element's error is that element's answer."""

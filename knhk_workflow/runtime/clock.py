@@ -8,13 +8,13 @@ machine's clock. `SkippingClock` runs as that does and skips ahead when told to:
 from __future__ import annotations
 
 import asyncio
-import heapq
 import random
 import time
 from collections.abc import Callable
 from typing import Protocol
 
 import uuid_utils
+from sortedcontainers import SortedDict
 
 from knhk_workflow.model.units import NS_PER_S
 
@@ -33,7 +33,8 @@ class Clock(Protocol):
         ...
 
     def call_at(self, due: int, wake: Callable[[], None]) -> Alarm:
-        """Call `wake` in the running event loop when it is `due`, or soon after it; a little early is possible."""
+        """Call `wake` once in the running event loop when it is `due`, or soon after it; a little early is possible.
+        Never before this returns: whoever keeps the alarm has it by then."""
         ...
 
 
@@ -124,16 +125,21 @@ class SkippingClock:
         alarm.real = self._real.call_at(alarm.due - self._skipped, alarm)
 
 
+_Alarms = SortedDict[tuple[int, int], Callable[[], None]]
+"""What is to be called, by (due, in which order it was asked for)."""
+
+
 class _VirtualAlarm:
     """A call that comes when somebody lets enough time pass."""
 
-    __slots__ = ("wake",)
+    __slots__ = ("_alarms", "_place")
 
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self.wake: Callable[[], None] | None = wake
+    def __init__(self, alarms: _Alarms, place: tuple[int, int]) -> None:
+        self._alarms = alarms
+        self._place = place
 
     def cancel(self) -> None:
-        self.wake = None
+        self._alarms.pop(self._place, None)
 
 
 class VirtualClock:
@@ -145,7 +151,7 @@ class VirtualClock:
         self._now = start
         self._made = 0
         self._set = 0
-        self._alarms: list[tuple[int, int, _VirtualAlarm]] = []
+        self._alarms: _Alarms = SortedDict()
 
     def now(self) -> int:
         """Nanoseconds since the epoch."""
@@ -168,19 +174,17 @@ class VirtualClock:
     def skip_to(self, now: int) -> None:
         """Let time pass until `now`; never backwards."""
         self._now = max(self._now, now)
-        while self._alarms and self._alarms[0][0] <= self._now:
-            wake = heapq.heappop(self._alarms)[2].wake
-            if wake is not None:
-                wake()
+        while self._alarms and self._alarms.peekitem(0)[0][0] <= self._now:
+            self._alarms.popitem(0)[1]()
 
     def call_at(self, due: int, wake: Callable[[], None]) -> Alarm:
-        """When `advance` gets there; at once when it is there already."""
+        """When `advance` gets there; in the next turn of the loop when it is there already."""
         if due <= self._now:
-            wake()
+            return asyncio.get_running_loop().call_soon(wake)
         self._made += 1
-        alarm = _VirtualAlarm(wake)
-        heapq.heappush(self._alarms, (due, self._made, alarm))
-        return alarm
+        place = due, self._made
+        self._alarms[place] = wake
+        return _VirtualAlarm(self._alarms, place)
 
 
 class Ids(Protocol):

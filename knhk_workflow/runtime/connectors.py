@@ -12,7 +12,8 @@ shared one that there is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,7 +23,7 @@ from knhk_workflow.connectors.allowance import Allowance
 from knhk_workflow.connectors.connector import CallFailed, Connector
 from knhk_workflow.connectors.secrets import Vault
 from knhk_workflow.connectors.settings import Kinds, Surroundings
-from knhk_workflow.errors import AlreadyExists, InvalidInput, NotFound, WrongState
+from knhk_workflow.errors import AlreadyExists, InvalidInput, NotFound, StoreCorrupt, StoreFormat, WrongState
 from knhk_workflow.model.parse import DEFAULT_CONNECTOR
 from knhk_workflow.runtime.audited import audited
 from knhk_workflow.runtime.clock import Clock
@@ -30,12 +31,11 @@ from knhk_workflow.runtime.inputs import checked_id, json_object
 from knhk_workflow.runtime.meta import CallMeta
 from knhk_workflow.runtime.records import CONNECTORS, ConnectorRecord, pack
 from knhk_workflow.runtime.views import ConnectorView
-from knhk_workflow.store import META_SHARD, ExpectationFailed, Journal, Keyspace, Reads, Unit, Write
+from knhk_workflow.store import META_SHARD, Journal, Keyspace, Reads, Unit, Write
 from knhk_workflow.store.keys import parse_connector
 
 CONNECTORS_MAX: Final = 1_000  # of a tenant; each has a pool of its own
 PROBE_SECONDS: Final = 5.0
-PUT_TRIES: Final = 8
 HTTP: Final = "http"
 UNKNOWN: Final = "no_connector"
 _ALL_ROWS: Final = 100_000
@@ -81,12 +81,22 @@ class _Entry(msgspec.Struct, eq=False):
 class Connectors:
     """See the module."""
 
-    def __init__(self, setup: ConnectorSetup, reads: Reads, journal: Journal, keyspace: Keyspace, clock: Clock) -> None:
-        """Raises InvalidInput for a configured connector that cannot be used."""
+    def __init__(
+        self,
+        setup: ConnectorSetup,
+        reads: Reads,
+        journal: Journal,
+        keyspace: Keyspace,
+        clock: Clock,
+        moved: Callable[[str, str], None],
+    ) -> None:
+        """`moved` is told of a tenant's connector that was put or deleted. Raises InvalidInput for a configured one
+        that cannot be used."""
         self._reads = reads
         self._journal = journal
         self._keys = keyspace
         self._clock = clock
+        self._moved = moved
         self._kinds = setup.kinds
         allowance = Allowance(setup.allow, setup.networks)
         self._trusted = Surroundings(allowance, Vault(setup.environ, trusted=True))
@@ -96,6 +106,7 @@ class Connectors:
         self._broken: dict[tuple[str, str], str] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._changing = asyncio.Lock()  # what is replaced must be what was there when that was written
+        self._writing: asyncio.Future[int] | None = None  # a change whose outcome is not known yet
         for config in setup.configured:
             if config.name in self._shared:
                 raise AlreadyExists("connector", config.name)
@@ -106,7 +117,13 @@ class Connectors:
         start, end = self._keys.connectors()
         for key, value in await self._reads.scan(start, end, limit=_ALL_ROWS):
             tenant, name = parse_connector(key)
-            record = CONNECTORS.read(key, value)
+            try:
+                record = CONNECTORS.read(key, value)
+            except (StoreCorrupt, StoreFormat) as error:
+                self._broken[tenant, name] = error.message
+                problem = f"connector {name!r} of tenant {tenant!r} cannot be read"
+                asyncio.get_running_loop().call_exception_handler({"message": problem, "exception": error})
+                continue
             config = ConnectorConfig(name, record.kind, record.config, record.default)
             try:
                 made = self._made(config, self._foreign)
@@ -154,8 +171,17 @@ class Connectors:
 
     async def put(self, asked: ConnectorConfig, meta: CallMeta) -> ConnectorView:
         """Create or replace a tenant's connector. The same again changes nothing. Raises InvalidInput, WrongState."""
-        async with self._changing:
+        async with self._alone():
             return await self._put(asked, meta)
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """While nothing else is changed. A call that was cancelled has let go of the lock, and what it asked for is
+        written all the same: whoever comes next decides on what that leaves."""
+        async with self._changing:
+            if self._writing is not None:
+                await asyncio.wait((self._writing,))
+            yield
 
     async def _put(self, asked: ConnectorConfig, meta: CallMeta) -> ConnectorView:
         checked_id(asked.name, "name")
@@ -179,17 +205,26 @@ class Connectors:
             kept = other.config
             less = ConnectorRecord(kept.kind, kept.config, False, now, meta.principal)
             writes.append((self._keys.connector(meta.tenant, kept.name), pack(less)))
+        entry = _Entry(config, made, False, now)
+
+        def written(done: bool) -> None:
+            if not done:
+                self._let_go(made)
+                return
+            for other in others:
+                other.config = msgspec.structs.replace(other.config, default=False)
+            self._broken.pop((meta.tenant, config.name), None)
+            own[config.name] = entry
+            if known is not None:
+                self._let_go(known.connector)
+            self._moved(meta.tenant, config.name)
+
         try:
-            await self._write(writes, config.name, meta)
+            told = self._write(writes, config.name, meta, written)
         except BaseException:
-            self._let_go(made)
+            await made.close()
             raise
-        for other in others:
-            other.config = msgspec.structs.replace(other.config, default=False)
-        self._broken.pop((meta.tenant, config.name), None)
-        entry = own[config.name] = _Entry(config, made, False, now)
-        if known is not None:
-            self._let_go(known.connector)
+        await asyncio.shield(told)
         return self._view(entry)
 
     def check_own(self, tenant: str, name: str) -> None:
@@ -202,14 +237,20 @@ class Connectors:
 
     async def delete(self, name: str, meta: CallMeta) -> None:
         """Remove a tenant's connector. Raises NotFound, WrongState."""
-        async with self._changing:
+        async with self._alone():
             own = self._own.get(meta.tenant, {})
             self.check_own(meta.tenant, name)
-            await self._write([(self._keys.connector(meta.tenant, name), None)], name, meta)
-            self._broken.pop((meta.tenant, name), None)
-            gone = own.pop(name, None)
-            if gone is not None:
-                self._let_go(gone.connector)
+
+            def written(done: bool) -> None:
+                if not done:
+                    return
+                self._broken.pop((meta.tenant, name), None)
+                gone = own.pop(name, None)
+                if gone is not None:
+                    self._let_go(gone.connector)
+                self._moved(meta.tenant, name)
+
+            await asyncio.shield(self._write([(self._keys.connector(meta.tenant, name), None)], name, meta, written))
 
     async def probe(self, tenant: str, name: str) -> Told:
         """One of them, with whether its other side can be reached."""
@@ -228,18 +269,20 @@ class Connectors:
             healthy, detail = False, f"the connector itself failed: {type(error).__name__}"
         return msgspec.structs.replace(self._view(entry), healthy=healthy, detail=detail), entry.connector
 
-    async def _write(self, writes: list[Write], name: str, meta: CallMeta) -> None:
+    def _write(
+        self, writes: list[Write], name: str, meta: CallMeta, written: Callable[[bool], None]
+    ) -> asyncio.Future[int]:
+        """Queue a change. `written` is told whether it is durable before anybody else is, whoever still waits."""
         entry = audited(self._keys, META_SHARD, meta, f"connectors/{name}", self._clock.now())
-        writes = [*writes, entry.write]
-        for _ in range(PUT_TRIES):
-            try:
-                await self._journal.append(
-                    Unit(META_SHARD, meta.tenant, "", 0, 0, b"", writes, audits=(entry.reference,))
-                )
-            except ExpectationFailed:
-                continue
-            return
-        raise ExpectationFailed(())
+        unit = Unit(META_SHARD, meta.tenant, "", 0, 0, b"", [*writes, entry.write], audits=(entry.reference,))
+
+        def outcome(done: asyncio.Future[int]) -> None:
+            self._writing = None
+            written(not done.cancelled() and done.exception() is None)
+
+        self._writing = told = self._journal.append(unit)
+        told.add_done_callback(outcome)
+        return told
 
     def _made(self, config: ConnectorConfig, surroundings: Surroundings) -> Connector:
         factory = self._kinds.get(config.kind)

@@ -64,7 +64,7 @@ from knhk_workflow.runtime.inputs import (
 from knhk_workflow.runtime.integrity import Examination, Progress, examine
 from knhk_workflow.runtime.live import CACHED_CASES, CONTINUE, LiveCase, LiveCases
 from knhk_workflow.runtime.meta import LOCAL, CallMeta
-from knhk_workflow.runtime.outbox import Outbox
+from knhk_workflow.runtime.outbox import CallReport, Outbox
 from knhk_workflow.runtime.pages import page_size_of
 from knhk_workflow.runtime.pattern_runs import KeptRuns, PatternRun, run_in_memory, script_of
 from knhk_workflow.runtime.receipts import EntryProof, Receipt, entry_proof, step_receipt
@@ -223,6 +223,7 @@ class WorkflowEngine:
                     if isinstance(self._clock, SkippingClock):
                         await go_on_from(self._clock, store, keyspace)
                     journal = await Journal.open(store, self._clock.now, limits=self._limits.journal)
+                    undo.push_async_callback(self._end_tasks)  # those that its last commits have begun
                     undo.push_async_callback(journal.close)
                     self._journal = journal
                     self._journal.on_commit(self._committed)
@@ -232,7 +233,12 @@ class WorkflowEngine:
                     )
                     self._timers = Timers(store, keyspace, self._clock, self._fire_timer)
                     self._connectors = Connectors(
-                        self._connector_setup or ConnectorSetup(), store, journal, keyspace, self._clock
+                        self._connector_setup or ConnectorSetup(),
+                        store,
+                        journal,
+                        keyspace,
+                        self._clock,
+                        self._connector_moved,
                     )
                     undo.push_async_callback(self._connectors.close)
                     await self._connectors.load()
@@ -286,7 +292,7 @@ class WorkflowEngine:
                         self._definitions,
                         self._requests,
                         self._clock,
-                        lambda asked, meta: self._births.create(asked, True, meta),
+                        lambda asked, meta: self._births.create(asked, True, meta, rest=False),
                         lambda case_id, reason, meta: self._steps.on_case(case_id, c.CancelCase(reason), meta),
                         self._spawn,
                     )
@@ -333,8 +339,9 @@ class WorkflowEngine:
         if self._store is not None:
             await self._end_work()
             self._watching.close()
-            await self._connectors.close()
             await self._journal.close()
+            await self._end_tasks()  # those that its last commits have begun
+            await self._connectors.close()
             self._store = None
         await self._state_store.close()
 
@@ -344,10 +351,15 @@ class WorkflowEngine:
         self._outbox.close()
         self._dispatch.close()
         await self._stream.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
+        await self._end_tasks()
+
+    async def _end_tasks(self) -> None:
+        """End everything that goes on in the background, and what begins by that."""
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
             await asyncio.wait(self._tasks)
+            await asyncio.sleep(0)  # they leave the list by callbacks
 
     async def __aenter__(self) -> WorkflowEngine:
         return await self.open()
@@ -1124,9 +1136,7 @@ class WorkflowEngine:
         if self._connector_setup is None:
             raise Unsupported("connectors", "make the engine with a ConnectorSetup")
         asked = ConnectorConfig(name, kind, json_object(config, "config_json"), default)
-        view = await self._connectors.put(asked, meta)
-        self._outbox.moved(meta.tenant, name)
-        return view
+        return await self._connectors.put(asked, meta)
 
     async def list_connectors(self, *, meta: CallMeta = LOCAL) -> tuple[ConnectorView, ...]:
         """Every connector that the tenant's tasks can name, by name."""
@@ -1149,7 +1159,6 @@ class WorkflowEngine:
         if user is not None:
             raise WrongState("connector", name, "named by no workflow", f"named by {user}", "delete that, or force it")
         await self._connectors.delete(name, meta)
-        self._outbox.moved(meta.tenant, name)
 
     def connector_totals(self) -> tuple[int, Sequence[ConnectorView]]:
         """Calls made since opening, and every connector of every tenant, for metrics."""
@@ -1211,8 +1220,11 @@ class WorkflowEngine:
     def _fire_timer(self, tenant: str, case_id: str, number: int) -> Awaitable[TimerOutcome]:
         return self._steps.fire_timer(tenant, case_id, number)
 
-    def _report_call(self, tenant: str, case_id: str, command: c.Command) -> Awaitable[None]:
+    def _report_call(self, tenant: str, case_id: str, command: CallReport) -> Awaitable[None]:
         return self._steps.report_call(tenant, case_id, command)
+
+    def _connector_moved(self, tenant: str, name: str) -> None:
+        self._outbox.moved(tenant, name)
 
     def _continue(self, live: LiveCase) -> None:
         """A case has a paused cascade."""

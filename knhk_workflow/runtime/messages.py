@@ -22,7 +22,16 @@ from typing import Final, NamedTuple
 import msgspec
 
 from knhk_workflow.core.commands import ENDED, Signal
-from knhk_workflow.errors import Busy, LimitExceeded, RequestMismatch, StoreError, StoreUnavailable, WorkflowError
+from knhk_workflow.errors import (
+    Busy,
+    LimitExceeded,
+    RequestMismatch,
+    StoreCorrupt,
+    StoreError,
+    StoreFormat,
+    StoreUnavailable,
+    WorkflowError,
+)
 from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.runtime.audited import audited
 from knhk_workflow.runtime.clock import Clock
@@ -101,6 +110,7 @@ class Messages:
         self._waiting: dict[tuple[str, str], dict[bytes, _Waiting]] = {}  # by tenant and business key
         self._newcomers: deque[tuple[str, str]] = deque()  # cases that waiting messages have not been held against
         self._looking: asyncio.Task[None] | None = None
+        self._damaged: set[bytes] = set()  # keys of what cannot be read, as was told
         self._closed = False
 
     def close(self) -> None:
@@ -156,7 +166,11 @@ class Messages:
                 rows = await self._reads.scan(start, end, limit=RECOVER_PAGE)
                 for key, value in rows:
                     tenant, scope = parse_message(key)
-                    message = MESSAGES.read(key, value)
+                    try:
+                        message = MESSAGES.read(key, value)
+                    except (StoreCorrupt, StoreFormat) as error:  # the others go on; verifying the store names it
+                        self._passed_over(key, f"a message of tenant {tenant!r}", error)
+                        continue
                     if message.targets or not message.answered:
                         going = self._begin((tenant, scope), message.fingerprint)
                         self._spawn(self._finish_of((tenant, scope), going, message, value))
@@ -346,11 +360,9 @@ class Messages:
 
     async def _offer(self, tenant: str, case_id: str) -> None:
         """Give a new case the messages that have waited for it, oldest first."""
-        head_key = self._keys.case_head(tenant, case_id)
-        stored = await self._reads.get(head_key)
-        if stored is None:
+        head = await self._head(tenant, case_id)
+        if head is None:
             return
-        head = HEADS.read(head_key, stored)
         model = await self._definitions.model(tenant, head.spec_id, head.version)
         now = self._clock.now()
         fitting = [
@@ -360,7 +372,10 @@ class Messages:
             if waiting.expires > now and model.keeps(waiting.name)
         ]
         for _, scope, key in sorted(fitting):
-            await self._claim((tenant, scope), key, case_id)
+            try:
+                await self._claim((tenant, scope), key, case_id)
+            except (StoreCorrupt, StoreFormat) as error:
+                self._passed_over(scope, f"a message that waits for case {case_id!r} of tenant {tenant!r}", error)
 
     async def _claim(self, place: _Place, key: str, case_id: str) -> None:
         """Say durably that a waiting message goes to this case, then deliver it."""
@@ -396,7 +411,7 @@ class Messages:
                 rows = await self._reads.scan(start, end, limit=PAGE)
                 for row, value in rows:
                     case_id = parse_business_key(row)[2] if key else parse_case_head(row)[1]
-                    head = await self._head(tenant, case_id) if key else HEADS.read(row, value)
+                    head = await self._head(tenant, case_id, None if key else value)
                     if head is None or head.state in ENDED:
                         continue
                     version = (head.spec_id, head.version)
@@ -412,16 +427,34 @@ class Messages:
                 start = rows[-1][0] + b"\0"
         return tuple(found), any(hearing.values())
 
-    async def _head(self, tenant: str, case_id: str) -> CaseHead | None:
+    async def _head(self, tenant: str, case_id: str, value: bytes | None = None) -> CaseHead | None:
+        """What is stored of a case (`value`, when it was read already). None: nothing, or it cannot be read, and then
+        no message reaches the case."""
         key = self._keys.case_head(tenant, case_id)
-        stored = await self._reads.get(key)
-        return HEADS.read(key, stored) if stored is not None else None
+        stored = value if value is not None else await self._reads.get(key)
+        try:
+            return HEADS.read(key, stored) if stored is not None else None
+        except (StoreCorrupt, StoreFormat) as error:
+            self._passed_over(key, f"case {case_id!r} of tenant {tenant!r}", error)
+            return None
 
     async def _hears(self, tenant: str, spec_id: str, version: int, name: str) -> bool:
-        model = await self._definitions.model(tenant, spec_id, version)
+        try:
+            model = await self._definitions.model(tenant, spec_id, version)
+        except (StoreCorrupt, StoreFormat) as error:
+            key = self._keys.definition(tenant, spec_id, version)
+            self._passed_over(key, f"workflow '{spec_id}@{version}' of tenant {tenant!r}", error)
+            return False
         return any(
             task.trigger is not None and task.trigger.name == name for net in model.spec.nets for task in net.tasks
         )
+
+    def _passed_over(self, key: bytes, what: str, error: StoreError) -> None:
+        """Say once that something which is damaged gets no messages, or is one that nobody gets."""
+        if key not in self._damaged:
+            self._damaged.add(key)
+            problem = f"{what} cannot be read and is passed over"
+            asyncio.get_running_loop().call_exception_handler({"message": problem, "exception": error})
 
     # -- the store ----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from hashlib import blake2b
 from typing import Final, TypeVar
 
@@ -30,7 +30,17 @@ from knhk_workflow.connectors.connector import Answer, Call, CallFailed, Connect
 from knhk_workflow.core import commands as c
 from knhk_workflow.core.case import Activation, Case, Instance
 from knhk_workflow.core.step import ItemInNet
-from knhk_workflow.errors import Busy, Fenced, StoreError, StoreUnavailable, WorkflowError
+from knhk_workflow.errors import (
+    Busy,
+    Fenced,
+    InvalidInput,
+    StoreCorrupt,
+    StoreError,
+    StoreFormat,
+    StoreUnavailable,
+    WorkflowError,
+)
+from knhk_workflow.model.document import DEPTH_MAX, json_object
 from knhk_workflow.model.parse import DEFAULT_CONNECTOR
 from knhk_workflow.runtime.clock import Alarm, Clock
 from knhk_workflow.runtime.records import CALLS, CallRecord, pack
@@ -66,7 +76,10 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     record: CallRecord | None
 
 
-Report = Callable[[str, str, c.Command], Awaitable[None]]
+CallReport = c.BeginCall | c.CompleteCall | c.FailCall
+"""What the core is told of a call."""
+
+Report = Callable[[str, str, CallReport], Awaitable[None]]
 """Carries a command out on a case of a tenant, durably."""
 
 Find = Callable[[str, str], Connector]
@@ -166,11 +179,13 @@ class Outbox:
         self._count = 0
         self._lanes: dict[tuple[int, str], _Lane] = {}
         self._behind = False  # there was no room for a call
-        self._wanted = False  # a lane has room for calls that are in the store
+        self._wanted: set[_Lane] = set()  # lanes that have room for calls that are in the store
+        self._at = 0, b""  # the shard and the row where reading stopped
         self._closed = False
         self._reading = asyncio.Lock()
         self._scanning = False
         self._catching = False
+        self._damaged: set[Place] = set()  # rows that cannot be read, as was told
         self._ended: set[Place] = set()  # while the store is scanned: what a page may still show
         self.made = 0
         """Calls that were made."""
@@ -206,42 +221,75 @@ class Outbox:
                     if lane is not None:
                         self._refill(lane)
             if record is not None:
+                self._damaged.discard(place)
                 self._take(place, record, recovered=False)
             elif self._scanning:
                 self._ended.add(place)
 
     async def recover(self) -> None:
         """Take up what the store holds, as far as there is room."""
-        if self._idle:
-            return
+        if not self._idle:
+            await self._take_up(whole=True)
+
+    async def _take_up(self, *, whole: bool) -> None:
+        """Take up what the store holds until there is no room: for any call, or, unless `whole`, for those that the
+        lanes want which have room."""
         async with self._reading:
+            wanted, self._wanted = self._wanted, set()
             self._scanning = True
-            self._behind = self._wanted = False
+            self._behind = False
             try:
-                await self._read()
+                await self._read(None if whole else wanted)
+            except BaseException:
+                self._wanted |= wanted
+                self._behind = self._behind or whole
+                raise
             finally:
                 self._scanning = False
                 self._ended.clear()
 
-    async def _read(self) -> None:
-        """Take up what the store holds until there is no room."""
-        for shard in range(self._keyspace.shards):
+    async def _read(self, wanted: Collection[_Lane] | None) -> None:
+        """One round through the store, from where the last one stopped: rows that are in memory, or have no room
+        there, are not read again for each of the others. A round that stops leaves every lane whose calls it did not
+        reach behind, or all of them."""
+        first, begin = self._at
+        for turn in range(self._keyspace.shards + 1):
+            shard = (first + turn) % self._keyspace.shards
             start, end = self._keyspace.effects(shard)
-            while self._count < QUEUED_MAX:
+            if turn == 0:
+                start = begin or start
+            elif turn == self._keyspace.shards:
+                end = begin or start
+            while start < end:
                 page = await self._reads.scan(start, end, limit=PAGE)
                 for key, value in page:
-                    tenant, case_id, effect_id = parse_effect(key)
-                    if effect_id.startswith(PREFIX):
-                        activation, instance = map(int, effect_id.removeprefix(PREFIX).split("."))
-                        place = tenant, case_id, activation, instance
-                        if place not in self._ended:
-                            self._take(place, CALLS.read(key, value), recovered=True)
+                    if self._taken(key, value):
+                        continue
+                    if self._behind or (wanted is not None and all(lane.behind for lane in wanted)):
+                        self._at = shard, key
+                        return
                 if len(page) < PAGE:
                     break
                 start = page[-1][0] + b"\0"
-            else:
-                self._behind = True
-                return
+
+    def _taken(self, key: bytes, value: bytes) -> bool:
+        """Take a row up. False: there is no room for it. One that is damaged is passed over: the others go
+        on, and verifying the store names it."""
+        tenant, case_id, effect_id = parse_effect(key)
+        if not effect_id.startswith(PREFIX):
+            return True
+        activation, instance = map(int, effect_id.removeprefix(PREFIX).split("."))
+        place = tenant, case_id, activation, instance
+        if place in self._ended or place in self._damaged:
+            return True
+        try:
+            record = CALLS.read(key, value)
+        except (StoreCorrupt, StoreFormat) as error:
+            self._damaged.add(place)
+            problem = f"call {activation}.{instance} of case {case_id!r} of tenant {tenant!r} cannot be read"
+            asyncio.get_running_loop().call_exception_handler({"message": problem, "exception": error})
+            return True
+        return self._take(place, record, recovered=True)
 
     def moved(self, tenant: str, name: str) -> None:
         """A tenant's connector was put or deleted: the calls that wait for it are for what is there now."""
@@ -268,24 +316,26 @@ class Outbox:
 
     # ------------------------------------------------------------------------------------------------------------ lanes
 
-    def _take(self, place: Place, record: CallRecord, *, recovered: bool) -> None:
+    def _take(self, place: Place, record: CallRecord, *, recovered: bool) -> bool:
+        """Have a call in memory. False: there is no room for it, it stays in the store."""
         known = self._jobs.get(place)
         if known is not None and any(job.record.attempt >= record.attempt for job in known):
-            return
+            return True
         if self._count >= QUEUED_MAX:
             self._behind = True
-            return
+            return False
         job = _Job(place, record, recovered)
         lane = self._lane(job)
         if lane is not None and (len(lane.queue) >= _room(lane) or (lane.behind and not recovered)):
             lane.behind = True  # who comes later does not overtake those that are in the store
-            return
+            return False
         self._jobs.setdefault(place, []).append(job)
         self._count += 1
         if lane is not None:
             job.lane = lane
             lane.queue[job] = None
             self._pump(lane)
+        return True
 
     def _lane(self, job: _Job) -> _Lane | None:
         """Where a call waits; None: it cannot be made, and that is being told."""
@@ -350,7 +400,7 @@ class Outbox:
         least = WAITING_MAX // 2 if lane.breaker.state == "closed" else 0
         if lane.behind and len(lane.queue) <= least:
             lane.behind = False
-            self._wanted = True
+            self._wanted.add(lane)
             self._look()
 
     def _again(self, lane: _Lane) -> None:
@@ -382,16 +432,15 @@ class Outbox:
     def _lacks(self) -> bool:
         """Whether the store has calls that there is room for: for enough of them to be worth the look."""
         return (self._behind and self._count <= QUEUED_MAX // 2) or (
-            self._wanted and self._count <= QUEUED_MAX - WAITING_MAX // 2
+            bool(self._wanted) and self._count <= QUEUED_MAX - WAITING_MAX // 2
         )
 
     async def _catch_up(self) -> None:
         try:
             while self._lacks():
                 try:
-                    await self.recover()
+                    await self._take_up(whole=self._behind)
                 except StoreError:
-                    self._wanted = True
                     await asyncio.sleep(LOOK_PAUSE_S)
         finally:
             self._catching = False
@@ -418,7 +467,7 @@ class Outbox:
             lane.active -= 1
             self._pump(lane)
 
-    async def _called(self, lane: _Lane, job: _Job) -> c.Command:
+    async def _called(self, lane: _Lane, job: _Job) -> CallReport:
         """Make the call; the command that reports it."""
         connector, record = lane.connector, job.record
         call = Call(record.key, record.request, record.attempt)
@@ -437,7 +486,7 @@ class Outbox:
                 answer = await self._within(connector, connector.verify(call))
             if answer is None:
                 answer = await self._within(connector, connector.call(call))
-            _check(answer)
+            body = _checked(answer)
         except CallFailed as failure:
             if failure.blame:
                 lane.breaker.failed(self._clock.now())
@@ -456,7 +505,7 @@ class Outbox:
             crash = _crash(lane.name, error)
             return _unknown(job, crash.message) if delivery == "at-most-once" else _failed(job, crash)
         lane.breaker.succeeded()
-        return c.CompleteCall(_ref(job), answer.body, answer.status)
+        return c.CompleteCall(_ref(job), body, answer.status)
 
     def _stopped(self) -> bool:
         """Whether it is us who end this call, and not something in the connector."""
@@ -476,7 +525,7 @@ class Outbox:
             message = f"there was no answer within {connector.timeout:g} s"
             raise CallFailed("timeout", message, received="maybe") from None
 
-    async def _tell(self, job: _Job, command: c.Command) -> bool:
+    async def _tell(self, job: _Job, command: CallReport) -> bool:
         """Report durably, however long that takes. False: the case does not want it, or is not there any more."""
         tenant, case_id, _, _ = job.place
         while True:
@@ -498,13 +547,28 @@ def _room(lane: _Lane) -> int:
     return WAITING_MAX if lane.breaker.state == "closed" else LEFT_ALONE_MAX
 
 
-def _check(answer: Answer) -> None:
-    """Raises CallFailed for an answer that is none; what would be made of it is a mistake that nobody is told of."""
+def _checked(answer: Answer) -> bytes:
+    """The answer as case data may hold it. Raises CallFailed for one that is not: what would be made of it is a mistake
+    that nobody is told of. How much of it comes into the data is checked when `result` has made something of it."""
+    problem = "empty"
+    if answer.body:
+        try:
+            return json_object(answer.body, max_bytes=len(answer.body))[1]
+        except InvalidInput as error:
+            problem = error.problems[0].code  # the rest may quote what is sensitive
+    message = (
+        f"the connector's answer cannot be used: it is no JSON object, nested at most {DEPTH_MAX} deep, with integers "
+        f"of 64 bits ({problem})"
+    )
+    raise CallFailed(CRASHED, message, received="maybe", permanent=True, blame=False)
+
+
+def _said(data: bytes) -> bytes:
+    """What a connector's other side said about a failure, if a history can hold it."""
     try:
-        msgspec.json.decode(answer.body, type=dict[str, msgspec.Raw])
-    except msgspec.MsgspecError:
-        message = "the connector's answer is no JSON object"
-        raise CallFailed(CRASHED, message, received="maybe", permanent=True, blame=False) from None
+        return json_object(data, max_bytes=SAID_BYTES_MAX)[1] if data else data
+    except InvalidInput:
+        return b""
 
 
 def _crash(name: str, error: Exception | asyncio.CancelledError) -> CallFailed:
@@ -514,9 +578,8 @@ def _crash(name: str, error: Exception | asyncio.CancelledError) -> CallFailed:
 
 
 def _failed(job: _Job, failure: CallFailed) -> c.FailCall:
-    data = failure.data if len(failure.data) <= SAID_BYTES_MAX else b""
     message = failure.message[:SAID_CHARS_MAX]
-    return c.FailCall(_ref(job), failure.code, message, data, failure.permanent, failure.pause)
+    return c.FailCall(_ref(job), failure.code, message, _said(failure.data), failure.permanent, failure.pause)
 
 
 def _unknown(job: _Job, why: str) -> c.FailCall:

@@ -16,7 +16,8 @@ All schedules are in memory, and each is one record in the store, on its own key
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 import msgspec
@@ -30,6 +31,8 @@ from knhk_workflow.errors import (
     LimitExceeded,
     NotFound,
     Stale,
+    StoreCorrupt,
+    StoreFormat,
     StoreUnavailable,
     WorkflowError,
 )
@@ -83,13 +86,16 @@ PAUSE_S: Final = 0.5  # between attempts while the store cannot write
 PAGE: Final = 256  # records per read at the start
 
 Begin = Callable[[RunRequest, CallMeta], Awaitable[object]]
-"""Creates a case and runs it to rest."""
+"""Creates a case and starts it, durably."""
 Cancel = Callable[[str, str, CallMeta], Awaitable[object]]
 """Ends a case, saying why."""
 Spawn = Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
 
 _Name = tuple[str, str]
 """(tenant, schedule id)"""
+
+_DAMAGED: Final = CaseHead(0, "", "", 0, "", 0, 0, 0, 0, "", "")
+"""Stands for what is stored of a case and cannot be read."""
 
 
 class _Asked(NamedTuple):
@@ -100,17 +106,29 @@ class _Asked(NamedTuple):
 
 
 class _Live:
-    """A schedule in memory. `record` is None once it was deleted, `value` what is stored."""
+    """A schedule in memory. `record` is None before it is created and once it was deleted, `value` what is stored,
+    `writing` the unit whose outcome is not known yet, `watched` those of its cases whose end a start waits for."""
 
-    __slots__ = ("again", "carrying", "lock", "name", "record", "value")
+    __slots__ = ("again", "carrying", "lock", "name", "record", "value", "watched", "writing")
 
     def __init__(self, name: _Name) -> None:
         self.name = name
         self.record: ScheduleRecord | None = None
         self.value: bytes | None = None
         self.lock = asyncio.Lock()
+        self.writing: asyncio.Future[int] | None = None
         self.carrying: asyncio.Task[None] | None = None
         self.again = False
+        self.watched: set[tuple[str, str]] = set()
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """While nobody else changes it. A call that was cancelled has let go of the lock, and what it asked for is
+        written all the same: whoever comes next decides on what that leaves."""
+        async with self.lock:
+            if self.writing is not None:
+                await asyncio.wait((self.writing,))
+            yield
 
 
 class Schedules:
@@ -140,6 +158,7 @@ class Schedules:
         self._all: dict[_Name, _Live] = {}
         self._due: SortedList[tuple[int, _Name]] = SortedList()
         self._watched: dict[tuple[str, str], _Live] = {}  # cases whose end somebody waits for
+        self._damaged: set[tuple[str, str]] = set()  # cases that cannot be read, as was told
         self._seen = 0  # what the calendar said when it was last looked at
         self._woken = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -154,18 +173,25 @@ class Schedules:
             while True:
                 rows = await self._reads.scan(start, end, limit=PAGE)
                 for key, value in rows:
-                    live = _Live(parse_schedule(key))
-                    self._all[live.name] = live
-                    record = SCHEDULES.read(key, value)
-                    try:
-                        record = self._again(record, wall)
-                    except InvalidInput as error:  # a time zone that this machine does not know any more
-                        record = msgspec.structs.replace(record, paused=True, pause_reason=error.message)
-                    self._take(live, record, value)
-                    self._carry_on(live)
+                    self._recovered(_Live(parse_schedule(key)), key, value, wall)
                 if len(rows) < PAGE:
                     break
                 start = rows[-1][0] + b"\0"
+
+    def _recovered(self, live: _Live, key: bytes, value: bytes, wall: int) -> None:
+        """One schedule as it is stored. One that is damaged stands still alone, and verifying the store names it."""
+        try:
+            record = SCHEDULES.read(key, value)
+        except (StoreCorrupt, StoreFormat) as error:
+            _told(f"schedule {live.name[1]!r} of tenant {live.name[0]!r} cannot be read", error)
+            return
+        try:
+            record = self._again(record, wall)
+        except InvalidInput as error:  # a time zone that this machine does not know any more
+            record = msgspec.structs.replace(record, paused=True, pause_reason=error.message)
+        self._all[live.name] = live
+        self._take(live, record, value)
+        self._carry_on(live)
 
     async def run(self) -> None:
         """Take what is due, for ever."""
@@ -229,14 +255,14 @@ class Schedules:
         name = (meta.tenant, schedule_id)
         while True:
             live = self._all.setdefault(name, _Live(name))
-            async with live.lock:
+            async with live.held():
                 if self._all.get(name) is not live:
                     continue  # it was deleted while this call waited
                 try:
                     return await self._create(live, spec, rule, paused, asked)
                 finally:
-                    if live.record is None:
-                        del self._all[name]
+                    if live.writing is None:
+                        self._unless_there(live)
 
     async def _create(self, live: _Live, spec: ScheduleSpec, rule: Rule, paused: bool, asked: _Asked) -> ScheduleView:
         answered = await self._answered(live.name, asked)
@@ -326,11 +352,10 @@ class Schedules:
     async def delete(self, schedule_id: str, meta: CallMeta) -> None:
         """No more of it; cases that it has started stay. What waits is not started."""
         live = self._found(meta.tenant, schedule_id)
-        async with live.lock:
+        async with live.held():
             if live.record is None:
                 raise NotFound("schedule", schedule_id)
             await self._write(live, None, (), None, meta)
-            del self._all[live.name]
 
     def get(self, tenant: str, schedule_id: str) -> ScheduleView:
         """One schedule, as it was last committed."""
@@ -356,17 +381,22 @@ class Schedules:
     async def _due_now(self, live: _Live, wall: int) -> None:
         try:
             await self._occur(live, wall)
+        except (StoreCorrupt, StoreFormat) as error:
+            self._stands_still(live, error)
         except WorkflowError:
             raise
         except Exception as error:  # noqa: BLE001  # one schedule must not stop all others
-            if live.record is not None:
-                self._due.discard((live.record.next, live.name))
-            message = f"schedule {live.name[1]!r} stands still until the next start"
-            asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
+            self._stands_still(live, error)
+
+    def _stands_still(self, live: _Live, error: Exception) -> None:
+        """What is wrong with one schedule does not stop the others."""
+        if live.record is not None:
+            self._due.discard((live.record.next, live.name))
+        _told(f"schedule {live.name[1]!r} of tenant {live.name[0]!r} stands still until the next start", error)
 
     async def _occur(self, live: _Live, wall: int) -> None:
         """Decide on what is due of one schedule, durably."""
-        async with live.lock:
+        async with live.held():
             record = live.record
             if record is None or record.paused or not 0 < record.next <= wall:
                 return
@@ -374,12 +404,11 @@ class Schedules:
             had = bool(chosen) and await self._had(live, start_at(record.spec, live.name[1], chosen).case_id)
             record, open_ = await self._opened(live, record)
             await self._write(live, occurred(record, live.name[1], chosen, wall, open_=open_, had=had), ())
-        self._carry_on(live)
 
     async def _set_back(self, wall: int) -> None:
         """The calendar was set back: occurrences come again, unless they have had their cases."""
         for live in list(self._all.values()):
-            async with live.lock:
+            async with live.held():
                 if live.record is not None:
                     record = self._again(live.record, wall)
                     if record is not live.record:
@@ -398,11 +427,12 @@ class Schedules:
         return msgspec.structs.replace(record, running=open_), bool(open_)
 
     async def _open(self, live: _Live, case_ids: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of these cases that are open. One that cannot be read will not end: it counts as ended."""
         heads = await asyncio.gather(*(self._head(live.name[0], case_id) for case_id in case_ids))
         return tuple(
             case_id
             for case_id, head in zip(case_ids, heads, strict=True)
-            if head is not None and head.state not in ENDED
+            if head is not None and head is not _DAMAGED and head.state not in ENDED
         )
 
     async def _had(self, live: _Live, case_id: str) -> bool:
@@ -414,13 +444,22 @@ class Schedules:
                 return True
         head = await self._head(tenant, case_id)
         if head is not None:
-            return head.created_by == _principal(schedule_id)
+            return _made(schedule_id, head)
         return await self._reads.get(self._keys.case(tenant, case_id).purged()) is not None
 
     async def _head(self, tenant: str, case_id: str) -> CaseHead | None:
+        """What is stored of a case; `_DAMAGED`, which is told once, when that cannot be read."""
         key = self._keys.case_head(tenant, case_id)
         stored = await self._reads.get(key)
-        return HEADS.read(key, stored) if stored is not None else None
+        if stored is None:
+            return None
+        try:
+            return HEADS.read(key, stored)
+        except (StoreCorrupt, StoreFormat) as error:
+            if (tenant, case_id) not in self._damaged:
+                self._damaged.add((tenant, case_id))
+                _told(f"case {case_id!r} of tenant {tenant!r}, started by a schedule, cannot be read", error)
+            return _DAMAGED
 
     # -- doing --------------------------------------------------------------------------------------------------------
 
@@ -437,12 +476,15 @@ class Schedules:
                 live.again = False
                 pause = False
                 try:
-                    async with live.lock:
+                    async with live.held():
                         while await self._carried(live):
                             pass
                         pause = live.record is not None and bool(live.record.starting)
                 except (StoreUnavailable, Busy, OutcomeUnknown, ExpectationFailed):
                     pause = True
+                except Exception as error:  # noqa: BLE001  # its next occurrence comes here again
+                    _told(f"schedule {live.name[1]!r} of tenant {live.name[0]!r} cannot do what was decided", error)
+                    return
                 if pause:
                     live.again = True
                     await asyncio.sleep(PAUSE_S)
@@ -466,25 +508,33 @@ class Schedules:
             if done:
                 await self._write(live, carried_out(record, done), ())
             return len(done) == len(runs)
+        self._unwatch(live)
         if not record.waiting:
             return False
         open_ = await self._open(live, record.running)
         if open_:
-            self._watched.update(dict.fromkeys(((live.name[0], case_id) for case_id in open_), live))
+            live.watched = {(live.name[0], case_id) for case_id in open_}
+            self._watched.update(dict.fromkeys(live.watched, live))
             if record.waiting[0].overlap == "cancel_other":
                 await self._end(live, open_)
             open_ = await self._open(live, open_)  # what ended before it was watched is not noticed
             if open_:
                 return False
-        for case_id in record.running:
-            self._watched.pop((live.name[0], case_id), None)
+        self._unwatch(live)
         starting, *waiting = record.waiting
         left = msgspec.structs.replace(record, starting=(starting,), waiting=tuple(waiting), running=())
         await self._write(live, left, ())
         return True
 
+    def _unwatch(self, live: _Live) -> None:
+        """Nobody waits any more for the end of a case of this schedule."""
+        for case in live.watched:
+            if self._watched.get(case) is live:
+                del self._watched[case]
+        live.watched = set()
+
     async def _start(self, live: _Live, record: ScheduleRecord, start: ScheduledStart) -> ScheduleRun | None:
-        """Start one case. None: it has to be tried again."""
+        """Start one case, durably; how far its cascade gets is nothing to wait for. None: it has to be tried again."""
         tenant, schedule_id = live.name
         meta = CallMeta(tenant=tenant, principal=_principal(schedule_id), method="start_scheduled_case")
         outcome, message = "started", ""
@@ -496,7 +546,7 @@ class Schedules:
             return None
         except AlreadyExists as error:
             head = await self._head(tenant, start.case_id)
-            if head is None or head.created_by != meta.principal:
+            if head is None or not _made(schedule_id, head):
                 outcome, message = "failed", error.message
         except WorkflowError as error:
             outcome, message = "failed", error.message
@@ -528,7 +578,7 @@ class Schedules:
         change: Callable[[_Live, ScheduleRecord], Awaitable[ScheduleRecord]],
     ) -> ScheduleView:
         live = self._found(asked.meta.tenant, schedule_id)
-        async with live.lock:
+        async with live.held():
             answered = await self._answered(live.name, asked)
             if answered is not None:
                 return answered
@@ -536,9 +586,7 @@ class Schedules:
                 raise NotFound("schedule", schedule_id)
             changed = await change(live, live.record)
             record = msgspec.structs.replace(changed, revision=live.record.revision + 1, updated_at=self._clock.now())
-            view = await self._answer(live, record, asked)
-        self._carry_on(live)
-        return view
+            return await self._answer(live, record, asked)
 
     async def _answer(self, live: _Live, record: ScheduleRecord, asked: _Asked) -> ScheduleView:
         """Write a record with the answer to the call that asked for it."""
@@ -570,13 +618,32 @@ class Schedules:
             entry = audited(self._keys, shard, meta, f"schedules/{live.name[1]}", self._clock.now())
             writes, audits = [*writes, entry.write], (entry.reference,)
         unit = Unit(shard, live.name[0], "", 0, 0, b"", [(key, value), *writes], expect, request, audits)
+        live.writing = told = self._journal.append(unit)
+        told.add_done_callback(lambda done: self._written(live, record, value, done))  # before it wakes anybody
         try:
-            await asyncio.shield(self._journal.append(unit))
+            await asyncio.shield(told)
         except (ExpectationFailed, OutcomeUnknown):
             held = await self._reads.get(key)
             self._take(live, SCHEDULES.read(key, held) if held is not None else None, held)
             raise
+
+    def _written(
+        self, live: _Live, record: ScheduleRecord | None, value: bytes | None, told: asyncio.Future[int]
+    ) -> None:
+        """A change has its outcome, whoever still waits for it."""
+        live.writing = None
+        if told.cancelled() or told.exception() is not None:
+            if not live.lock.locked():  # its call has gone
+                self._unless_there(live)
+            return
         self._take(live, record, value)
+        if live.carrying is None:
+            self._carry_on(live)
+
+    def _unless_there(self, live: _Live) -> None:
+        """Forget a schedule that does not exist."""
+        if live.record is None and self._all.get(live.name) is live:
+            del self._all[live.name]
 
     def _take(self, live: _Live, record: ScheduleRecord | None, value: bytes | None) -> None:
         """This is what is stored of a schedule now."""
@@ -588,6 +655,9 @@ class Schedules:
             self._due.add((record.next, live.name))
             if self._due[0][1] == live.name:
                 self._woken.set()
+        if record is None:
+            self._unwatch(live)
+            self._unless_there(live)
 
     async def _checked(self, spec: ScheduleSpec, tenant: str) -> tuple[ScheduleSpec, Rule]:
         rule = rule_of(spec)
@@ -637,6 +707,15 @@ def view_of(schedule_id: str, record: ScheduleRecord, times: int = TIMES_SHOWN) 
 
 def _principal(schedule_id: str) -> str:
     return f"system:schedule/{schedule_id}"
+
+
+def _made(schedule_id: str, head: CaseHead) -> bool:
+    """Whether a case is one of this schedule's. One that cannot be read has an id of its cases: it gets no second."""
+    return head is _DAMAGED or head.created_by == _principal(schedule_id)
+
+
+def _told(message: str, error: Exception) -> None:
+    asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
 
 
 def _with_time(spec: ScheduleSpec, start: ScheduledStart) -> bytes:

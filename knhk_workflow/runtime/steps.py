@@ -27,6 +27,7 @@ from knhk_workflow.runtime import query
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.live import LiveCase, LiveCases
 from knhk_workflow.runtime.meta import CallMeta, too_late
+from knhk_workflow.runtime.outbox import CRASHED, CallReport
 from knhk_workflow.runtime.poison import poisoned
 from knhk_workflow.runtime.requests import Request, Requests
 from knhk_workflow.runtime.timers import Outcome as TimerOutcome
@@ -136,16 +137,25 @@ class Steps:
             await poisoned(self._cases, self._clock, case_id, meta, error)
             return "done"
 
-    async def report_call(self, tenant: str, case_id: str, command: c.Command) -> None:
-        """What became of a connector's call."""
+    async def report_call(self, tenant: str, case_id: str, command: CallReport) -> None:
+        """What became of a connector's call. When the core makes a mistake with that, the call has failed for good:
+        nothing else makes it again before the next start, and whoever retries the incident does."""
         meta = CallMeta(tenant=tenant, principal=CONNECTOR, method="report_call")
-        try:
-            await self._carry_out(case_id, command, meta, lambda *_: None, _no_receipt, lambda _: None)
-        except WorkflowError:
-            raise
-        except Exception as error:  # whatever the core did wrong, it is this case's affair
-            await poisoned(self._cases, self._clock, case_id, meta, error)
-            raise WrongState("call", case_id, "reported", "stopped by a mistake of the engine") from error
+        for last in (False, True):
+            try:
+                await self._carry_out(case_id, command, meta, lambda *_: None, _no_receipt, lambda _: None)
+            except WorkflowError:
+                raise
+            except Exception as error:  # whatever the core did wrong, it is this case's affair
+                if last or isinstance(command, c.BeginCall):
+                    await poisoned(self._cases, self._clock, case_id, meta, error)
+                    raise WrongState("call", case_id, "reported", "stopped by a mistake of the engine") from error
+                told = f"what a call of case {case_id!r} of tenant {tenant!r} gave met a mistake of ours"
+                asyncio.get_running_loop().call_exception_handler({"message": told, "exception": error})
+                message = f"the engine made a mistake with what the call gave ({type(error).__name__}); the log has it"
+                command = c.FailCall(command.item, CRASHED, message, permanent=True)
+            else:
+                return
 
     async def _carry_out(
         self,

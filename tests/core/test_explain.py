@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+from types import FrameType
+
+import msgspec
+
 from knhk_workflow.core import commands as c
 from knhk_workflow.core.case import encode_state
 from knhk_workflow.core.explain import explain, summary
@@ -71,6 +77,44 @@ def test_an_incident_shows_its_guards_with_what_they_read() -> None:
         ("A->C", "data.m > 5", "false"),
     ]
     assert [list(guard.values.values()) for guard in told.guards] == [["3"], ["1"]]
+
+
+def test_the_data_is_read_once_however_many_guards_there_are() -> None:
+    def calls(guards: int, sensitive: list[str]) -> Counter[str]:
+        """How often what is linear in the data was done: decodings, and steps into the data of what hides values."""
+        names = [f"t{number}" for number in range(guards)]
+        document: Document = {
+            "tasks": {"pick": {**WORK, "split": "xor"}, **dict.fromkeys(names, WORK)},
+            "flows": [
+                *path("start", "pick"),
+                *(flow("pick", name, f"data.n == {number}") for number, name in enumerate(names)),
+                {"from": "pick", "to": "end", "default": True},
+                *(flow(name, "end") for name in names),
+            ],
+            "sensitive": sensitive,
+        }
+        played = Played(document, {"n": 1, "rows": [{"cell": row} for row in range(50)]})
+        found: Counter[str] = Counter()
+
+        def seen(frame: FrameType, event: str, about: object) -> None:
+            if event == "c_call" and about is msgspec.json.decode:
+                found["decodings"] += 1
+            elif event == "call" and frame.f_code.co_filename.endswith("veil.py"):
+                found["hidings"] += 1
+
+        sys.setprofile(seen)
+        try:
+            tasks = explain(played.case, played.model)
+        finally:
+            sys.setprofile(None)
+        assert sum(len(task.guards) for task in tasks) == guards
+        return found
+
+    for sensitive in ([], ["secret"]):
+        few, many = calls(2, sensitive), calls(40, sensitive)
+        assert few == many
+        assert many["decodings"] == 1
+    assert few["hidings"] > 100, "each value once"
 
 
 def test_a_running_sub_net_is_named() -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from knhk_workflow import CallMeta, CaseView, EngineLimits, StateStore, VirtualClock, WorkflowEngine, WorkItemView
-from knhk_workflow.store import MemoryStore, Store
+from knhk_workflow import (
+    CallMeta,
+    CaseView,
+    EngineLimits,
+    StateStore,
+    StoreUnavailable,
+    VirtualClock,
+    WorkflowEngine,
+    WorkItemView,
+)
+from knhk_workflow.store import Expectation, MemoryStore, Store, Write
 
 KINDS: Final = ("memory", "leveldb")
 CLERK: Final = ["clerk"]
@@ -70,6 +80,35 @@ class KeptStore(MemoryStore):
 
     async def close(self) -> None:
         """Nothing: the next engine opens it."""
+
+
+class Gate(KeptStore):
+    """Memory whose commits wait while it is shut, and fail while it is full."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = False
+        self.open = asyncio.Event()
+        self.open.set()
+        self.arrived = asyncio.Event()
+
+    async def commit(self, writes: Sequence[Write], expect: Sequence[Expectation], durable: bool) -> None:
+        """Once the gate is open."""
+        self.arrived.set()
+        await self.open.wait()
+        if self.full:
+            raise StoreUnavailable("there is no space")
+        await super().commit(writes, expect, durable)
+
+    async def given_up(self, call: Coroutine[object, object, object]) -> None:
+        """A call whose caller goes away when its commit is on the way; the gate is left shut."""
+        self.open.clear()
+        self.arrived.clear()
+        task = asyncio.create_task(call)
+        await self.arrived.wait()
+        task.cancel()
+        await asyncio.wait((task,))
+        assert task.cancelled()
 
 
 class Place:

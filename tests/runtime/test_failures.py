@@ -8,13 +8,24 @@ from random import Random
 
 import pytest
 
-from knhk_workflow import CallMeta, NotFound, RunRequest, StateStore, StoreCorrupt, StoreUnavailable, WorkflowEngine
+from knhk_workflow import (
+    CallMeta,
+    ConnectorSetup,
+    NotFound,
+    RunRequest,
+    ScheduleSpec,
+    StateStore,
+    StoreCorrupt,
+    StoreUnavailable,
+    WorkflowEngine,
+)
 from knhk_workflow.errors import WorkflowError
 from knhk_workflow.runtime import live
 from knhk_workflow.runtime.records import SnapshotRecord, pack
 from knhk_workflow.store import Write
 from tests.conftest import Budget
-from tests.runtime.place import KeptStore, Place, body, item_of, registered, store_of
+from tests.connectors.calling import until_open
+from tests.runtime.place import Gate, KeptStore, Place, body, item_of, registered, store_of
 from tests.store.faulty import Fault, FaultyStore
 
 
@@ -46,6 +57,42 @@ async def test_memory_is_never_ahead_of_the_disk(fault: Fault) -> None:
         assert [event.event_type for event in history].count("item_completed") == 1
     async with WorkflowEngine(StateStore.over(store)) as reopened:
         assert await reopened.get_case(case.case_id) == seen
+
+
+async def test_what_the_last_commit_begins_ends_with_the_engine() -> None:
+    """A case that ends while its engine closes: a schedule waits for that, and a call is refused."""
+    store = Gate()
+    engine = WorkflowEngine(StateStore.over(store), connectors=ConnectorSetup())
+    await registered(engine)
+    await engine.register_workflow(
+        {
+            "id": "called",
+            "tasks": {"sign": {"required_roles": ["clerk"]}, "call": {"connector": "absent", "request": {}}},
+            "flows": [{"from": "start", "to": "sign"}, {"from": "sign", "to": "call"}, {"from": "call", "to": "end"}],
+        }
+    )
+    await engine.create_schedule("s", ScheduleSpec("one", "0 0 1 1 *", overlap="buffer_all"))
+    for _ in range(2):
+        await engine.trigger_schedule("s")
+    await engine.fire_due_timers()
+    [first] = (await engine.list_work_items()).items
+    called = await engine.run_case("called")
+    mine = asyncio.all_tasks()
+    store.open.clear()
+    done = asyncio.create_task(engine.complete_work_item(first.item_id))
+    begun = asyncio.create_task(engine.complete_work_item(called.work[0].item_id))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(engine.close())
+    await asyncio.sleep(0.01)
+    store.open.set()
+    await closing
+    assert [(await each).state for each in (done, begun)] == ["completed", "completed"]
+    assert not asyncio.all_tasks() - mine
+    assert not engine._tasks
+    async with WorkflowEngine(StateStore.over(store), connectors=ConnectorSetup()) as reopened:
+        await reopened.fire_due_timers()
+        assert (await reopened.get_schedule("s")).started == 2
+        assert (await until_open(reopened, called.case_id)).incidents
 
 
 @pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.LOST, Fault.APPLIED])

@@ -316,3 +316,48 @@ async def test_a_message_that_comes_while_the_engine_closes_is_refused_and_keeps
         with pytest.raises(StoreUnavailable, match="the engine is closed"):
             await sending
         await closing
+
+
+async def test_what_is_damaged_is_passed_over(clock: VirtualClock) -> None:
+    """A case, a workflow and a message that cannot be read keep no message from the others."""
+    store, said = KeptStore(), list[str]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
+
+    async def damage(key: bytes) -> None:
+        value = await store.get(key)
+        assert value is not None
+        await store.commit([(key, value[:-1] + bytes([value[-1] ^ 1]))], (), True)
+
+    async with WorkflowEngine(StateStore.over(store), clock=clock) as engine:
+        for each in (waiting("persistent"), waiting("transient"), DEAF):
+            await engine.register_workflow(each)
+        for spec, name in (("persistent", "sick"), ("persistent", "well"), ("deaf", "deaf")):
+            await engine.run_case(spec, case_id=name, business_key="order")
+        await damage(engine._keyspace.case_head("default", "sick"))
+        await damage(engine._keyspace.definition("default", "deaf", 1))
+    async with WorkflowEngine(StateStore.over(store), clock=clock) as engine:
+        assert outcomes(await engine.trigger_case("paid")) == {"well": "kept"}
+        assert outcomes(await engine.trigger_case("paid", key="order")) == {"well": "kept"}
+        assert said == [
+            "workflow 'deaf@1' of tenant 'default' cannot be read and is passed over",
+            "case 'sick' of tenant 'default' cannot be read and is passed over",
+        ]
+        said.clear()
+        for _ in range(3):
+            await engine.trigger_case("paid", key="later")
+        rows = await store.scan(*engine._keyspace.messages(0), limit=100)
+        assert len(rows) == 3
+        await damage(rows[0][0])
+        await engine.run_case("persistent", case_id="late", business_key="later")
+        await engine._messages.flush()
+        assert await received(engine, "late") == ["kept", "kept"]
+        assert said == ["a message that waits for case 'late' of tenant 'default' cannot be read and is passed over"]
+        for _ in range(2):
+            await engine.trigger_case("paid", key="later still")
+        said.clear()
+    async with WorkflowEngine(StateStore.over(store), clock=clock) as engine:
+        assert said == ["a message of tenant 'default' cannot be read and is passed over"]
+        await engine.run_case("persistent", case_id="last", business_key="later still")
+        await engine._messages.flush()
+        assert await received(engine, "last") == ["kept", "kept"]
+        assert any(rows[0][0].hex() in each.message for each in (await engine.verify_store()).findings)

@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
 
 import pytest
 
-from knhk_workflow import CaseView, StoreCorrupt, WorkflowEngine
+from knhk_workflow import CaseView, StateStore, StoreCorrupt, WorkflowEngine
 from knhk_workflow.core import commands as c
-from knhk_workflow.core import decide as core_decide
-from knhk_workflow.core.step import Step
-from tests.runtime.place import Place, doubling, registered, store_of
+from tests.runtime.mistakes import poison
+from tests.runtime.place import KeptStore, Place, doubling, registered, store_of
+from tests.store.faulty import Fault, FaultyStore
 
 TIMED: Mapping[str, object] = {
     "id": "timed",
     "tasks": {"rest": {"timer": "10s"}, "sign": {"required_roles": ["clerk"]}},
     "flows": [{"from": "start", "to": "rest"}, {"from": "rest", "to": "sign"}, {"from": "sign", "to": "end"}],
 }
-
-
-@contextmanager
-def poison(command: type[c.Command], case_id: str) -> Iterator[None]:
-    """The core with a mistake in it that only one case meets."""
-    right = core_decide.DECIDE[command]
-
-    def wrong(step: Step, asked: Any) -> None:
-        if step.case.case_id == case_id:
-            raise KeyError("planted")
-        right(step, asked)
-
-    table: Any = core_decide.DECIDE
-    table[command] = wrong
-    try:
-        yield
-    finally:
-        table[command] = right
 
 
 @pytest.fixture
@@ -125,3 +105,24 @@ async def test_a_case_that_cannot_be_decoded_is_named_and_disturbs_no_other(plac
         await engine.fire_due_timers()
         assert [one.task_id for one in (await engine.get_case("well")).work] == ["sign"]
         assert {one.case_id for one in (await engine.verify_store()).findings} == {"sick"}
+
+
+async def test_an_incident_that_cannot_be_written_is_written_later(
+    told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store refuses at the moment of the mistake: the case does not stand still without a word."""
+    await listening(told)
+    monkeypatch.setattr("knhk_workflow.runtime.poison.PAUSE_S", 0.01)
+    store = FaultyStore(KeptStore())
+    async with WorkflowEngine(StateStore.over(store)) as engine:
+        await registered(engine, doubling(9))
+        with poison(c.Continue, "sick", lambda: store.faults.extend((Fault.REFUSED, Fault.LOST, Fault.REFUSED))):
+            await engine.run_case("doubling-9", {}, case_id="sick")
+            async with asyncio.timeout(10):
+                sick = await settled(engine, "sick")
+        assert [one.kind for one in sick.incidents] == ["internal_error"]
+        assert not store.faults
+        assert told == ["case 'sick' of tenant 'default' is stopped by a mistake of ours"], "once"
+        await engine.resolve_incident("1@sick", "retry")
+        assert (await settled(engine, "sick")).state == "completed"
+        assert (await engine.verify_store()).intact

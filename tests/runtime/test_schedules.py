@@ -22,6 +22,7 @@ from knhk_workflow import (
     ScheduleView,
     Stale,
     StateStore,
+    StoreCorrupt,
     StoreUnavailable,
     VirtualClock,
     WorkflowEngine,
@@ -30,7 +31,7 @@ from knhk_workflow import (
 )
 from knhk_workflow.runtime.schedules import BACKFILL_MAX
 from knhk_workflow.store import Expectation, Keyspace, Write
-from tests.runtime.place import CLERK, ONE, KeptStore, Place, body, registered
+from tests.runtime.place import CLERK, LOOP, ONE, Gate, KeptStore, Place, body, registered, store_of
 
 HOURLY: Final = ScheduleSpec("one", "0 * * * *")
 HOUR: Final = 3_600
@@ -456,6 +457,167 @@ async def test_a_day_without_an_hour_and_one_with_an_hour_twice() -> None:
             await engine.create_schedule("night", spec("30 2 * * *", "done", time_zone="Europe/Berlin"))
             await ahead(engine, clock, *[HOUR / 2] * hours * 2)
             assert len(await cases(engine)) == 2, "once a day, whatever clocks do"
+
+
+async def test_what_a_caller_has_given_up_is_there_all_the_same() -> None:
+    """A client's deadline cancels the call while its commit is on the way: memory follows the store."""
+    store, clock = Gate(), VirtualClock()
+    async with WorkflowEngine(StateStore.over(store), clock=clock) as engine:
+        await registered(engine, DONE)
+        hourly, meta = spec(workflow="done"), CallMeta(request_id="r")
+        await store.given_up(engine.create_schedule("s", hourly, meta=meta))
+        again = asyncio.create_task(engine.create_schedule("s", hourly, meta=meta))
+        other = asyncio.create_task(engine.create_schedule("s", hourly))
+        await asyncio.sleep(0)
+        store.open.set()
+        assert (await again).schedule_id == "s", "the request has done its work"
+        with pytest.raises(AlreadyExists):
+            await other
+        assert (await engine.get_schedule("s")).revision == 1
+        await ahead(engine, clock, HOUR)
+        assert list(await cases(engine)) == ["s-20260101T010000Z"]
+
+        await store.given_up(engine.trigger_schedule("s"))
+        store.open.set()
+        await started(engine, "s", 2)
+
+        await store.given_up(engine.pause_schedule("s", "lunch"))
+        resumed = asyncio.create_task(engine.resume_schedule("s"))
+        await asyncio.sleep(0)
+        assert not (await engine.get_schedule("s")).paused, "nothing is said before it is durable"
+        store.open.set()
+        assert (await resumed).revision == 4, "decided on what the pause left"
+
+        await store.given_up(engine.delete_schedule("s"))
+        store.open.set()
+        await engine.create_case("done")  # its commit comes after that one
+        assert (await engine.list_schedules()).items == ()
+        with pytest.raises(NotFound):
+            await engine.get_schedule("s")
+        assert engine._schedules.nearest() is None
+        assert (await engine.create_schedule("s", hourly)).revision == 1
+
+
+async def test_one_that_could_not_be_created_leaves_nothing() -> None:
+    """The store is full, or its caller has gone and it is full."""
+    store = Gate()
+    async with WorkflowEngine(StateStore.over(store), clock=VirtualClock()) as engine:
+        await registered(engine, DONE)
+        store.full = True
+        with pytest.raises(StoreUnavailable):
+            await engine.create_schedule("s", spec(workflow="done"))
+        await store.given_up(engine.create_schedule("s", spec(workflow="done")))
+        store.open.set()
+        await becomes(lambda: _none(engine))
+        store.full = False
+        await engine.create_schedule("s", spec(workflow="done"))
+
+
+async def damage(engine: WorkflowEngine, key: bytes) -> None:
+    """Turn one bit of a value that is stored."""
+    store = store_of(engine)
+    value = await store.get(key)
+    assert value is not None
+    await store.commit([(key, value[:-1] + bytes([value[-1] ^ 1]))], (), True)
+
+
+def listening() -> list[str]:
+    """What the event loop's exception handler is told from now on."""
+    said: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
+    return said
+
+
+async def test_a_damaged_schedule_stands_still_alone(place: Place) -> None:
+    async with place.engine() as engine:
+        await registered(engine, DONE)
+        for name in ("sick", "well"):
+            await engine.create_schedule(name, spec(workflow="done"))
+        await damage(engine, engine._keyspace.schedule("default", "sick"))
+    said = listening()
+    async with place.engine() as engine:
+        assert said == ["schedule 'sick' of tenant 'default' cannot be read"]
+        await ahead(engine, place.clock, HOUR)
+        assert list(await cases(engine)) == ["well-20260101T010000Z"]
+        assert [view.schedule_id for view in (await engine.list_schedules()).items] == ["well"]
+        [finding] = (await engine.verify_store()).findings
+        assert engine._keyspace.schedule("default", "sick").hex() in finding.message
+        with pytest.raises(StoreCorrupt):
+            await engine.create_schedule("sick", spec(workflow="done"))
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+async def test_a_case_that_is_damaged_holds_no_schedule_up(overlap: str, place: Place) -> None:
+    """Its last case will not end any more: it counts as ended, and that is said once."""
+    async with place.engine() as engine:
+        await registered(engine, ONE)
+        await engine.create_schedule("s", spec(overlap=overlap))
+        await ahead(engine, place.clock, HOUR)
+        if overlap.startswith("buffer"):
+            await ahead(engine, place.clock, HOUR)  # one waits for the end of the first
+        await damage(engine, engine._keyspace.case_head("default", "s-20260101T010000Z"))
+    said = listening()
+    async with place.engine() as engine:
+        await ahead(engine, place.clock, HOUR)
+        await started(engine, "s", 2)
+        heads = [told for told in said if "cannot be read" in told]
+        assert len(heads) == 1, said
+        assert not [told for told in said if "stands still" in told]
+
+
+async def test_an_occurrence_whose_case_is_damaged_gets_no_second_one(place: Place) -> None:
+    async with place.engine() as engine:
+        await registered(engine, DONE)
+        await engine.create_schedule("s", spec(workflow="done"))
+        await ahead(engine, place.clock, HOUR)
+        await damage(engine, engine._keyspace.case_head("default", "s-20260101T010000Z"))
+        said = listening()
+        await engine.backfill_schedule("s", at("2026-01-01T00:30:00Z"), at("2026-01-01T01:30:00Z"))
+        await engine.fire_due_timers()
+        view = await engine.get_schedule("s")
+        assert (view.started, view.failed) == (1, 0)
+        assert len(said) == 1
+
+
+async def test_what_is_watched_is_forgotten(place: Place) -> None:
+    """A case whose end a start has waited for; and one of a schedule that is deleted while it waits."""
+    async with place.engine() as engine:
+        await registered(engine, ONE)
+        watched = engine._schedules._watched
+        for name in ("s", "t"):
+            await engine.create_schedule(name, spec(overlap="buffer_all"))
+            await engine.trigger_schedule(name)
+            await started(engine, name, 1)
+            await engine.trigger_schedule(name)
+        await engine.fire_due_timers()
+        assert len(watched) == 2
+        first, second = sorted(await cases(engine))
+        assert first.startswith("s-")
+        await finished(engine, first)
+        await started(engine, "s", 2)
+        await engine.fire_due_timers()
+        assert list(watched) == [("default", second)]
+        await engine.delete_schedule("t")
+        assert not watched
+
+
+async def test_a_long_cascade_holds_no_call_on_its_schedule_up(place: Place) -> None:
+    async with place.engine() as engine:
+        await registered(engine, LOOP)
+        await engine.create_schedule("s", spec(workflow="loop", data=b'{"turning":true}'))
+        await engine.trigger_schedule("s")
+        await started(engine, "s", 1)
+        assert (await engine.pause_schedule("s")).paused
+        await engine.delete_schedule("s")
+        [name] = await cases(engine)
+        live = engine._cases.peek("default", name)
+        assert live is not None
+        assert live.continuing is not None
+        await engine.update_case_data(name, {"turning": False})
+
+
+async def _none(engine: WorkflowEngine) -> bool:
+    return not engine._schedules._all
 
 
 async def test_carried_by_a_backup(tmp_path: Path) -> None:

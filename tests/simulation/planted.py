@@ -454,7 +454,7 @@ BUGS: Final[tuple[Bug, ...]] = (
     Bug(429, "snapshot without timers", "core/case.py", live, "decode_state", _timers_not_in_snapshots),
     Bug(9, "call before its commit", "runtime/live.py", LiveCases, "commit", _call_before_commit),
     Bug(169, "call without a word", "runtime/outbox.py", Outbox, "_tell", _call_without_a_word),
-    Bug(17_030, "call forgotten at restart", "runtime/outbox.py", Outbox, "recover", _call_forgotten),
+    Bug(26_043, "call forgotten at restart", "runtime/outbox.py", Outbox, "recover", _call_forgotten),
     Bug(17, "chain follows what was never written", "store/journal.py", _Shard, "_fail", _chain_forgets),
     Bug(41, "dropped idempotency record", "runtime/requests.py", Requests, "record", _no_request_record),
     Bug(13_021, "cascade forgotten at restart", "runtime/engine.py", WorkflowEngine, "_recover", _cascade_forgotten),
