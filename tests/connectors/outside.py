@@ -1,11 +1,11 @@
 """The outside of the tests: an HTTP server in a process of its own, which can misbehave.
 
-    python -m tests.connectors.outside PORT_FILE [--seed N] [--trouble P] [--ledger FILE]
+    python -m tests.connectors.outside PORT_FILE [--seed N] [--trouble P] [--delay S] [--ledger FILE]
 
 `POST /effects` with an Idempotency-Key does an effect once for each key and answers {"number": n, "seen": requests
 with this key, ...what was sent}. With `--trouble P` a share P of the requests fails in one of the ways of TROUBLE,
 half of them after the effect was done. Every effect that is done is one line of the ledger, written before the answer,
-so that nothing is forgotten when somebody kills this process.
+so that nothing is forgotten when somebody kills this process. An answer that is late is so by `--delay` seconds.
 
     /echo           what was sent: method, path, query, headers, body
     /status/N       answers N; `?after=S` with Retry-After
@@ -34,15 +34,17 @@ from urllib.parse import parse_qs, urlsplit
 
 TROUBLE = ("500", "503", "429", "delay", "reset", "drop", "half")
 """Answers, a late answer, a reset or a closed connection without an answer, half an answer."""
-DELAY_S = 0.4
+DELAY_S = 0.4  # of a late answer, unless told otherwise
 
 
 class Outside:
     """The server's state."""
 
-    def __init__(self, seed: int, trouble: float, ledger: Path | None) -> None:
+    def __init__(self, seed: int, trouble: float, delay: float, ledger: Path | None) -> None:
+        """`delay`: seconds of a late answer."""
         self.random = random.Random(seed)
         self.trouble = trouble
+        self.delay = delay
         self.effects: dict[str, int] = {}
         self.seen: Counter[str] = Counter()
         self.requests = 0
@@ -99,7 +101,7 @@ class Outside:
             if not trouble or after or trouble in ("delay", "half"):
                 answer = self.act(headers.get("idempotency-key", ""), json.loads(content or b"null"))
             if trouble == "delay":
-                await asyncio.sleep(DELAY_S)
+                await asyncio.sleep(self.delay)
             elif trouble in ("500", "503", "429"):
                 return await _send(writer, int(trouble), {"trouble": trouble})
             elif trouble == "reset":
@@ -169,9 +171,10 @@ async def main() -> None:
     asked.add_argument("port_file", type=Path)
     asked.add_argument("--seed", type=int, default=1)
     asked.add_argument("--trouble", type=float, default=0.0)
+    asked.add_argument("--delay", type=float, default=DELAY_S)
     asked.add_argument("--ledger", type=Path)
     args = asked.parse_args()
-    outside = Outside(args.seed, args.trouble, args.ledger)
+    outside = Outside(args.seed, args.trouble, args.delay, args.ledger)
     server = await asyncio.start_server(outside.serve, "127.0.0.1", 0, limit=4 * 1024 * 1024)
     part = args.port_file.with_suffix(".part")
     part.write_text(str(server.sockets[0].getsockname()[1]))
