@@ -138,7 +138,8 @@ def count(daemon: Sidecar, state: pb.CaseState.ValueType) -> int:
     with daemon.stubs() as stubs:
         while True:
             page = stubs.cases.ListCases(
-                pb.ListCasesRequest(filter=pb.CaseFilter(states=[state]), page_size=1_000, page_token=token), timeout=CALL_SECONDS
+                pb.ListCasesRequest(filter=pb.CaseFilter(states=[state]), page_size=1_000, page_token=token),
+                timeout=CALL_SECONDS,
             )
             found += len(page.cases)
             token = page.next_page_token

@@ -27,6 +27,16 @@ class Stalled(Exception):
     """Nothing can ever run again, or something runs for ever without time passing."""
 
 
+def in_virtual_time(main: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine yields on a loop of its own, where nothing takes time but sleeping: the machine's speed decides
+    nothing. It may wait for no thread, process or socket."""
+    loop = SimulationLoop(SimulatedClock(), Random(0))
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        loop.close()
+
+
 class SimulatedClock(VirtualClock):
     """Virtual time that notices when a coroutine asks for it again and again without letting the loop turn.
 

@@ -29,7 +29,7 @@ from tests.sidecar.identity.authority import Authority, Wish
 from tests.sidecar.server.client import ANY_PORT
 
 SERVER = "spiffe://a.org/sidecar"
-PATIENCE = 20.0
+PATIENCE = 60.0
 ONE_TASK = {
     "id": "one",
     "tasks": {"do": {"required_roles": ["clerk"]}},
@@ -73,7 +73,7 @@ def files(authority: dev_ca.DevAuthority, address: str, server_id: str = SERVER)
 
 def who(client: Client) -> str:
     """Whom the daemon takes us for."""
-    return client.admin.GetStatus(pb.GetStatusRequest(omit_document_schema=True), timeout=5).principal
+    return client.admin.GetStatus(pb.GetStatusRequest(omit_document_schema=True), timeout=PATIENCE).principal
 
 
 def asked(endpoint: Endpoint) -> str:
@@ -135,7 +135,7 @@ async def test_whoever_answers_after_the_check_has_to_be_the_same(tmp_path: Path
         async def switch(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             nonlocal connections
             connections += 1
-            to = (checked if connections % 2 else impostor).addresses.grpc
+            to = (checked if connections == 1 else impostor).addresses.grpc
             there, back = await asyncio.open_connection(*to.rsplit(":", 1))
             await asyncio.gather(_pump(reader, back), _pump(there, writer))
 
@@ -205,7 +205,9 @@ async def test_both_sides_get_new_certificates_and_no_call_fails(tmp_path: Path,
         seen = set[int]()
 
         def work(client: Client) -> None:
-            for _ in range(calls // 4):
+            mine = 0
+            while mine < calls // 4 or len(seen) < 2:
+                mine += 1
                 try:
                     assert who(client) == "spiffe://a.org/client"
                 except grpc.RpcError as error:
@@ -225,7 +227,6 @@ async def test_both_sides_get_new_certificates_and_no_call_fails(tmp_path: Path,
             await asyncio.gather(*(asyncio.to_thread(work, client) for _ in range(4)))
         rotation.cancel()
         assert failed == []
-        assert len(seen) > 1
         print(f"{calls} calls, {len(seen)} channels, 0 failed")
 
 
@@ -250,7 +251,9 @@ async def test_a_call_goes_on_while_the_certificate_changes(tmp_path: Path) -> N
 
 
 def register(client: Client) -> None:
-    client.workflows.RegisterWorkflow(pb.RegisterWorkflowRequest(spec_json=json.dumps(ONE_TASK).encode()), timeout=5)
+    client.workflows.RegisterWorkflow(
+        pb.RegisterWorkflowRequest(spec_json=json.dumps(ONE_TASK).encode()), timeout=PATIENCE
+    )
 
 
 @pytest.mark.long
@@ -266,12 +269,12 @@ async def test_a_worker_works_on_while_both_sides_get_new_certificates(tmp_path:
 
     async with agents(theirs, mine), daemon(theirs.endpoint) as running:
         endpoint = Endpoint(running.addresses.grpc, workload_api=mine.endpoint, server_id=SERVER)
-        async with Worker(endpoint, {"do": do}, credit=4, lease=5.0) as worker:
+        async with Worker(endpoint, {"do": do}, credit=4, lease=60.0) as worker:
             with Client(endpoint) as client:
                 await asyncio.to_thread(register, client)
                 for number in range(20):
                     order = pb.RunCaseRequest(spec_id="one", case_id=f"c{number}")
-                    await asyncio.to_thread(client.cases.RunCase, order, timeout=5)
+                    await asyncio.to_thread(client.cases.RunCase, order, timeout=PATIENCE)
                     if number % 5 == 4:
                         theirs.renew(ours)
                         mine.renew(ours)
