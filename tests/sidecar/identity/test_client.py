@@ -130,13 +130,16 @@ async def test_whoever_answers_after_the_check_has_to_be_the_same(tmp_path: Path
     right = DevAgent(ours, tmp_path / "r", path="/sidecar", dns=("localhost",))
     wrong = DevAgent(ours, tmp_path / "w", path="/other", dns=("localhost",))
     async with agents(right, wrong), daemon(right.endpoint) as checked, daemon(wrong.endpoint) as impostor:
-        connections = 0
+        connections, taken = 0, False
 
         async def switch(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             nonlocal connections
             connections += 1
-            to = (checked if connections == 1 else impostor).addresses.grpc
+            hello = await reader.read(65536)
+            calls = b"localhost" in hello  # only gRPC says whom it wants; the check does not
+            to = (impostor if calls or taken else checked).addresses.grpc
             there, back = await asyncio.open_connection(*to.rsplit(":", 1))
+            back.write(hello)
             await asyncio.gather(_pump(reader, back), _pump(there, writer))
 
         server = await asyncio.start_server(switch, "127.0.0.1", 0)
@@ -146,7 +149,7 @@ async def test_whoever_answers_after_the_check_has_to_be_the_same(tmp_path: Path
                 await asyncio.to_thread(asked, files(ours, address))
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
             assert connections > 1
-            connections = 1
+            taken = True
             with pytest.raises(WrongServer, match=r"is spiffe://a\.org/other"):
                 await asyncio.to_thread(asked, files(ours, address))
 
