@@ -56,7 +56,7 @@ def test_a_message_of_five_megabytes(daemon: Sidecar, stubs: Stubs) -> None:
     answered = subprocess.run(
         ["curl", "-s", "-H", "Expect:", "-H", "Content-Type: application/json", "--data-binary", "@-",
          "-w", "%{http_code}", f"http://{daemon.ready['http']}/api/v1/cases:run"],
-        input=b'{"spec_id": "hello", "data": ' + data + b"}", capture_output=True, timeout=20, check=False,
+        input=b'{"spec_id": "hello", "data": ' + data + b"}", capture_output=True, timeout=CALL_SECONDS, check=False,
     )  # fmt: skip
     assert answered.stdout.endswith(b"413"), answered
 

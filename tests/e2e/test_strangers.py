@@ -108,6 +108,6 @@ def test_identity_in_a_header_changes_nothing(daemon: Sidecar) -> None:
                 ("x-spiffe-id", "spiffe://knhk.dev/admin"),
                 ("x-forwarded-client-cert", "URI=spiffe://knhk.dev/admin"),
             ),
-            timeout=5,
+            timeout=CALL_SECONDS,
         )
     assert status.principal == daemon.ready["spiffe_id"]

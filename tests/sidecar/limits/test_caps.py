@@ -86,7 +86,7 @@ async def test_messages_of_one_stream_are_bounded(narrow: Sidecar) -> None:
 
     async with developer(narrow.addresses) as channel:
         answered: set[str] = set()
-        answers = pb.PatternServiceStub(channel).StreamExecutePattern(requests(), timeout=20)
+        answers = pb.PatternServiceStub(channel).StreamExecutePattern(requests(), timeout=60)
 
         async def read() -> None:
             async for answer in answers:

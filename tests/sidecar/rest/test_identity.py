@@ -38,7 +38,7 @@ def client_of(daemon: Daemon, directory: Path, *, certificate: bool) -> httpx2.C
     if certificate:
         context.load_cert_chain(directory / "client.pem", directory / "client.key")
     port = daemon.ready["http"].rpartition(":")[2]
-    return httpx2.Client(base_url=f"https://localhost:{port}", verify=context, timeout=20)
+    return httpx2.Client(base_url=f"https://localhost:{port}", verify=context, timeout=60)
 
 
 def test_a_known_caller_is_served(secured: tuple[Daemon, Path]) -> None:
@@ -71,7 +71,7 @@ def test_a_stranger_is_not_let_in(secured: tuple[Daemon, Path], tmp_path: Path) 
     context = ssl.create_default_context(cafile=str(directory / "ca.pem"))
     context.load_cert_chain(stranger.cert, stranger.key)
     port = daemon.ready["http"].rpartition(":")[2]
-    http = httpx2.Client(base_url=f"https://localhost:{port}", verify=context, timeout=20)
+    http = httpx2.Client(base_url=f"https://localhost:{port}", verify=context, timeout=60)
     with http, pytest.raises(httpx2.TransportError):
         http.get("/health")
 
