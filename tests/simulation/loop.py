@@ -34,6 +34,11 @@ def in_virtual_time(main: Coroutine[Any, Any, T]) -> T:
     try:
         return loop.run_until_complete(main)
     finally:
+        left = loop.unfinished()
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.wait(left) if left else asyncio.sleep(0))
+        loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
 
