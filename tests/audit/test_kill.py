@@ -29,8 +29,8 @@ def _work(daemon: Daemon, caller: int, done: list[str], stop: threading.Event) -
             name = f"{caller}-{number}"
             document = json.dumps({**SIGN, "id": f"w{name}"}).encode()
             try:
-                workflows.RegisterWorkflow(pb.RegisterWorkflowRequest(spec_json=document), timeout=10)
-                cases.RunCase(pb.RunCaseRequest(spec_id=f"w{name}", case_id=f"c{name}"), timeout=10)
+                workflows.RegisterWorkflow(pb.RegisterWorkflowRequest(spec_json=document), timeout=60)
+                cases.RunCase(pb.RunCaseRequest(spec_id=f"w{name}", case_id=f"c{name}"), timeout=60)
             except grpc.RpcError:
                 return
             done += [f"workflows/w{name}", f"cases/c{name}"]
@@ -66,7 +66,7 @@ async def test_effects_and_entries_are_the_same_after_a_kill(tmp_path: Path) -> 
         callers = [threading.Thread(target=_work, args=(daemon, number, done, stop)) for number in range(CALLERS)]
         for caller in callers:
             caller.start()
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while len(done) < WORKED and time.monotonic() < until:
             time.sleep(0.01)  # noqa: ASYNC251  # nothing else runs in this loop
         daemon.process.kill()

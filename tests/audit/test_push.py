@@ -136,7 +136,7 @@ async def test_an_address_gets_them_by_post(tmp_path: Path) -> None:
         await worked(engine, "c")
         await push.close()
         assert len(receiver.bodies) >= 3
-    unreachable = f"http://127.0.0.1:{port}/log"
+    unreachable = "http://127.0.0.1:1/log"
     async with opened(tmp_path / "store", key) as engine:
         push = CheckpointPush(engine, "", unreachable, 10.0)
         await push.push()

@@ -43,11 +43,11 @@ def test_a_running_daemon_is_backed_up_and_restored(tmp_path: Path) -> None:
                 request_serializer=pb.VerifyHistoryRequest.SerializeToString,
                 response_deserializer=pb.VerifyHistoryResponse.FromString,
             )
-            response = verify(pb.VerifyHistoryRequest(case_id="one"), timeout=20)
+            response = verify(pb.VerifyHistoryRequest(case_id="one"), timeout=60)
             assert response.intact
             assert response.record_count >= 1
             with pytest.raises(grpc.RpcError) as refused:
-                verify(pb.VerifyHistoryRequest(case_id="absent"), timeout=20)
+                verify(pb.VerifyHistoryRequest(case_id="absent"), timeout=60)
             assert refused.value.code() is grpc.StatusCode.NOT_FOUND
         assert not list(tmp_path.glob("*.partial"))
     checked = knhk("verify", str(whole))
@@ -103,7 +103,7 @@ def over_rest(daemon: Daemon) -> Mapping[str, bytes]:
     answers = {}
     for name, request in asked.items():
         request.add_header("content-type", "application/json")
-        with urllib.request.urlopen(request, timeout=20) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             answers[name] = response.read()
     return answers
 

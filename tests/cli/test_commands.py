@@ -196,7 +196,7 @@ def test_watch_follows_a_case_to_its_end(daemon: Daemon) -> None:
         env=environment({"KGC_SIDECAR_DATA_DIR": str(daemon.data_dir)}),
     )
     daemon.knhk("case", "cancel", "watched", "--reason", "enough")
-    out, _ = watching.communicate(timeout=20)
+    out, _ = watching.communicate(timeout=120)
     events = [json.loads(line) for line in out.splitlines()]
     assert watching.returncode == 0
     assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
@@ -572,12 +572,14 @@ def test_work_is_polled_and_failed_with_a_pause(daemon: Daemon) -> None:
     document += "flows: [{from: start, to: write}, {from: write, to: end}]}"
     daemon.knhk("workflow", "register", "-", "--format", "yaml", given=document)
     daemon.json("case", "run", "cli-polled", "--id", "polled", "--set", "pages=3")
-    (taken,) = listed(daemon.json("work", "poll", "cli-polled/write", "--worker", "w", "--lease", "60"), "items")
+    (taken,) = listed(
+        daemon.json("work", "poll", "cli-polled/write", "--worker", "w", "--lease", "600", "--wait", "60"), "items"
+    )
     item = mapping(taken["item"])
     assert (item["case_id"], item["state"], item["data"]) == ("polled", "WORK_ITEM_STATE_STARTED", {"pages": 3})
     assert item["lease_expire_time"] == taken["lease_expire_time"]
     assert "No work items" in daemon.knhk("work", "poll", "cli-polled/write", "--wait", "0.3").stdout
-    (again,) = listed(daemon.json("work", "poll", "cli-polled/write", "--worker", "w"), "items")
+    (again,) = listed(daemon.json("work", "poll", "cli-polled/write", "--worker", "w", "--wait", "60"), "items")
     assert (mapping(again["item"])["item_id"], again["redelivered"]) == (item["item_id"], True)
     failed = mapping(daemon.json("work", "fail", str(item["item_id"]), "--retry-after", "5", "--permanent"))
     assert failed["incident_id"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,6 +45,24 @@ def data(case: CaseView) -> dict[str, object]:
 async def history(opened: WorkflowEngine, case_id: str) -> list[HistoryEvent]:
     """Every event of a case."""
     return list((await opened.get_case_history(case_id, page_size=1000)).items)
+
+
+async def held(base: str, name: str) -> None:
+    """Until the server holds a call of this name."""
+    async with asyncio.timeout(60):
+        while not json.loads(await asyncio.to_thread(_get, f"{base}/held/{name}"))["held"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def release(base: str, name: str) -> None:
+    """Lets the server answer those that it holds."""
+    await asyncio.to_thread(_get, f"{base}/release/{name}")
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        content: bytes = answer.read()
+    return content
 
 
 async def until_open(opened: WorkflowEngine, case_id: str) -> CaseView:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 
 Started = Callable[..., int]
 

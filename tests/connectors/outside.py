@@ -1,15 +1,17 @@
 """The outside of the tests: an HTTP server in a process of its own, which can misbehave.
 
-    python -m tests.connectors.outside PORT_FILE [--seed N] [--trouble P] [--ledger FILE]
+    python -m tests.connectors.outside PORT_FILE [--seed N] [--trouble P] [--delay S] [--ledger FILE]
 
 `POST /effects` with an Idempotency-Key does an effect once for each key and answers {"number": n, "seen": requests
 with this key, ...what was sent}. With `--trouble P` a share P of the requests fails in one of the ways of TROUBLE,
 half of them after the effect was done. Every effect that is done is one line of the ledger, written before the answer,
-so that nothing is forgotten when somebody kills this process.
+so that nothing is forgotten when somebody kills this process. An answer that is late is so by `--delay` seconds,
+or by those of `?late=S`.
 
     /echo           what was sent: method, path, query, headers, body
     /status/N       answers N; `?after=S` with Retry-After
     /slow/S         answers after S seconds
+    /hold/NAME      answers once /release/NAME was asked for; /held/NAME says how many have come
     /redirect?to=U  answers 302
     /text           answers a plain text
     /large/N        answers N bytes
@@ -28,27 +30,31 @@ import os
 import random
 import socket
 import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 TROUBLE = ("500", "503", "429", "delay", "reset", "drop", "half")
 """Answers, a late answer, a reset or a closed connection without an answer, half an answer."""
-DELAY_S = 0.4
+DELAY_S = 0.4  # of a late answer, unless told otherwise
 
 
 class Outside:
     """The server's state."""
 
-    def __init__(self, seed: int, trouble: float, ledger: Path | None) -> None:
+    def __init__(self, seed: int, trouble: float, delay: float, ledger: Path | None) -> None:
+        """`delay`: seconds of a late answer."""
         self.random = random.Random(seed)
         self.trouble = trouble
+        self.delay = delay
         self.effects: dict[str, int] = {}
         self.seen: Counter[str] = Counter()
         self.requests = 0
         self.ledger = ledger.open("a", encoding="utf-8") if ledger is not None else None
         self.most = 0
         self.now = 0
+        self.held: Counter[str] = Counter()
+        self.released: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
     def act(self, key: str, body: object) -> dict[str, object]:
         """The effect of a key, done now or before."""
@@ -99,7 +105,7 @@ class Outside:
             if not trouble or after or trouble in ("delay", "half"):
                 answer = self.act(headers.get("idempotency-key", ""), json.loads(content or b"null"))
             if trouble == "delay":
-                await asyncio.sleep(DELAY_S)
+                await asyncio.sleep(self.delay)
             elif trouble in ("500", "503", "429"):
                 return await _send(writer, int(trouble), {"trouble": trouble})
             elif trouble == "reset":
@@ -110,6 +116,7 @@ class Outside:
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
                 await writer.drain()
                 return False
+            await asyncio.sleep(float(query.get("late", "0")))
             return await _send(writer, 200, answer)
         if parts[0] == "effects":
             told = {"done": len(self.effects), "requests": self.requests, "most": self.most}
@@ -132,6 +139,15 @@ class Outside:
             return await _send(writer, int(parts[1]), {"status": parts[1]}, extra)
         if parts[0] == "slow":
             await asyncio.sleep(float(parts[1]))
+            return await _send(writer, 200, {})
+        if parts[0] == "hold":
+            self.held[parts[1]] += 1
+            await self.released[parts[1]].wait()
+            return await _send(writer, 200, {})
+        if parts[0] == "held":
+            return await _send(writer, 200, {"held": self.held[parts[1]]})
+        if parts[0] == "release":
+            self.released[parts[1]].set()
             return await _send(writer, 200, {})
         if parts[0] == "redirect":
             return await _send(writer, 302, {}, f"Location: {query['to']}\r\n")
@@ -169,9 +185,10 @@ async def main() -> None:
     asked.add_argument("port_file", type=Path)
     asked.add_argument("--seed", type=int, default=1)
     asked.add_argument("--trouble", type=float, default=0.0)
+    asked.add_argument("--delay", type=float, default=DELAY_S)
     asked.add_argument("--ledger", type=Path)
     args = asked.parse_args()
-    outside = Outside(args.seed, args.trouble, args.ledger)
+    outside = Outside(args.seed, args.trouble, args.delay, args.ledger)
     server = await asyncio.start_server(outside.serve, "127.0.0.1", 0, limit=4 * 1024 * 1024)
     part = args.port_file.with_suffix(".part")
     part.write_text(str(server.sockets[0].getsockname()[1]))

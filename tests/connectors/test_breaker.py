@@ -52,10 +52,12 @@ async def test_a_server_that_is_down_is_left_alone_and_its_calls_wait(outside: s
         await opened.register_workflow(calls({"request": {"url": "/status/500", "method": "POST"}, "retry": 1}))
         for number in range(50):
             await opened.run_case("calls", case_id=f"c{number}")
-        while (await opened.list_connectors())[0].breakers != ((outside, "open"),):
+        while True:
+            view = (await opened.list_connectors())[0]
+            letters = (await opened.list_dead_letters(page_size=100)).items
+            if view.breakers == ((outside, "open"),) and len(letters) + view.waiting == 50:
+                break
             await opened.wait_case("c49", meta=_soon(opened.now()))
-        view = (await opened.list_connectors())[0]
-        letters = (await opened.list_dead_letters(page_size=100)).items
         assert (len(letters), view.waiting) == (5, 45)
 
 

@@ -15,7 +15,7 @@ from knhk_sidecar.api import pb
 from tests.connectors.conftest import Started
 from tests.e2e.sidecar import Sidecar, code_of, register, run, sidecar
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 DOCUMENT = json.dumps(
     {
         "id": "pay",
@@ -46,14 +46,14 @@ def put(running: Sidecar, name: str, **config: object) -> pb.Connector:
     """Puts an HTTP connector."""
     with running.stubs() as stubs:
         request = pb.PutConnectorRequest(name=name, kind="http", config_json=json.dumps(config).encode())
-        return stubs.admin.PutConnector(request, timeout=10).connector
+        return stubs.admin.PutConnector(request, timeout=60).connector
 
 
 def connectors(running: Sidecar, *, probe: bool = False) -> dict[str, pb.Connector]:
     """Every connector by its name."""
     with running.stubs() as stubs:
         request = pb.ListConnectorsRequest(probe=probe)
-        return {each.name: each for each in stubs.admin.ListConnectors(request, timeout=10).connectors}
+        return {each.name: each for each in stubs.admin.ListConnectors(request, timeout=60).connectors}
 
 
 def pay(running: Sidecar, case_id: str, status: int) -> pb.Case:
@@ -61,9 +61,9 @@ def pay(running: Sidecar, case_id: str, status: int) -> pb.Case:
     until = time.monotonic() + WAIT_SECONDS
     with running.stubs() as stubs:
         data = json.dumps({"status": status, "amount": 5}).encode()
-        stubs.cases.RunCase(pb.RunCaseRequest(spec_id="pay", case_id=case_id, data_json=data), timeout=10)
+        stubs.cases.RunCase(pb.RunCaseRequest(spec_id="pay", case_id=case_id, data_json=data), timeout=60)
         while True:
-            case = stubs.cases.GetCase(pb.GetCaseRequest(case_id=case_id), timeout=10).case
+            case = stubs.cases.GetCase(pb.GetCaseRequest(case_id=case_id), timeout=60).case
             if case.state != pb.CASE_STATE_RUNNING or case.open_incident_count:
                 return case
             assert time.monotonic() < until
@@ -82,12 +82,12 @@ def test_a_connector_is_put_used_kept_over_a_restart_and_deleted(daemon: tuple[S
     assert pay(running, "two", 201).state == pb.CASE_STATE_COMPLETED
     with running.stubs() as stubs:
         with pytest.raises(grpc.RpcError) as refused:
-            stubs.admin.DeleteConnector(pb.DeleteConnectorRequest(name="bank"), timeout=10)
+            stubs.admin.DeleteConnector(pb.DeleteConnectorRequest(name="bank"), timeout=60)
         assert code_of(refused.value) is grpc.StatusCode.FAILED_PRECONDITION
-        stubs.admin.DeleteConnector(pb.DeleteConnectorRequest(name="bank", force=True), timeout=10)
+        stubs.admin.DeleteConnector(pb.DeleteConnectorRequest(name="bank", force=True), timeout=60)
         assert connectors(running) == {}
         with pytest.raises(grpc.RpcError) as absent:
-            stubs.admin.DeleteConnector(pb.DeleteConnectorRequest(name="bank"), timeout=10)
+            stubs.admin.DeleteConnector(pb.DeleteConnectorRequest(name="bank"), timeout=60)
         assert code_of(absent.value) is grpc.StatusCode.NOT_FOUND
     assert pay(running, "three", 200).open_incident_count == 1
 
@@ -116,17 +116,17 @@ def test_dead_letters_through_every_door(daemon: tuple[Sidecar, str]) -> None:
         register(stubs, DOCUMENT)
         for case_id in ("a", "b", "c"):
             assert pay(running, case_id, 422).open_incident_count == 1
-        letters = stubs.admin.ListDeadLetters(pb.ListDeadLettersRequest(target="bank"), timeout=10).dead_letters
+        letters = stubs.admin.ListDeadLetters(pb.ListDeadLettersRequest(target="bank"), timeout=60).dead_letters
         assert [(each.case_id, each.task_id, each.kind, each.status) for each in letters] == [
             (case_id, "pay", "connector", "pending") for case_id in ("a", "b", "c")
         ]
         assert json.loads(letters[0].payload_json)["body"] == {"amount": 5}
         assert "http_422" in letters[0].last_error.message
         patch = pb.UpdateCaseDataRequest(case_id="a", data_json=b'{"status": 200}')
-        stubs.cases.UpdateCaseData(patch, timeout=10)
+        stubs.cases.UpdateCaseData(patch, timeout=60)
         again = pb.RetryDeadLetterRequest(dead_letter_id=letters[0].dead_letter_id, request_id="again")
-        assert stubs.admin.RetryDeadLetter(again, timeout=10).dead_letter.status == "retrying"
-        ended = stubs.cases.WaitCase(pb.WaitCaseRequest(case_id="a"), timeout=10).case
+        assert stubs.admin.RetryDeadLetter(again, timeout=60).dead_letter.status == "retrying"
+        ended = stubs.cases.WaitCase(pb.WaitCaseRequest(case_id="a"), timeout=60).case
         assert ended.state == pb.CASE_STATE_COMPLETED
     status, body = running.http(f"/api/v1/admin/dead-letters/{letters[1].dead_letter_id}/discard", b'{"reason": "x"}')
     assert (status, json.loads(body)["status"]) == (200, "discarded")
@@ -156,7 +156,7 @@ def test_doctor_probes_and_metrics_count(daemon: tuple[Sidecar, str], tmp_path: 
     doctor = run("doctor", *place)
     assert (doctor.returncode, "nowhere (http)" in doctor.stdout) == (1, True)
     assert "nowhere" in run("connector", "list", *place).stdout
-    with urllib.request.urlopen(f"http://{running.ready['metrics']}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{running.ready['metrics']}/metrics", timeout=60) as answer:
         text = answer.read().decode()
     assert "knhk_connector_calls_total{} 1" in text
     assert 'knhk_connector_pool_size{connector="bank",kind="http"} 1' in text

@@ -158,9 +158,14 @@ async def test_a_call_that_was_under_way_when_the_engine_stopped(tmp_path: Path,
 
 async def test_http_looks_an_effect_up_by_its_key(outside: str) -> None:
     """The server does it and does not answer in time; the look finds it."""
-    connectors = setup(outside, delivery="verifiable", verify="/missed/{key}", timeout=0.5)
+    connectors = setup(outside, delivery="verifiable", verify="/missed/{key}", timeout=0.5, breaker={"failures": 100})
+    task = {
+        "request": {"method": "POST", "url": "/effects?late=60", "body": "1"},
+        "retry": {"max_attempts": 100, "backoff": 0},
+        "result": {"number": "data.body.number"},
+    }
     async with engine(connectors) as opened:
-        await opened.register_workflow(calls({**CALL, "result": {"number": "data.body.number"}}))
+        await opened.register_workflow(calls(task))
         numbers = [data(await opened.wait_case((await opened.run_case("calls")).case_id))["number"] for _ in range(3)]
         assert numbers == [1, 2, 3]
 

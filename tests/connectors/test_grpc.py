@@ -126,7 +126,7 @@ async def test_a_description_that_does_not_end_is_cut_off() -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": method}),))
     found = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with engine(setup(found)) as opened, asyncio.timeout(10):
+    async with engine(setup(found)) as opened, asyncio.timeout(60):
         case = await until_open(opened, await ran(opened, document(PLACE, ORDER, retry=1)))
         assert "no_method: " in case.incidents[0].message
     await server.stop(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from knhk_workflow import CallMeta, InvalidDocument, InvalidInput, StoreCorrupt
-from tests.connectors.calling import calls, data, engine, history, setup, until_open
+from knhk_workflow.connectors import http
+from tests.connectors.calling import calls, data, engine, held, history, release, setup, until_open
 from tests.connectors.conftest import Started
 from tests.runtime.place import damage
 
@@ -119,7 +121,7 @@ async def test_an_error_flow_is_taken_when_attempts_are_spent(outside: str) -> N
     ],
 )
 async def test_a_failure_says_what_it_was(outside: str, url: str, code: str) -> None:
-    async with engine(setup(outside, timeout=0.5)) as opened:
+    async with engine(setup(outside, timeout=0.5 if code == "timeout" else 60)) as opened:
         await opened.register_workflow(calls({"request": {"url": url}, "retry": 1}))
         case = await until_open(opened, (await opened.run_case("calls")).case_id)
         assert f"{code}: " in case.incidents[0].message
@@ -189,11 +191,18 @@ async def test_files_of_a_connector_that_is_put_lie_where_its_secrets_do(outside
                 await opened.put_connector("x", "http", {"base_url": outside, "tls": {"cert": file}})
 
 
-async def test_who_waits_for_a_connection_does_not_blame_the_other_side(outside: str) -> None:
-    connectors = setup(outside, timeout=0.6, pool={"size": 1}, breaker={"failures": 1})
+async def test_who_waits_for_a_connection_does_not_blame_the_other_side(
+    outside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "PLACE_SHARE", 0.005)  # 0.3 s for a connection, a minute for the answer
+    connectors = setup(outside, timeout=60, pool={"size": 1}, breaker={"failures": 1})
     async with engine(connectors) as opened:
-        await opened.register_workflow(calls({"request": {"url": "/slow/0.5"}, "retry": 1}))
+        await opened.register_workflow(calls({"request": {"url": "/hold/one"}, "retry": 1}))
         cases = [(await opened.run_case("calls")).case_id for _ in range(3)]
+        async with asyncio.timeout(60):
+            while len((await opened.list_dead_letters()).items) < 2:  # noqa: ASYNC110  # it tells nobody
+                await asyncio.sleep(0.01)
+        await release(outside, "one")
         ended = [await until_open(opened, case_id) for case_id in cases]
         assert [case.state for case in ended].count("completed") == 1
         assert all("pool_timeout: " in case.incidents[0].message for case in ended if case.incidents)
@@ -284,7 +293,7 @@ async def test_dead_letters_of_a_damaged_case_hide_no_others(outside: str, tmp_p
 
 
 async def test_a_late_result_of_cancelled_work_is_recorded_as_discarded(outside: str) -> None:
-    document = calls({"request": {"url": "/slow/0.5"}})
+    document = calls({"request": {"url": "/hold/late"}})
     document["tasks"] |= {"wait": {"required_roles": ["clerk"]}}  # type: ignore[operator]
     document["flows"] += [{"from": "start", "to": "wait"}, {"from": "wait", "to": "end"}]  # type: ignore[operator]
     document["flows"] = [
@@ -298,7 +307,9 @@ async def test_a_late_result_of_cancelled_work_is_recorded_as_discarded(outside:
     async with engine(setup(outside)) as opened:
         await opened.register_workflow(document, allow_unsound=True)
         case = await opened.run_case("calls")
+        await held(outside, "late")
         await opened.cancel_task(case.case_id, "call")
+        await release(outside, "late")
         async for event in opened.watch_case(case.case_id):
             if event.event_type == "connector_discarded":
                 assert json.loads(event.data)["outcome"] == "200"

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 CLIENTS = 8
 CALL_SECONDS = 5.0
-JOIN_SECONDS = 60.0
+JOIN_SECONDS = 120.0
 RETRIED = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -80,7 +80,7 @@ class Load:
         """How many operations were acknowledged so far."""
         return sum(len(told.cases) + sum(map(len, told.marks.values())) for told in self.acknowledged)
 
-    def await_operations(self, more: int, seconds: float = 30.0) -> None:
+    def await_operations(self, more: int, seconds: float = 120.0) -> None:
         """Waits until so many more were acknowledged."""
         wanted, until = self.operations + more, time.monotonic() + seconds
         while self.operations < wanted:

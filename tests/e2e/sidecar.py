@@ -23,9 +23,9 @@ from google.rpc.status_pb2 import Status
 from knhk_sidecar.api import pb
 
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 30.0  # a start takes one; the machine may be shared
-STOP_SECONDS = 30.0
-CALL_SECONDS = 10.0
+START_SECONDS = 60.0  # a start takes one; the machine may be shared
+STOP_SECONDS = 60.0  # a drain takes moments
+CALL_SECONDS = 60.0
 FREE = "127.0.0.1:0"
 LISTENERS = ("grpc", "plain", "http", "metrics")
 

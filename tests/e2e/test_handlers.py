@@ -12,7 +12,7 @@ import pytest
 from knhk_sidecar.api import pb
 from tests.e2e.sidecar import CALL_SECONDS, FREE, ROOT, Stubs, history, register, run, sidecar
 
-END_S = 30.0
+END_S = 120.0
 EXIT_SETTINGS = 2
 
 DOCUMENT = json.dumps(
@@ -86,7 +86,7 @@ def daemon_case(stubs: Stubs, name: str) -> pb.Case:
     stubs.cases.RunCase(pb.RunCaseRequest(spec_id="parcel", case_id=name, data_json=data), timeout=CALL_SECONDS)
     until = time.monotonic() + END_S
     while True:
-        case = stubs.cases.GetCase(pb.GetCaseRequest(case_id=name)).case
+        case = stubs.cases.GetCase(pb.GetCaseRequest(case_id=name), timeout=CALL_SECONDS).case
         if case.state == pb.CASE_STATE_COMPLETED:
             return case
         assert time.monotonic() < until, case

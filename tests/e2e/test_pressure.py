@@ -23,6 +23,7 @@ from tests.e2e.sidecar import CALL_SECONDS, Sidecar, Stubs, case_ids, code_of, h
 DESCRIPTORS = 64
 STRANGERS = 150  # idle connections, more than there are descriptors
 MEMORY = 96 * 1024 * 1024  # more than a daemon at rest has
+PRESSED_SECONDS = 10.0  # without memory a call may never be answered
 BIG = "x" * 1_500_000
 DAY = 86_400
 TOLERATED = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -60,11 +61,11 @@ def pressure(tmp_path: Path) -> Pressure:
     return Pressure(told, ("env", f"LD_PRELOAD={made}", f"PRESSURE={told}"))
 
 
-def run(stubs: Stubs, name: str, text: str = "") -> str:
+def run(stubs: Stubs, name: str, text: str = "", seconds: float = CALL_SECONDS) -> str:
     request = pb.RunCaseRequest(
         spec_id="hello", data_json=json.dumps({"text": text}).encode(), case_id=name, request_id=name
     )
-    return stubs.cases.RunCase(request, timeout=CALL_SECONDS).case.case_id
+    return stubs.cases.RunCase(request, timeout=seconds).case.case_id
 
 
 @contextmanager
@@ -126,7 +127,7 @@ def test_without_memory_nothing_that_was_acknowledged_is_lost(tmp_path: Path) ->
             refused = 0
             for number in range(80):
                 try:
-                    acknowledged.append(run(stubs, f"big-{number}", BIG))
+                    acknowledged.append(run(stubs, f"big-{number}", BIG, PRESSED_SECONDS))
                 except grpc.RpcError as error:
                     if code_of(error) not in TOLERATED:
                         raise

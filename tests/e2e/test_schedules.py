@@ -12,10 +12,12 @@ import pytest
 
 from knhk_sidecar.api import pb
 from tests.conftest import Budget
-from tests.e2e.sidecar import Stubs, register, sidecar
+from tests.e2e.sidecar import CALL_SECONDS, Stubs, register, sidecar
 
 STEPS_PER_KILL = 10_000  # a kill with its restart takes about three seconds
 KILLS_MAX = 20
+AWAIT_SECONDS = 120.0
+NAMES = ("SCHEDULE_OVERLAP_ALLOW", "SCHEDULE_OVERLAP_BUFFER_ALL")
 ROUTED = json.dumps(
     {"id": "routed", "tasks": {"note": {}}, "flows": [{"from": "start", "to": "note"}, {"from": "note", "to": "end"}]}
 ).encode()
@@ -35,23 +37,34 @@ def test_every_occurrence_has_one_case_over_kill_minus_nine(tmp_path: Path, budg
                 pb.ScheduleServiceStub(stubs.channel).CreateSchedule(
                     pb.CreateScheduleRequest(schedule_id=name, spec=spec), timeout=10
                 )
-        for _ in range(kills):
-            time.sleep(random.uniform(0.9, 1.2))
-            daemon.kill()
-            daemon.start()
-        time.sleep(1.5)
+        for number in range(kills + 1):
+            if number:
+                time.sleep(random.uniform(0.0, 1.2))
+                daemon.kill()
+                daemon.start()
+            with daemon.stubs() as stubs:
+                for name in NAMES:
+                    await_occurrence(stubs, name, after=datetime.now(tz=UTC))
         with daemon.stubs() as stubs:
-            for name in ("SCHEDULE_OVERLAP_ALLOW", "SCHEDULE_OVERLAP_BUFFER_ALL"):
+            for name in NAMES:
                 schedule = (
                     pb.ScheduleServiceStub(stubs.channel)
-                    .PauseSchedule(pb.PauseScheduleRequest(schedule_id=name), timeout=10)
+                    .PauseSchedule(pb.PauseScheduleRequest(schedule_id=name), timeout=CALL_SECONDS)
                     .schedule
                 )
                 assert (schedule.skipped_count, schedule.missed_count, schedule.failed_count) == (0, 0, 0)
                 times = occurrences(stubs, name)
-                assert len(times) >= kills
+                assert len(times) > kills
                 assert times == [times[0] + timedelta(seconds=n) for n in range(len(times))], "none missing"
         assert daemon.stop() == 0
+
+
+def await_occurrence(stubs: Stubs, schedule_id: str, after: datetime) -> None:
+    """Waits for a case that was due after a moment."""
+    until = time.monotonic() + AWAIT_SECONDS
+    while not (times := occurrences(stubs, schedule_id)) or times[-1] <= after:
+        assert time.monotonic() < until, times
+        time.sleep(0.05)
 
 
 def occurrences(stubs: Stubs, schedule_id: str) -> list[datetime]:

@@ -13,7 +13,17 @@ import pytest
 
 from knhk_sidecar.api import pb
 from knhk_sidecar.identity import dev_ca
-from tests.e2e.sidecar import FREE, environment, history, register, run, sidecar
+from tests.e2e.sidecar import (
+    CALL_SECONDS,
+    FREE,
+    START_SECONDS,
+    STOP_SECONDS,
+    environment,
+    history,
+    register,
+    run,
+    sidecar,
+)
 from tests.e2e.sidecar import command as command_line
 
 EXIT_FAILED = 1
@@ -28,12 +38,12 @@ ALL_FREE = tuple(part for name in ("grpc", "http", "metrics") for part in (f"--{
 def test_a_second_daemon_on_a_directory_is_refused(tmp_path: Path, command: str) -> None:
     with sidecar(tmp_path) as daemon, daemon.stubs() as stubs:
         register(stubs)
-        stubs.cases.RunCase(pb.RunCaseRequest(spec_id="hello", case_id="case"), timeout=10)
+        stubs.cases.RunCase(pb.RunCaseRequest(spec_id="hello", case_id="case"), timeout=CALL_SECONDS)
         second = run(command, "--data-dir", str(daemon.data_dir), *ALL_FREE)
         assert second.returncode == EXIT_STORE, second.stderr
         assert f"process {daemon.pid}" in second.stderr + second.stdout
         assert "Traceback" not in second.stderr
-        stubs.cases.RunCase(pb.RunCaseRequest(spec_id="hello", case_id="another"), timeout=10)
+        stubs.cases.RunCase(pb.RunCaseRequest(spec_id="hello", case_id="another"), timeout=CALL_SECONDS)
         assert len(history(stubs, "case")) == len(history(stubs, "another"))
         assert daemon.stop() == 0
         daemon.start()
@@ -104,7 +114,7 @@ def test_production_with_certificates_answers_who_has_one(tmp_path: Path) -> Non
     )
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment())
     try:
-        until = time.monotonic() + 30
+        until = time.monotonic() + START_SECONDS
         while not ready.exists():
             assert process.poll() is None
             assert time.monotonic() < until
@@ -114,10 +124,12 @@ def test_production_with_certificates_answers_who_has_one(tmp_path: Path) -> Non
             authority.ca.read_bytes(), client.key.read_bytes(), client.cert.read_bytes()
         )
         with grpc.secure_channel(address, credentials, [("grpc.ssl_target_name_override", "localhost")]) as channel:
-            status = pb.AdminServiceStub(channel).GetStatus(pb.GetStatusRequest(omit_document_schema=True), timeout=10)
+            status = pb.AdminServiceStub(channel).GetStatus(
+                pb.GetStatusRequest(omit_document_schema=True), timeout=CALL_SECONDS
+            )
         assert status.principal == str(client.spiffe_id)
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(STOP_SECONDS) == 0
     finally:
         if process.poll() is None:
             process.kill()

@@ -13,7 +13,7 @@ import pytest
 from knhk_sidecar.api import pb
 from knhk_sidecar.identity import dev_ca
 from knhk_sidecar.identity.spiffe_id import TrustDomain
-from tests.e2e.sidecar import Sidecar, Stubs, code_of, sidecar
+from tests.e2e.sidecar import CALL_SECONDS, Sidecar, Stubs, code_of, sidecar
 
 OPTIONS = [("grpc.ssl_target_name_override", "localhost"), ("grpc.use_local_subchannel_pool", 1)]
 
@@ -40,9 +40,9 @@ def channel(daemon: Sidecar, credentials: grpc.ChannelCredentials | None) -> Ite
 def refused(daemon: Sidecar, credentials: grpc.ChannelCredentials | None) -> grpc.StatusCode:
     """How a call ends that must not succeed; the daemon's own people are answered afterwards."""
     with channel(daemon, credentials) as stubs, pytest.raises(grpc.RpcError) as error:
-        stubs.cases.ListCases(pb.ListCasesRequest(), timeout=5)
+        stubs.cases.ListCases(pb.ListCasesRequest(), timeout=CALL_SECONDS)
     with daemon.stubs() as stubs:
-        stubs.cases.ListCases(pb.ListCasesRequest(), timeout=5)
+        stubs.cases.ListCases(pb.ListCasesRequest(), timeout=CALL_SECONDS)
     return code_of(error.value)
 
 
@@ -82,7 +82,7 @@ def test_plain_grpc_on_the_tls_port(daemon: Sidecar) -> None:
 )
 def test_something_else_on_the_tls_port(daemon: Sidecar, said: bytes) -> None:
     host, port = daemon.ready["grpc"].split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=CALL_SECONDS) as connection:
         connection.sendall(said)
         received = 1
         while received:
@@ -91,7 +91,7 @@ def test_something_else_on_the_tls_port(daemon: Sidecar, said: bytes) -> None:
             except ConnectionResetError:
                 received = 0
     with daemon.stubs() as stubs:
-        stubs.cases.ListCases(pb.ListCasesRequest(), timeout=5)
+        stubs.cases.ListCases(pb.ListCasesRequest(), timeout=CALL_SECONDS)
 
 
 def test_a_web_page_on_the_rest_port(daemon: Sidecar) -> None:
@@ -108,6 +108,6 @@ def test_identity_in_a_header_changes_nothing(daemon: Sidecar) -> None:
                 ("x-spiffe-id", "spiffe://knhk.dev/admin"),
                 ("x-forwarded-client-cert", "URI=spiffe://knhk.dev/admin"),
             ),
-            timeout=5,
+            timeout=CALL_SECONDS,
         )
     assert status.principal == daemon.ready["spiffe_id"]

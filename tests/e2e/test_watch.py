@@ -16,7 +16,7 @@ LOOPS = 40
 LOOP = b"""{"id": "loop", "tasks": {"again": {"required_roles": ["clerk"]}, "done": {}},
  "flows": [{"from": "start", "to": "again"}, {"from": "again", "to": "again", "when": "data.count < 40"},
            {"from": "again", "to": "done", "default": true}, {"from": "done", "to": "end"}]}"""
-END_SECONDS = 60.0
+END_SECONDS = 120.0
 
 
 @pytest.mark.long

@@ -28,7 +28,7 @@ STEPS_PER_ROUND = 2_500
 ROUNDS_MIN = 3
 ROUNDS_MAX = 200
 LEASE_S = 1.0  # as in worker_process
-END_S = 120.0
+END_S = 180.0
 
 CHAIN = json.dumps(
     {
@@ -71,12 +71,21 @@ class Crowd:
         process = self.processes[victim]
         if draw.random() < 0.5:
             process.kill()
-            process.wait(30)
+            process.wait(END_S)
             self.processes[victim] = self.start()
         else:
             process.send_signal(signal.SIGSTOP)
             time.sleep(LEASE_S * 1.5)
             process.send_signal(signal.SIGCONT)
+
+    def await_ready(self) -> None:
+        """Waits until every process knows what SIGTERM means."""
+        until = time.monotonic() + END_S
+        while not {process.pid for process in self.processes} <= {
+            line[1] for line in self.lines() if line[0] == "ready"
+        }:
+            assert time.monotonic() < until, "a worker's process does not start"
+            time.sleep(0.05)
 
     def lines(self) -> list[list[object]]:
         """What was written. A kill may cut a line."""
@@ -101,7 +110,7 @@ def crowd(daemon: Sidecar) -> Iterator[Crowd]:
         for process in made.processes:
             if process.poll() is None:
                 process.kill()
-            process.wait(30)
+            process.wait(END_S)
 
 
 def run_cases(stubs: Stubs, names: Sequence[str]) -> None:
@@ -117,7 +126,10 @@ def ended(stubs: Stubs, names: Sequence[str]) -> None:
     """All of them complete."""
     until = time.monotonic() + END_S
     for name in names:
-        while stubs.cases.GetCase(pb.GetCaseRequest(case_id=name)).case.state != pb.CASE_STATE_COMPLETED:
+        while (
+            stubs.cases.GetCase(pb.GetCaseRequest(case_id=name), timeout=CALL_SECONDS).case.state
+            != pb.CASE_STATE_COMPLETED
+        ):
             assert time.monotonic() < until, stubs.cases.ExplainCase(pb.ExplainCaseRequest(case_id=name))
             time.sleep(0.05)
 
@@ -170,10 +182,11 @@ def test_every_item_is_done_once_whoever_is_killed(tmp_path: Path, budget: Budge
                     daemon.start()
             with daemon.stubs() as stubs:
                 ended(stubs, names)
+            workers.await_ready()
             for process in workers.processes:
                 process.terminate()
             for process in workers.processes:
-                assert process.wait(60) == 0
+                assert process.wait(END_S) == 0
             lines = workers.lines()
         tokens = {str(line[1]) for line in lines if line[0] == "begun"}
         accepted: set[str] = set()

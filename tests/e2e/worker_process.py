@@ -2,14 +2,15 @@
 
     python -m tests.e2e.worker_process READY_FILE LOG COUNT SEED
 
-Each item that comes is a line in the log: its token. SIGTERM stops the workers in order; then the counts are the last
-line.
+A line in the log says that SIGTERM will stop the workers in order. Each item that comes is a line: its token. At the
+end the counts are the last line.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
 import sys
@@ -40,6 +41,7 @@ async def main(ready: Path, log: Path, count: int, seed: int) -> None:
         workers = [Worker(endpoint, {"work": carry_out}, credit=3, lease=LEASE_S, grace=5.0) for _ in range(count)]
         for worker in workers:
             await stack.enter_async_context(worker)
+        tokens.write(json.dumps(["ready", os.getpid()]) + "\n")
         await asked.wait()
     counts = [sum(each.completed for each in workers), sum(each.refused for each in workers)]
     tokens.write(json.dumps(["counts", *counts]) + "\n")

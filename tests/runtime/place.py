@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -127,6 +127,21 @@ class Place:
     def engine(self, *, cached_cases: int = 10_000) -> WorkflowEngine:
         """An engine over it, with a clock that stands still."""
         return WorkflowEngine(self.state_store(), clock=self.clock, limits=EngineLimits(cached_cases=cached_cases))
+
+
+async def becomes(true: Callable[[], bool | Awaitable[bool]]) -> None:
+    """Wait until something is so that happens by itself."""
+    async with asyncio.timeout(60):
+        while True:
+            found = true()
+            if found if isinstance(found, bool) else await found:
+                return
+            await asyncio.sleep(0.005)
+
+
+def at_rest(engine: WorkflowEngine) -> int:
+    """How many of those who wait for a case or watch one have read everything and do nothing until it changes."""
+    return sum(bool(event._waiters) for event in engine._watching._of_cases)
 
 
 async def registered(engine: WorkflowEngine, *documents: Mapping[str, object], tenant: str = "default") -> None:

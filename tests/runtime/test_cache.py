@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from knhk_workflow import CaseView, RunRequest
-from tests.runtime.place import Place, item_of, registered
+from tests.runtime.place import Place, at_rest, becomes, item_of, registered
 
 LIMIT = 10
 CASES = 1_000
@@ -26,10 +26,10 @@ async def test_a_thousand_cases_in_a_cache_of_ten(place: Place) -> None:
             assert [item.task_id for item in case.work] == ["first" if number % 7 else "second"]
         await engine.get_case("k0")
         waiting = [asyncio.create_task(engine.wait_case(f"k{number}")) for number in range(50)]
-        await asyncio.sleep(0.05)
+        await becomes(lambda: at_rest(engine) == len(waiting))
         for number in range(100, 200):
             await engine.get_case(f"k{number}")  # those that are waited for are not forgotten
         for number in range(50):
             await engine.cancel_case(f"k{number}")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert {case.state for case in await asyncio.gather(*waiting)} == {"cancelled"}

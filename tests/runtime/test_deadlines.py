@@ -9,9 +9,11 @@ import pytest
 
 from knhk_workflow import LOCAL, DeadlineExceeded, StateStore, VirtualClock, WorkflowEngine
 from knhk_workflow.store import MemoryStore
+from tests.runtime.place import becomes
 from tests.store.faulty import FaultyStore
 
 NS_PER_S = 1_000_000_000
+TURNS = 200  # of the event loop, in which everything happens that can: this store needs no thread
 TWO = {
     "id": "two",
     "tasks": {"a": {"required_roles": ["clerk"]}, "b": {"required_roles": ["clerk"]}},
@@ -28,14 +30,16 @@ async def test_in_line_for_the_case_and_in_the_journals_queue() -> None:
         item, others = case.work[0].item_id, other.work[0].item_id
         soon = msgspec.structs.replace(LOCAL, deadline=clock.now() + NS_PER_S, request_id="soon")
         store.way.clear()
+        before = len(store.commits)
         busy = asyncio.ensure_future(engine.complete_work_item(others, {"n": 1}))
-        await asyncio.sleep(0.02)
+        await becomes(lambda: len(store.commits) > before)
         queued = asyncio.ensure_future(engine.complete_work_item(item, {"secret": 1}, meta=soon))
         await asyncio.sleep(0)
         in_line = asyncio.ensure_future(
             engine.update_case_data("c", {"secret": 2}, meta=msgspec.structs.replace(soon, request_id=""))
         )
-        await asyncio.sleep(0.02)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
         clock.advance(2.0)
         store.way.set()
         assert (await busy).state == "completed"

@@ -19,7 +19,7 @@ from knhk_workflow import (
     WrongState,
 )
 from knhk_workflow.runtime import definitions
-from tests.runtime.place import LINE, ONE, KeptStore, Place, registered
+from tests.runtime.place import LINE, ONE, KeptStore, Place, becomes, registered
 from tests.store.faulty import FaultyStore
 
 
@@ -130,14 +130,18 @@ async def test_a_registration_whose_caller_went_away_counts() -> None:
         await registered(engine, ONE)
         await engine.run_case("one")
         store.way.clear()
+        before = len(store.commits)
         call = asyncio.create_task(engine.register_workflow(edition(2)))
-        await asyncio.sleep(0.01)
+        await becomes(lambda: len(store.commits) > before)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
         store.way.set()
-        await asyncio.sleep(0.01)
-        assert (await engine.get_workflow("one")).version == 2
+
+        async def counts() -> bool:
+            return (await engine.get_workflow("one")).version == 2
+
+        await becomes(counts)
         assert (await engine.run_case("one")).spec_version == 2
 
 

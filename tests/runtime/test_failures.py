@@ -25,7 +25,7 @@ from knhk_workflow.runtime.records import SnapshotRecord, pack
 from knhk_workflow.store import Write
 from tests.conftest import Budget
 from tests.connectors.calling import until_open
-from tests.runtime.place import Gate, KeptStore, Place, body, item_of, registered, store_of
+from tests.runtime.place import Gate, KeptStore, Place, becomes, body, item_of, registered, store_of
 from tests.store.faulty import Fault, FaultyStore
 
 
@@ -168,11 +168,11 @@ async def test_callers_who_go_away_wedge_nothing(place: Place, budget: Budget) -
             assert [
                 each for each in outcomes if isinstance(each, BaseException) and not isinstance(each, allowed)
             ] == []
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 for case in cases:
                     await engine.update_case_data(case.case_id, {"round": round_})
         for case in (await engine.list_cases(page_size=1_000)).items:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 view = await engine.get_case(case.case_id)
                 assert view.sequence == case.sequence
                 await engine.cancel_case(case.case_id)
@@ -183,8 +183,9 @@ async def test_a_cancelled_call_that_was_queued_is_written_all_the_same() -> Non
     async with engine:
         case = await engine.run_case("one", {"n": 0})
         store.way.clear()
+        before = len(store.commits)
         call = asyncio.create_task(engine.update_case_data(case.case_id, {"n": 1}))
-        await asyncio.sleep(0.01)
+        await becomes(lambda: len(store.commits) > before)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call

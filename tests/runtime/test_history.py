@@ -17,7 +17,7 @@ from knhk_workflow import (
     WorkflowEngine,
 )
 from knhk_workflow.runtime.query import resume_token
-from tests.runtime.place import KeptStore, Place, item_of, registered
+from tests.runtime.place import KeptStore, Place, at_rest, becomes, item_of, registered
 
 NS = 1_000_000_000
 
@@ -96,11 +96,11 @@ async def collected(events: AsyncIterator[HistoryEvent]) -> list[HistoryEvent]:
 @pytest.mark.parametrize("after", [0, 3, 9])
 async def test_watching_a_case_to_its_end(engine: WorkflowEngine, after: int) -> None:
     case = await engine.run_case("line")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         watching = asyncio.create_task(collected(engine.watch_case(case.case_id, after_sequence=after)))
-        await asyncio.sleep(0.01)
+        await becomes(lambda: at_rest(engine) == 1)
         await engine.complete_work_item(item_of(case, "first").item_id)
-        await asyncio.sleep(0.01)
+        await becomes(lambda: at_rest(engine) == 1)
         second = item_of(await engine.get_case(case.case_id), "second")
         await engine.complete_work_item(second.item_id)
         seen = await watching
@@ -120,7 +120,7 @@ async def test_watching_all_cases_resumes_where_it_stopped(place: Place) -> None
         first = asyncio.ensure_future(anext(watching))
         await asyncio.sleep(0.01)
         cases = await asyncio.gather(*(engine.run_case("line") for _ in range(10)))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             event, token = await first
             note(event)
             for _ in range(20):
@@ -131,7 +131,7 @@ async def test_watching_all_cases_resumes_where_it_stopped(place: Place) -> None
         for case in cases:
             await engine.complete_work_item(item_of(case, "first").item_id)
         wanted = {case.case_id: (await engine.get_case(case.case_id)).sequence for case in cases}
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             async for event, _ in engine.watch_cases(resume_token=token):
                 note(event)
                 if all(len(seen.get(case_id, ())) == count for case_id, count in wanted.items()):
@@ -151,7 +151,7 @@ async def test_watching_goes_past_what_belongs_to_others(engine: WorkflowEngine)
     for _ in range(200):
         await engine.run_case("one", meta=other)
     await engine.run_case("one", case_id="last")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for event, _ in engine.watch_cases(resume_token=token):
             if event.case_id == "last":
                 break
@@ -159,9 +159,9 @@ async def test_watching_goes_past_what_belongs_to_others(engine: WorkflowEngine)
 
 async def test_waiting_for_the_end(engine: WorkflowEngine, place: Place) -> None:
     case = await engine.run_case("one")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         waiting = asyncio.create_task(engine.wait_case(case.case_id))
-        await asyncio.sleep(0.01)
+        await becomes(lambda: at_rest(engine) == 1)
         assert not waiting.done()
         await engine.complete_work_item(case.work[0].item_id)
         assert (await waiting).state == "completed"
@@ -171,7 +171,7 @@ async def test_waiting_for_the_end(engine: WorkflowEngine, place: Place) -> None
 
 async def test_waiting_ends_with_the_deadline(engine: WorkflowEngine, place: Place) -> None:
     case = await engine.run_case("one")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         for left in (-NS, 0, NS // 20):
             view = await engine.wait_case(case.case_id, meta=CallMeta(deadline=place.clock.now() + left))
             assert view == case
@@ -183,8 +183,8 @@ async def test_waiting_ends_with_the_engine(place: Place) -> None:
     case = await engine.run_case("one")
     waiting = asyncio.create_task(engine.wait_case(case.case_id))
     watching = asyncio.create_task(collected(engine.watch_case(case.case_id)))
-    await asyncio.sleep(0.01)
-    async with asyncio.timeout(10):
+    await becomes(lambda: at_rest(engine) == 2)
+    async with asyncio.timeout(60):
         await engine.close()
         with pytest.raises(StoreUnavailable):
             await waiting
@@ -211,12 +211,12 @@ async def test_who_waits_for_a_case_is_not_woken_by_others() -> None:
         await registered(engine)
         case = await engine.run_case("one")
         watching = asyncio.create_task(collected(engine.watch_case(case.case_id)))
-        await asyncio.sleep(0.05)
+        await becomes(lambda: at_rest(engine) == 1)
         store.reads = 0
         for _ in range(20):
             await engine.run_case("one")
             await asyncio.sleep(0)
         assert store.reads == 0
         await engine.cancel_case(case.case_id)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert (await watching)[-1].event_type == "state_changed"

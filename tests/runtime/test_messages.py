@@ -23,6 +23,8 @@ from knhk_workflow import (
     WorkflowEngine,
 )
 from knhk_workflow.runtime import messages
+from knhk_workflow.store import Keyspace
+from knhk_workflow.store.leveldb import LevelDBStore
 from tests.patterns.notation import Document, document
 from tests.patterns.players import KeptStore
 from tests.runtime.message_sender import KEY, REQUEST
@@ -276,9 +278,10 @@ async def test_kill_minus_nine_between_the_message_and_its_deliveries(tmp_path: 
     sender = [sys.executable, "-m", "tests.runtime.message_sender", directory, str(commits)]
     killed = await asyncio.to_thread(subprocess.run, sender, check=False, timeout=60)
     assert killed.returncode == -signal.SIGKILL
+    store = await LevelDBStore.open(directory)
+    assert await store.scan(*Keyspace(store.shards).messages(0), limit=1), "the message was durable"
+    await store.close()
     async with WorkflowEngine(StateStore(directory)) as engine:
-        if commits == 0:
-            assert engine._messages._going, "the message was durable and is on its way again"
         sent = await engine.trigger_case("paid", {"n": 1}, key=KEY, meta=REQUEST)
         assert outcomes(sent) == dict.fromkeys(cases, "kept")
         assert [await received(engine, case_id) for case_id in cases] == [["kept"]] * len(cases)

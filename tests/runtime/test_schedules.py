@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +30,7 @@ from knhk_workflow import (
 )
 from knhk_workflow.runtime.schedules import BACKFILL_MAX
 from knhk_workflow.store import Expectation, Keyspace, Write
-from tests.runtime.place import CLERK, LOOP, ONE, Gate, KeptStore, Place, body, registered, store_of
+from tests.runtime.place import CLERK, LOOP, ONE, Gate, KeptStore, Place, becomes, body, registered, store_of
 
 HOURLY: Final = ScheduleSpec("one", "0 * * * *")
 HOUR: Final = 3_600
@@ -68,15 +67,6 @@ async def ahead(engine: WorkflowEngine, clock: VirtualClock, *steps: float) -> N
     for seconds in steps:
         clock.advance(seconds)
         await engine.fire_due_timers()
-
-
-async def becomes(true: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until something is so that happens by itself."""
-    async with asyncio.timeout(10):
-        for _ in range(10_000):
-            if await true():
-                return
-            await asyncio.sleep(0.005)
 
 
 async def started(engine: WorkflowEngine, schedule_id: str, count: int) -> None:

@@ -104,7 +104,7 @@ async def test_time_that_runs_on_and_is_skipped_too() -> None:
         clock.call_at(clock.now() + DAY * NS, woken.set)
         clock.call_at(clock.now() + 2 * DAY * NS, lambda: pytest.fail("too early")).cancel()
         clock.skip_to(clock.now() + DAY * NS)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await woken.wait()
         assert clock.wall() - time.time_ns() > (DAY - 60) * NS
 

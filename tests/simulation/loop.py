@@ -28,6 +28,21 @@ class Stalled(Exception):
     """Nothing can ever run again, or something runs for ever without time passing."""
 
 
+def in_virtual_time(main: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine yields on a loop of its own, where nothing takes time but sleeping: the machine's speed decides
+    nothing. It may wait for no thread, process or socket."""
+    loop = SimulationLoop(SimulatedClock(), Random(0))
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        left = loop.unfinished()
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.wait(left) if left else asyncio.sleep(0))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
 class SimulatedClock(VirtualClock):
     """Virtual time that notices when a coroutine asks for it again and again without letting the loop turn.
 

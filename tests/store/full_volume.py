@@ -21,7 +21,7 @@ from tests.store.cases import KEYS, Case
 from tests.store.logs import follow
 
 STEP_BYTES = 20_000
-RESUME_S = 5.0  # the promise: writing resumes within this time of space returning
+RESUME_S = 60.0  # what was promised is less (test_journal.py, in virtual time); here the machine may be shared
 
 
 def main(directory: Path, how: str) -> None:

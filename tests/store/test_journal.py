@@ -24,6 +24,7 @@ from knhk_workflow.store import (
     seal,
     seal_log,
 )
+from tests.simulation.loop import in_virtual_time
 from tests.store.cases import KEYS, Case
 from tests.store.faulty import Fault, FaultyStore
 from tests.store.logs import follow
@@ -64,7 +65,7 @@ async def opened(store: FaultyStore, clock: Clock, limits: JournalLimits | None 
 
 async def refused(future: asyncio.Future[int]) -> StoreError:
     with pytest.raises(StoreError) as caught:
-        await asyncio.wait_for(future, 5)
+        await asyncio.wait_for(future, 60)
     return caught.value
 
 
@@ -112,13 +113,19 @@ async def test_a_commit_is_bounded_in_units_and_bytes(store: FaultyStore, clock:
     await journal.close()
 
 
-async def test_lingering_waits_for_company(store: FaultyStore, clock: Clock) -> None:
-    journal = await opened(store, clock, JournalLimits(linger_s=0.05))
-    first = journal.append(Case("a").step())
-    await asyncio.sleep(0.01)
-    second = journal.append(Case("b").step())
-    assert [await first, await second] == [1, 1]
-    await journal.close()
+def test_lingering_waits_for_company(clock: Clock) -> None:
+    async def linger() -> list[int]:
+        journal = await opened(FaultyStore(MemoryStore()), clock, JournalLimits(linger_s=0.05))
+        first = journal.append(Case("a").step())
+        await asyncio.sleep(0.01)
+        second = journal.append(Case("b").step())
+        await asyncio.sleep(0.06)
+        third = journal.append(Case("c").step())
+        found = [await first, await second, await third]
+        await journal.close()
+        return found
+
+    assert in_virtual_time(linger()) == [1, 1, 2]
 
 
 async def test_the_log_is_dense_and_chained_and_says_what_happened(
@@ -278,7 +285,7 @@ async def test_unknown_but_applied_is_acknowledged(store: FaultyStore, journal: 
     store.outages = [StoreFull("full"), OSError("gone")][:outages]
     case, seen = Case("a"), list[int]()
     journal.on_commit(lambda shard, pos, units: seen.append(pos))
-    assert await asyncio.wait_for(journal.append(case.step()), 5) == 1
+    assert await asyncio.wait_for(journal.append(case.step()), 60) == 1
     assert seen == [1]
     assert await journal.append(case.step()) == 2
     assert len(store.commits) == 2  # never sent twice
@@ -296,6 +303,30 @@ async def test_unknown_and_lost_is_failed_and_never_sent_again(
     assert len(store.commits) == 1
     assert await Case("a").stored_steps(store) == 0
     assert await journal.append(Case("a").step()) == 1
+
+
+@pytest.mark.parametrize("outage_s", [0.0, 0.1, 7.0, 3_600.0])
+def test_writing_goes_on_within_five_seconds_of_the_end_of_an_outage(clock: Clock, outage_s: float) -> None:
+    """The promise; what the store needs to come back is not in it."""
+
+    async def late() -> float:
+        store = FaultyStore(MemoryStore())
+        journal = await opened(store, clock)
+        loop = asyncio.get_running_loop()
+        store.faults = [Fault.APPLIED]
+        store.outages = [StoreFull("full") for _ in range(10_000)]
+        case = Case("a")
+        written = journal.append(case.step())
+        await asyncio.sleep(outage_s)
+        store.outages.clear()
+        over = loop.time()
+        assert await written == 1
+        assert await journal.append(case.step()) == 2
+        took = loop.time() - over
+        await journal.close()
+        return took
+
+    assert in_virtual_time(late()) <= 5
 
 
 async def test_what_waits_behind_an_unknown_outcome_is_written_after_it(store: FaultyStore, journal: Journal) -> None:
@@ -331,7 +362,7 @@ async def test_closing_during_an_outage_admits_that_it_does_not_know(store: Faul
     second = journal.append(Case("b").step())
     store.way.set()
     await turns(10)
-    await asyncio.wait_for(journal.close(), 5)
+    await asyncio.wait_for(journal.close(), 60)
     assert isinstance(await refused(first), OutcomeUnknown)
     assert isinstance(await refused(second), StoreUnavailable)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from knhk_sidecar import KgcSidecarService, SidecarConfig
 from knhk_workflow import EngineLimits, StateStore, Unsound, VerifyBudget, WorkflowEngine
 from knhk_workflow.core.or_join import compile_or_joins
+from knhk_workflow.runtime import definitions
 
+SIMPLE = {"id": "simple", "tasks": {"A": {}}, "flows": [{"from": "start", "to": "A"}, {"from": "A", "to": "end"}]}
 STUCK = {
     "id": "stuck",
     "tasks": {"A": {}, "B": {"required_roles": ["r"]}, "C": {"required_roles": ["r"]}, "D": {"join": "and"}},
@@ -63,18 +66,31 @@ async def test_an_unsound_workflow_is_refused_unless_it_is_allowed(tmp_path: Pat
     await reopened.close()
 
 
-async def test_undecided_is_a_warning_and_others_go_on_meanwhile(tmp_path: Path) -> None:
+async def test_undecided_is_a_warning_and_others_go_on_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verification is held until others have gone on; if it held them, it would wait for itself."""
     engine = WorkflowEngine(StateStore(str(tmp_path / "store")))
     await engine.open()
+    begun, go = threading.Event(), threading.Event()
+    real = definitions.verified
+
+    def held(parsed: definitions.Parsed, budget: VerifyBudget) -> definitions.Verified:
+        begun.set()
+        assert go.wait(60), "the loop was held"
+        return real(parsed, budget)
+
+    await engine.register_workflow(SIMPLE)
+    monkeypatch.setattr(definitions, "verified", held)
     registering = asyncio.create_task(engine.register_workflow(many_markings()))
-    turns = 0
-    while not registering.done():
-        await asyncio.sleep(0.01)
-        turns += 1
+    assert await asyncio.to_thread(begun.wait, 60)
+    for _ in range(10):
+        assert (await engine.run_case("simple")).state == "completed"
+    assert not registering.done()
+    go.set()
     view = await registering
     assert view.verdict == "undecided"
     assert [problem.severity for problem in view.findings if problem.code == "undecided"] == ["warning"]
-    assert turns > 5, "the loop was held"
     await engine.close()
 
 

@@ -19,7 +19,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 @pytest.fixture(scope="package")
 def both(daemon: Daemon) -> Iterator[tuple[Transport, Transport]]:
     """gRPC over mTLS, and REST."""
-    with daemon.channel() as channel, httpx2.Client(base_url=daemon.http, timeout=20) as http:
+    with daemon.channel() as channel, httpx2.Client(base_url=daemon.http, timeout=60) as http:
         yield OverGrpc(channel), OverRest(http)
 
 

@@ -69,7 +69,7 @@ def test_a_signal_waits_for_its_case(transport: Transport, name: str) -> None:
     assert _deliveries(transport.trigger(f"paid-{name}", {"n": 1}, key=name, seconds=60)) == []
     transport.run(name, {}, case_id=name, key=name)
     event: Plain = {}
-    for _ in range(100):
+    for _ in range(1_000):
         (event,) = _events(transport.history(name, reverse=True, size=1))
         if event["event_type"] == "trigger_received":
             break

@@ -18,7 +18,7 @@ from knhk_sidecar.api import pb
 
 Plain: TypeAlias = Mapping[str, object]
 R = TypeVar("R", bound=Message)
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 class Refused(Exception):

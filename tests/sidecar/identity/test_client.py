@@ -29,7 +29,7 @@ from tests.sidecar.identity.authority import Authority, Wish
 from tests.sidecar.server.client import ANY_PORT
 
 SERVER = "spiffe://a.org/sidecar"
-PATIENCE = 20.0
+PATIENCE = 60.0
 ONE_TASK = {
     "id": "one",
     "tasks": {"do": {"required_roles": ["clerk"]}},
@@ -73,7 +73,7 @@ def files(authority: dev_ca.DevAuthority, address: str, server_id: str = SERVER)
 
 def who(client: Client) -> str:
     """Whom the daemon takes us for."""
-    return client.admin.GetStatus(pb.GetStatusRequest(omit_document_schema=True), timeout=5).principal
+    return client.admin.GetStatus(pb.GetStatusRequest(omit_document_schema=True), timeout=PATIENCE).principal
 
 
 def asked(endpoint: Endpoint) -> str:
@@ -130,13 +130,16 @@ async def test_whoever_answers_after_the_check_has_to_be_the_same(tmp_path: Path
     right = DevAgent(ours, tmp_path / "r", path="/sidecar", dns=("localhost",))
     wrong = DevAgent(ours, tmp_path / "w", path="/other", dns=("localhost",))
     async with agents(right, wrong), daemon(right.endpoint) as checked, daemon(wrong.endpoint) as impostor:
-        connections = 0
+        connections, taken = 0, False
 
         async def switch(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             nonlocal connections
             connections += 1
-            to = (checked if connections % 2 else impostor).addresses.grpc
+            hello = await reader.read(65536)
+            calls = b"localhost" in hello  # only gRPC says whom it wants; the check does not
+            to = (impostor if calls or taken else checked).addresses.grpc
             there, back = await asyncio.open_connection(*to.rsplit(":", 1))
+            back.write(hello)
             await asyncio.gather(_pump(reader, back), _pump(there, writer))
 
         server = await asyncio.start_server(switch, "127.0.0.1", 0)
@@ -146,7 +149,7 @@ async def test_whoever_answers_after_the_check_has_to_be_the_same(tmp_path: Path
                 await asyncio.to_thread(asked, files(ours, address))
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
             assert connections > 1
-            connections = 1
+            taken = True
             with pytest.raises(WrongServer, match=r"is spiffe://a\.org/other"):
                 await asyncio.to_thread(asked, files(ours, address))
 
@@ -205,7 +208,9 @@ async def test_both_sides_get_new_certificates_and_no_call_fails(tmp_path: Path,
         seen = set[int]()
 
         def work(client: Client) -> None:
-            for _ in range(calls // 4):
+            mine = 0
+            while mine < calls // 4 or len(seen) < 2:
+                mine += 1
                 try:
                     assert who(client) == "spiffe://a.org/client"
                 except grpc.RpcError as error:
@@ -225,7 +230,6 @@ async def test_both_sides_get_new_certificates_and_no_call_fails(tmp_path: Path,
             await asyncio.gather(*(asyncio.to_thread(work, client) for _ in range(4)))
         rotation.cancel()
         assert failed == []
-        assert len(seen) > 1
         print(f"{calls} calls, {len(seen)} channels, 0 failed")
 
 
@@ -250,7 +254,9 @@ async def test_a_call_goes_on_while_the_certificate_changes(tmp_path: Path) -> N
 
 
 def register(client: Client) -> None:
-    client.workflows.RegisterWorkflow(pb.RegisterWorkflowRequest(spec_json=json.dumps(ONE_TASK).encode()), timeout=5)
+    client.workflows.RegisterWorkflow(
+        pb.RegisterWorkflowRequest(spec_json=json.dumps(ONE_TASK).encode()), timeout=PATIENCE
+    )
 
 
 @pytest.mark.long
@@ -266,12 +272,12 @@ async def test_a_worker_works_on_while_both_sides_get_new_certificates(tmp_path:
 
     async with agents(theirs, mine), daemon(theirs.endpoint) as running:
         endpoint = Endpoint(running.addresses.grpc, workload_api=mine.endpoint, server_id=SERVER)
-        async with Worker(endpoint, {"do": do}, credit=4, lease=5.0) as worker:
+        async with Worker(endpoint, {"do": do}, credit=4, lease=60.0) as worker:
             with Client(endpoint) as client:
                 await asyncio.to_thread(register, client)
                 for number in range(20):
                     order = pb.RunCaseRequest(spec_id="one", case_id=f"c{number}")
-                    await asyncio.to_thread(client.cases.RunCase, order, timeout=5)
+                    await asyncio.to_thread(client.cases.RunCase, order, timeout=PATIENCE)
                     if number % 5 == 4:
                         theirs.renew(ours)
                         mine.renew(ours)

@@ -138,11 +138,11 @@ async def test_files_of_any_kind_do_not_end_the_following(tmp_path: Path, monkey
     with monkeypatch.context() as breaking:
         breaking.setattr(source, "adopt", broken)
         authority.issue_server()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while "nobody thought of this" not in source.problem:  # noqa: ASYNC110  # it tells nobody
                 await asyncio.sleep(0.01)
     authority.issue_server()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while source.material is before or source.problem:  # noqa: ASYNC110  # it tells nobody
             await asyncio.sleep(0.01)
     following.cancel()

@@ -30,7 +30,7 @@ from knhk_sidecar.identity.spiffe_id import TrustDomain
 from tests.sidecar.identity.tokens import HttpIssuer, http_issuer, jwk, key, key_set
 
 ONE, TWO, CURVE = jwk(key("one"), "one"), jwk(key("two"), "two"), jwk(key("curve", "ES256"), "curve")
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 async def until(true: Callable[[], bool]) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import io
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -209,7 +210,7 @@ class Daemon:
 
 async def principal(channel: aio.Channel) -> str:
     request = pb.GetStatusRequest(omit_document_schema=True)
-    return (await pb.AdminServiceStub(channel).GetStatus(request, timeout=5)).principal
+    return (await pb.AdminServiceStub(channel).GetStatus(request, timeout=60)).principal
 
 
 @asynccontextmanager
@@ -262,7 +263,7 @@ async def test_every_certificate_gets_the_right_verdict(
 async def told(capfd: pytest.CaptureFixture[str], reason: str) -> str:
     """The reason, once gRPC's own log has it; what the log has when it never does."""
     text = ""
-    for _ in range(200):
+    for _ in range(3_000):
         text += capfd.readouterr().err
         if reason in text:
             return reason
@@ -302,7 +303,7 @@ async def test_bare_grpc_accepts_17_of_them_wrongly() -> None:
     for name, variant in THE_BOOK.items():
         async with secure(f"127.0.0.1:{port}", world.own.pem, *world.issue(variant)) as channel:
             try:
-                await channel.unary_unary("/x/Y", bytes, bytes)(b"", timeout=5)
+                await channel.unary_unary("/x/Y", bytes, bytes)(b"", timeout=60)
                 accepted.add(name)
             except aio.AioRpcError as error:
                 codes.add(error.code())
@@ -406,7 +407,7 @@ async def test_a_root_that_is_taken_away_takes_its_intermediates_along(tmp_path:
 
 async def refusal(channel: aio.Channel) -> grpc.StatusCode:
     """The code of the first call that fails."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await principal(channel)
@@ -416,15 +417,20 @@ async def refusal(channel: aio.Channel) -> grpc.StatusCode:
 
 
 @pytest.mark.long
-async def test_a_certificate_that_ends_ends_its_calls_on_open_connections(tmp_path: Path) -> None:
+async def test_a_certificate_that_ends_ends_its_calls_on_open_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each call, and the streams that were opened before."""
     world = World.direct()
     async with daemon(tmp_path, world) as running:
-        cert, key = world.own.issue(Wish(ends=timedelta(seconds=2)))
+        cert, key = world.own.issue(Wish(ends=timedelta(hours=1)))
         async with secure(running.sidecar.addresses.grpc, world.own.pem, cert, key) as channel:
             assert await principal(channel) == ID
             watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
+            tls = running.sidecar._tls
+            assert tls is not None
+            monkeypatch.setattr(tls.leaves, "_clock", lambda: time.time() + 2 * 3_600)
             assert await refusal(channel) is grpc.StatusCode.UNAUTHENTICATED
             assert await watching.code() is grpc.StatusCode.UNAUTHENTICATED
         rules = [json.loads(line).get("rule") for line in running.lines.getvalue().splitlines()]

@@ -41,7 +41,8 @@ from tests.sidecar.server.client import ANY_PORT, developer, secure
 OWN = TrustDomain("a.org")
 OTHER = TrustDomain("b.org")
 ROTATION = 0.25  # s between two SVIDs
-PATIENCE = 10.0
+ROTATIONS = 3  # SVIDs that are seen, at least
+PATIENCE = 60.0
 
 
 async def until(true: Callable[[], bool | Awaitable[bool]]) -> None:
@@ -89,7 +90,7 @@ def config_for(agent: DevAgent, **settings: str) -> SidecarConfig:
 
 async def principal(channel: aio.Channel) -> str:
     request = pb.GetStatusRequest(omit_document_schema=True)
-    return (await pb.AdminServiceStub(channel).GetStatus(request, timeout=5)).principal
+    return (await pb.AdminServiceStub(channel).GetStatus(request, timeout=PATIENCE)).principal
 
 
 async def code(channel: aio.Channel) -> str:
@@ -102,7 +103,7 @@ async def code(channel: aio.Channel) -> str:
 async def health(sidecar: Sidecar) -> str:
     """What a kubelet is told."""
     async with aio.insecure_channel(sidecar.addresses.health) as channel:
-        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
@@ -174,7 +175,7 @@ async def test_rotation_of_svid_and_authority_fails_no_call(tmp_path: Path, budg
 
         async def caller(which: str) -> None:
             nonlocal done
-            while done < calls:
+            while done < calls or len(seen) < ROTATIONS:
                 _, cert, key = callers[which]
                 async with secure(sidecar.addresses.grpc, both, cert, key) as channel:
                     for _ in range(100):
@@ -191,8 +192,6 @@ async def test_rotation_of_svid_and_authority_fails_no_call(tmp_path: Path, budg
         rotation = asyncio.create_task(rotate())
         await asyncio.gather(*(caller(which) for which in ("old", "new") * 4))
         rotation.cancel()
-        assert done >= calls
-        assert len(seen) > 2, "the SVID was not rotated"
         print(f"{done} calls, {len(seen)} SVIDs, 0 failed")
 
 
@@ -250,9 +249,14 @@ async def shown(address: str, ours: dev_ca.DevAuthority) -> bytes:
 
 
 async def test_the_agent_may_die_and_come_back(tmp_path: Path) -> None:
+    """First it dies while the certificate has long to live, then while it has not."""
     ours = authority(tmp_path)
-    life = timedelta(seconds=4)
-    agent = DevAgent(ours, tmp_path / "s", path="/sidecar", dns=("localhost",), life=life)
+
+    def agent_for(life: timedelta) -> DevAgent:
+        return DevAgent(ours, tmp_path / "s", path="/sidecar", dns=("localhost",), life=life)
+
+    long, short = timedelta(hours=1), timedelta(seconds=4)
+    agent = agent_for(long)
     await agent.start()
     async with Sidecar(config_for(agent)) as sidecar:
 
@@ -267,10 +271,14 @@ async def test_the_agent_may_die_and_come_back(tmp_path: Path) -> None:
             assert await code(channel) == "spiffe://a.org/client"
             assert sidecar.ready() == (True, "")
             assert await health(sidecar) == "SERVING"
-            await until(lambda: told().startswith("Unhealthy the certificate has ended"))
-            assert not await ready(sidecar)
-            await until(partial(healthy, sidecar, "NOT_SERVING"))
-        async with serving(DevAgent(ours, tmp_path / "s", path="/sidecar", dns=("localhost",), life=life)):
+        async with serving(agent_for(short)):
+            tls = sidecar._tls
+            assert tls is not None
+            await until(lambda: tls.material.not_after < time.time() + short.total_seconds())
+        await until(lambda: told().startswith("Unhealthy the certificate has ended"))
+        assert not await ready(sidecar)
+        await until(partial(healthy, sidecar, "NOT_SERVING"))
+        async with serving(agent_for(long)):
             await until(lambda: told() == "Healthy ")
             assert await ready(sidecar)
             await until(partial(healthy, sidecar, "SERVING"))

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Iterator, Mapping
@@ -143,23 +144,27 @@ class HttpIssuer:
         self.answers: dict[str, tuple[int, bytes, dict[str, str]]] = {}
         """By path, instead of the usual one: status, body, headers."""
         self.scheme = "http"
-        self.port = 0
         self.delay = threading.Event()
         self.delay.set()
         self._server: ThreadingHTTPServer | None = None
+        self._place = socket.socket()
+        """Bound to the port for life, so that nobody else gets it while this issuer is away."""
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self.port: int = self._place.getsockname()[1]
 
     @property
     def url(self) -> str:
         return f"{self.scheme}://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Listens; on the same port as before when it did already."""
+        """Listens."""
         issuer = self
 
         class Answers(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 issuer.asked.append(self.path)
-                issuer.delay.wait(10)
+                issuer.delay.wait(60)
                 status, body, headers = issuer.answers.get(self.path) or issuer.answer(self.path)
                 self.send_response(status)
                 for name, value in headers.items():
@@ -171,8 +176,10 @@ class HttpIssuer:
             def log_message(self, format: str, *arguments: object) -> None:
                 """Says nothing."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Answers)
-        self.port = self._server.server_port
+        class Listener(ThreadingHTTPServer):
+            allow_reuse_port = True
+
+        self._server = Listener(("127.0.0.1", self.port), Answers)
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def secure(self, context: ssl.SSLContext) -> None:
@@ -195,6 +202,10 @@ class HttpIssuer:
             self._server.server_close()
             self._server = None
 
+    def close(self) -> None:
+        """Gives the port back."""
+        self._place.close()
+
 
 @contextmanager
 def http_issuer(*keys: Mapping[str, object]) -> Iterator[HttpIssuer]:
@@ -205,3 +216,4 @@ def http_issuer(*keys: Mapping[str, object]) -> Iterator[HttpIssuer]:
     finally:
         issuer.delay.set()
         issuer.stop()
+        issuer.close()

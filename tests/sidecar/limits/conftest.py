@@ -45,7 +45,7 @@ def endpoint_of(addresses: Addresses) -> Endpoint:
     return Endpoint(addresses.grpc, ca, cert, key, "localhost")
 
 
-async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Waits until it holds; AssertionError when it does not come to pass."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds

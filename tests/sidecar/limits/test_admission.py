@@ -225,7 +225,7 @@ async def test_a_stream_that_starts_cases_waits_while_memory_is_short() -> None:
         yield pb.StreamRunCaseRequest(correlation_id="2")
 
     stream = asyncio.ensure_future(road.pipeline.run(road.call("StreamRunCase"), requests()))
-    await eventually(lambda: used > 0)
+    await eventually(lambda: used > 0 and len(road.sent) > 0)
     await asyncio.sleep(0.01)
     assert len(road.sent) == 1
     used = 0

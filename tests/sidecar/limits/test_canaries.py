@@ -33,7 +33,7 @@ from knhk_sidecar.telemetry.log import Log
 from tests.cli.daemon import Daemon, knhk, running
 from tests.sidecar.pipeline.road import METHODS, Road
 
-SECONDS = 30.0
+SECONDS = 60.0
 SENSITIVE = ("card", "pin")
 
 

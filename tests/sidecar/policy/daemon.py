@@ -113,7 +113,7 @@ class Guarded:
         context = ssl.create_default_context(cafile=str(self.authority.ca))
         context.load_cert_chain(svid.cert, svid.key)
         host, _, port = self.ready["http"].rpartition(":")
-        return http.client.HTTPSConnection(host, int(port), timeout=20, context=context)
+        return http.client.HTTPSConnection(host, int(port), timeout=60, context=context)
 
     def replace(self, text: str) -> None:
         """Another policy, at once as a whole."""

@@ -18,7 +18,7 @@ from tests.e2e.sidecar import run
 from tests.sidecar.policy.daemon import Guarded, document, who
 from tests.sidecar.policy.test_document import SAMPLE
 
-CALL_SECONDS = 10
+CALL_SECONDS = 60
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ async def health(admin: pb.AdminServiceAsyncStub) -> pb.ComponentHealth:
 
 
 async def becomes(admin: pb.AdminServiceAsyncStub, state: pb.HealthState.ValueType) -> pb.ComponentHealth:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(CALL_SECONDS):
         while True:
             found = await health(admin)
             if found.state == state:
@@ -68,8 +68,8 @@ async def test_another_file_while_running(daemon: Guarded, admin: pb.AdminServic
     }
     try:
         daemon.replace(document(gone))
-        assert (await asyncio.wait_for(ended, 20)).code() is grpc.StatusCode.PERMISSION_DENIED
-        assert "PERMISSION_DENIED" in await asyncio.wait_for(rest, 20)
+        assert (await asyncio.wait_for(ended, CALL_SECONDS)).code() is grpc.StatusCode.PERMISSION_DENIED
+        assert "PERMISSION_DENIED" in await asyncio.wait_for(rest, CALL_SECONDS)
         assert "viewers-are-gone" not in rest.result()
         await becomes(admin, pb.HEALTH_STATE_HEALTHY)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -80,7 +80,7 @@ async def test_another_file_while_running(daemon: Guarded, admin: pb.AdminServic
         assert not other.done()
     finally:
         daemon.replace(document())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(CALL_SECONDS):
             while True:
                 now = await admin.GetPolicy(pb.GetPolicyRequest(), timeout=CALL_SECONDS)
                 if now.digest == whole.digest:

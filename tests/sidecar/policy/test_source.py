@@ -33,7 +33,7 @@ def rules(policies: Policies) -> tuple[str, ...]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         for _ in iter(condition, True):
             await asyncio.sleep(0.005)
 

@@ -19,9 +19,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from knhk_sidecar.api import pb
 from knhk_sidecar.pipeline.call import methods_of
 from tests.sidecar.policy.daemon import Guarded
-from tests.sidecar.server.client import QUIET_SECONDS, code_of
+from tests.sidecar.server.client import code_of
 
-CALL_SECONDS = 10
+CALL_SECONDS = 60
+QUIET_SECONDS = 0.3  # how long a watch is read that must not say anything
 METHODS = {method.name: method for service in pb.SERVICES for method in methods_of(service).values()}
 SPEC = "shared-name"
 PAY = "pay"
@@ -85,9 +86,9 @@ async def world(daemon: Guarded) -> AsyncIterator[World]:
     """Things of red, made by the first test that needs them, under names that this test alone has."""
     async with daemon.as_role("admin", "red") as one, daemon.as_role("admin", "blue") as other:
         red, blue = Tenant(one), Tenant(other)
-        with socket.socket() as closed:
-            closed.bind(("127.0.0.1", 0))
-            base = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        nobody = socket.socket()  # has its port and does not listen
+        nobody.bind(("127.0.0.1", 0))
+        base = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         config = json.dumps({"base_url": base}).encode()
         await red.admin.PutConnector(
             pb.PutConnectorRequest(name="bank", kind="http", config_json=config), timeout=CALL_SECONDS
@@ -100,7 +101,7 @@ async def world(daemon: Guarded) -> AsyncIterator[World]:
         await red.schedules.CreateSchedule(created, timeout=CALL_SECONDS)
         paid = await red.cases.RunCase(pb.RunCaseRequest(spec_id=PAY), timeout=CALL_SECONDS)
         letters: pb.ListDeadLettersResponse
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(CALL_SECONDS):
             while True:
                 request = pb.ListDeadLettersRequest(case_id=paid.case.case_id)
                 letters = await red.admin.ListDeadLetters(request, timeout=CALL_SECONDS)
@@ -120,6 +121,7 @@ async def world(daemon: Guarded) -> AsyncIterator[World]:
             letters.dead_letters[0].dead_letter_id,
             audit.entries[0].audit_id,
         )
+        nobody.close()
 
 
 def request_for(name: str, there: World) -> Message:
@@ -192,7 +194,7 @@ async def test_the_audit_of_a_tenant_tells_of_its_own_callers_alone(world: World
     seen: dict[str, set[tuple[str, str]]] = {}
     for name, tenant in (("red", world.red), ("blue", world.blue)):
         mine = pb.ListAuditRequest(resource_prefix=f"cases/{world.case_id}", page_size=1_000)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(CALL_SECONDS):
             while not seen.get(name):
                 page = await tenant.admin.ListAudit(mine, timeout=CALL_SECONDS)
                 seen[name] = {(entry.principal, entry.outcome) for entry in page.entries}
@@ -230,7 +232,7 @@ async def test_no_list_crosses(world: World) -> None:
 async def test_the_audit_of_a_tenant_has_only_its_callers(world: World) -> None:
     for name, tenant in (("red", world.red), ("blue", world.blue)):
         await tenant.cases.ListCases(pb.ListCasesRequest(), timeout=CALL_SECONDS)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(CALL_SECONDS):
             while True:
                 entries = (await tenant.admin.ListAudit(pb.ListAuditRequest(), timeout=CALL_SECONDS)).entries
                 if entries:
@@ -268,7 +270,7 @@ async def test_a_watch_of_all_cases_sees_only_its_tenants(world: World) -> None:
     others = asyncio.ensure_future(seen(world.blue, pb.WatchCasesRequest(from_start=True)))
     own = (await world.red.cases.RunCase(pb.RunCaseRequest(spec_id=SPEC), timeout=CALL_SECONDS)).case.case_id
     token = ""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(CALL_SECONDS):
         async for event in mine:
             token = event.resume_token
             if event.event.case_id == own:
@@ -306,7 +308,7 @@ async def test_workers_get_the_work_of_their_tenant_only(world: World) -> None:
     )
     stolen = world.blue.items.StreamWorkItems(wishes(theft))
     receipts: list[pb.WorkItemReceipt] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(CALL_SECONDS):
         async for response in stolen:
             assert not response.items
             receipts += response.receipts
@@ -315,7 +317,7 @@ async def test_workers_get_the_work_of_their_tenant_only(world: World) -> None:
     stolen.cancel()
     assert receipts[0].error.code == grpc.StatusCode.NOT_FOUND.value[0]
     own = world.red.items.StreamWorkItems(wishes())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(CALL_SECONDS):
         async for response in own:
             if response.items:
                 break

@@ -13,7 +13,7 @@ from knhk_sidecar.api import pb
 from tests.sidecar.policy.daemon import Guarded
 from tests.sidecar.services.server import refusal_of
 
-CALL_SECONDS = 10
+CALL_SECONDS = 60
 SIGNING = json.dumps(
     {
         "id": "signing",
@@ -81,7 +81,7 @@ async def test_a_stream_brings_no_work_of_other_roles(
 
     given: list[str] = []
     stream = clerk.StreamWorkItems(subscribed())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(CALL_SECONDS):
         async for response in stream:
             given += [each.item.task_id for each in response.items]
             if items["file"] in [each.item.item_id for each in response.items]:

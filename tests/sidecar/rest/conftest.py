@@ -24,6 +24,6 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 @pytest.fixture(scope="package")
 def http(daemon: Daemon) -> Iterator[httpx2.Client]:
     """A client of the daemon's REST port, with a workflow of two tasks registered."""
-    with httpx2.Client(base_url=daemon.http, timeout=20) as client:
+    with httpx2.Client(base_url=daemon.http, timeout=60) as client:
         assert client.post("/api/v1/workflows", json={"spec": REVIEW}).status_code == 200
         yield client

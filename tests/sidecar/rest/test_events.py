@@ -73,7 +73,7 @@ def test_watching_everything_resumes_by_token(http: httpx2.Client) -> None:
 def test_a_drain_ends_streams_so_that_clients_reconnect(tmp_path: Path) -> None:
     with (
         running(tmp_path / "data", "--no-samples") as daemon,
-        httpx2.Client(base_url=daemon.http, timeout=20) as client,
+        httpx2.Client(base_url=daemon.http, timeout=60) as client,
     ):
         client.post("/workflows", json=REVIEW)
         client.post("/cases:run", json={"spec_id": "rest-review", "case_id": "open"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -15,7 +14,7 @@ from knhk_sidecar.pipeline import Method
 
 ANY_PORT = "127.0.0.1:0"
 EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
-QUIET_SECONDS = 0.3  # a watch of which nothing has come by then is open
+ANSWER_SECONDS = 60.0  # every method answers an empty request, and every stream that is open tells so, in milliseconds
 
 
 def secure(address: str, ca: bytes, cert: bytes | None = None, key: bytes | None = None) -> grpc.aio.Channel:
@@ -30,38 +29,43 @@ def developer(addresses: Addresses) -> grpc.aio.Channel:
     return secure(addresses.grpc, *read)
 
 
-async def code_of(channel: grpc.aio.Channel, method: Method, request: Message | None = None) -> str:
-    """The code of a call of any method with an empty request; a stream is read for one message or QUIET_SECONDS."""
+async def code_of(
+    channel: grpc.aio.Channel, method: Method, request: Message | None = None, *, let_in: bool = True
+) -> str:
+    """The code of a call of any method with an empty request; OK for a stream from which one message has come.
+
+    `let_in`: whether the stages are expected to let it in. Otherwise a stream of requests says nothing, since a message
+    that meets the end of its call makes grpc.aio tell INTERNAL instead of the server's code.
+    """
     send, receive = method.request.SerializeToString, method.response.FromString
     message = method.request() if request is None else request
-
-    async def one() -> AsyncIterator[Message]:
-        # A message that meets the end of its call makes grpc.aio tell INTERNAL instead of the server's code.
-        until = asyncio.get_running_loop().time() + QUIET_SECONDS
-        while asyncio.get_running_loop().time() < until:
-            if streaming and streaming[0].done():
-                return
-            await asyncio.sleep(0.01)
-        yield message
-
-    streaming: list[grpc.aio.Call] = []
-
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(ANSWER_SECONDS):
             if method.client_streaming and method.server_streaming:
-                both = channel.stream_stream(method.path, send, receive)(one())
-                streaming.append(both)
-                await both.read()
-            elif method.client_streaming:
-                await channel.stream_unary(method.path, send, receive)(one())
+                both = channel.stream_stream(method.path, send, receive)()  # type: ignore[call-arg]  # what is written follows
+                if let_in:
+                    await both.write(message)
+                return await _code_of_stream(both)
+            if method.client_streaming:
+                one = channel.stream_unary(method.path, send, receive)()  # type: ignore[call-arg]
+                if let_in:
+                    await one.write(message)
+                    await one.done_writing()
+                await one
             elif method.server_streaming:
-                call = channel.unary_stream(method.path, send, receive)(message)
-                done, _ = await asyncio.wait([asyncio.ensure_future(call.read())], timeout=QUIET_SECONDS)
-                if done and done.pop().result() is EOF:
-                    return str((await call.code()).name)
-                call.cancel()
+                return await _code_of_stream(channel.unary_stream(method.path, send, receive)(message))
             else:
-                await channel.unary_unary(method.path, send, receive)(message, timeout=5)
+                await channel.unary_unary(method.path, send, receive)(message)
     except grpc.aio.AioRpcError as error:
         return str(error.code().name)
+    return "OK"
+
+
+async def _code_of_stream(
+    call: grpc.aio.UnaryStreamCall[Message, Message] | grpc.aio.StreamStreamCall[Message, Message],
+) -> str:
+    """The code of a stream that ends without a message; OK after one, when it is left."""
+    if await call.read() is EOF:
+        return str((await call.code()).name)
+    call.cancel()
     return "OK"

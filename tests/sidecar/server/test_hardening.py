@@ -26,7 +26,7 @@ async def strict(tmp_path: Path) -> AsyncIterator[Sidecar]:
         plain_address=ANY_PORT,
         http_address="",
         metrics_address="",
-        handshake_timeout_ms=300,
+        handshake_timeout_ms=2_000,
         max_concurrent_streams=4,
         max_streams_per_connection=3,
     )
@@ -35,14 +35,16 @@ async def strict(tmp_path: Path) -> AsyncIterator[Sidecar]:
 
 
 async def served(channel: grpc.aio.Channel) -> bool:
-    status = await pb.AdminServiceStub(channel).GetStatus(pb.GetStatusRequest(omit_document_schema=True), timeout=5)
+    status = await pb.AdminServiceStub(channel).GetStatus(
+        pb.GetStatusRequest(omit_document_schema=True), timeout=60, wait_for_ready=True
+    )
     return bool(status.version)
 
 
 async def test_a_silent_connection_is_closed(strict: Sidecar) -> None:
     host, _, port = strict.addresses.grpc.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert await asyncio.wait_for(reader.read(), 60) == b""
     writer.close()
     async with developer(strict.addresses) as channel:
         assert await served(channel)
@@ -52,7 +54,7 @@ async def test_a_message_that_is_too_large_is_refused(strict: Sidecar) -> None:
     async with developer(strict.addresses) as channel:
         request = pb.ValidateWorkflowRequest(spec_json=b" " * (strict.config.max_message_bytes + 1))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await pb.WorkflowServiceStub(channel).ValidateWorkflow(request, timeout=10)
+            await pb.WorkflowServiceStub(channel).ValidateWorkflow(request, timeout=60)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert await served(channel)
 
@@ -61,7 +63,7 @@ async def test_metadata_that_is_too_large_is_refused(strict: Sidecar) -> None:
     async with developer(strict.addresses) as channel:
         metadata = (("x-large", "x" * (strict.config.max_metadata_bytes + 1)),)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await pb.AdminServiceStub(channel).GetStatus(pb.GetStatusRequest(), timeout=5, metadata=metadata)
+            await pb.AdminServiceStub(channel).GetStatus(pb.GetStatusRequest(), timeout=60, metadata=metadata)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert await served(channel)
 
@@ -73,7 +75,7 @@ async def test_streams_leave_room_for_calls(strict: Sidecar) -> None:
     async with developer(strict.addresses) as channel:
         watches = [pb.CaseServiceStub(channel).WatchCases(pb.WatchCasesRequest()) for _ in range(4)]
         reads = [asyncio.ensure_future(_until_refused(watch)) for watch in watches]
-        done, still = await asyncio.wait(reads, timeout=3, return_when=asyncio.FIRST_COMPLETED)
+        done, still = await asyncio.wait(reads, timeout=60, return_when=asyncio.FIRST_COMPLETED)
         (refused,) = done
         error = refused.result()
         assert isinstance(error, grpc.aio.AioRpcError)
@@ -122,7 +124,7 @@ async def test_production_without_tls_answers_nobody_unless_told_to(auth: bool, 
     async with Sidecar(config) as running, grpc.aio.insecure_channel(running.addresses.grpc) as channel:
         code = "OK"
         try:
-            status = await pb.AdminServiceStub(channel).GetStatus(pb.GetStatusRequest(), timeout=5)
+            status = await pb.AdminServiceStub(channel).GetStatus(pb.GetStatusRequest(), timeout=60)
             assert status.principal == "spiffe://knhk.local/local"
         except grpc.aio.AioRpcError as error:
             code = error.code().name

@@ -25,6 +25,7 @@ from knhk_sidecar.config import SidecarConfig
 from knhk_workflow import Unsupported
 from tests.sidecar.server.client import ANY_PORT, EOF, developer
 
+SECONDS = 60.0  # all of it takes moments; the machine may be shared
 APPROVAL = json.dumps(
     {
         "id": "approval",
@@ -50,7 +51,7 @@ class Process:
         self._ready = ready
 
     async def ready(self) -> Addresses:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SECONDS):
             while not self._ready.exists():
                 assert self.process.returncode is None, await self.errors()
                 await asyncio.sleep(0.02)
@@ -97,13 +98,20 @@ async def test_the_ready_file_says_where_everything_is(tmp_path: Path) -> None:
         }  # fmt: skip
         assert (tmp_path / "data" / "dev" / "daemon.json").read_text() == (tmp_path / "ready.json").read_text()
         async with developer(addresses) as channel:
-            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=SECONDS)
         for file, path, word in ((addresses.http, "/health/ready", b"true"), (addresses.metrics, "/metrics", b"knhk_")):
             assert word in await fetch(file, path)
         running.process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(running.process.wait(), 10) == 0
+        assert await asyncio.wait_for(running.process.wait(), SECONDS) == 0
         assert not (tmp_path / "ready.json").exists()
         assert not (tmp_path / "data" / "dev" / "daemon.json").exists()
+
+
+async def begun(addresses: Addresses, waiting: asyncio.Future[pb.WaitCaseResponse]) -> None:
+    """A call that waits has reached the daemon, or is over already."""
+    async with asyncio.timeout(SECONDS):
+        while not waiting.done() and b"knhk_calls_waiting 1\n" not in await fetch(addresses.metrics, "/metrics"):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 async def fetch(address: str, path: str) -> bytes:
@@ -136,14 +144,14 @@ async def test_a_second_daemon_on_the_directory_is_refused_and_harms_nothing(tmp
         addresses = await first.ready()
         before = files(tmp_path / "data" / "dev")
         async with daemon(tmp_path / "data", tmp_path / "2.json") as second:
-            assert await asyncio.wait_for(second.process.wait(), 20) == 5
+            assert await asyncio.wait_for(second.process.wait(), SECONDS) == 5
             (line,) = (json.loads(line) for line in (await second.errors()).splitlines() if "cannot_start" in line)
         assert str(tmp_path / "data" / "workflow_db") in line["problem"]
         assert "in use" in line["problem"]
         assert line["mend"]
         assert files(tmp_path / "data" / "dev") == before
         async with developer(addresses) as channel:
-            assert (await pb.AdminServiceStub(channel).GetStatus(pb.GetStatusRequest(), timeout=5)).engine_enabled
+            assert (await pb.AdminServiceStub(channel).GetStatus(pb.GetStatusRequest(), timeout=SECONDS)).engine_enabled
 
 
 @pytest.mark.long
@@ -156,13 +164,13 @@ async def test_a_taken_port_is_named(tmp_path: Path) -> None:
             ("metrics_address", addresses.metrics),
         ):
             async with daemon(tmp_path / flag, tmp_path / "2.json", **{flag: taken}) as second:
-                assert await asyncio.wait_for(second.process.wait(), 20) == 6
+                assert await asyncio.wait_for(second.process.wait(), SECONDS) == 6
                 assert taken in await second.errors()
 
 
 @pytest.mark.long
 async def test_sigterm_lets_running_calls_finish_and_ends_watches(tmp_path: Path) -> None:
-    async with daemon(tmp_path / "data", tmp_path / "ready.json", drain_seconds="8") as running:
+    async with daemon(tmp_path / "data", tmp_path / "ready.json", drain_seconds="600") as running:
         addresses = await running.ready()
         async with developer(addresses) as channel:
             cases = pb.CaseServiceStub(channel)
@@ -172,9 +180,9 @@ async def test_sigterm_lets_running_calls_finish_and_ends_watches(tmp_path: Path
             assert (await serving.read()).status == health_pb2.HealthCheckResponse.SERVING
             watch = cases.WatchCase(pb.WatchCaseRequest(case_id=case.case_id))
             await watch.read()
-            request = pb.WaitCaseRequest(case_id=case.case_id, timeout=Duration(seconds=1))
-            waiting = asyncio.ensure_future(cases.WaitCase(request, timeout=20))
-            await asyncio.sleep(0.2)
+            request = pb.WaitCaseRequest(case_id=case.case_id, timeout=Duration(seconds=2))
+            waiting = asyncio.ensure_future(cases.WaitCase(request, timeout=SECONDS))
+            await begun(addresses, waiting)
             running.process.send_signal(signal.SIGTERM)
             assert (await serving.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
             assert await serving.read() is EOF
@@ -183,7 +191,7 @@ async def test_sigterm_lets_running_calls_finish_and_ends_watches(tmp_path: Path
                 assert event
             assert await watch.code() is grpc.StatusCode.UNAVAILABLE
             assert (await waiting).case.state == pb.CASE_STATE_RUNNING  # when its time was up, not cut by the drain
-        assert await asyncio.wait_for(running.process.wait(), 10) == 0
+        assert await asyncio.wait_for(running.process.wait(), SECONDS) == 0
     async with daemon(tmp_path / "data", tmp_path / "ready.json") as again, developer(await again.ready()) as channel:
         found = await pb.CaseServiceStub(channel).GetCase(pb.GetCaseRequest(case_id=case.case_id))
         assert found.case.case_id == case.case_id
@@ -192,26 +200,29 @@ async def test_sigterm_lets_running_calls_finish_and_ends_watches(tmp_path: Path
 async def watch_end(watch: grpc.aio.UnaryStreamCall[pb.WatchCaseRequest, pb.WatchCaseResponse]) -> object:
     """The next message; None at the end, whatever its code."""
     try:
-        message = await asyncio.wait_for(watch.read(), 5)
+        message = await asyncio.wait_for(watch.read(), SECONDS)
     except grpc.aio.AioRpcError:
         return None
     return None if message is EOF else message
 
 
 async def test_a_second_interrupt_ends_the_process_at_once(tmp_path: Path) -> None:
-    async with daemon(tmp_path / "data", tmp_path / "ready.json", drain_seconds="60") as running:
+    async with daemon(tmp_path / "data", tmp_path / "ready.json", drain_seconds="600") as running:
         addresses = await running.ready()
         async with developer(addresses) as channel:
             cases = pb.CaseServiceStub(channel)
             await pb.WorkflowServiceStub(channel).RegisterWorkflow(pb.RegisterWorkflowRequest(spec_json=APPROVAL))
             case = (await cases.RunCase(pb.RunCaseRequest(spec_id="approval"))).case
-            waiting = asyncio.ensure_future(cases.WaitCase(pb.WaitCaseRequest(case_id=case.case_id), timeout=50))
-            await asyncio.sleep(0.2)
+            serving = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await serving.read()).status == health_pb2.HealthCheckResponse.SERVING
+            waiting = asyncio.ensure_future(cases.WaitCase(pb.WaitCaseRequest(case_id=case.case_id), timeout=600))
+            await begun(addresses, waiting)
             running.process.send_signal(signal.SIGINT)
+            assert (await serving.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
             await asyncio.sleep(0.5)
             assert running.process.returncode is None
             running.process.send_signal(signal.SIGINT)
-            assert await asyncio.wait_for(running.process.wait(), 5) == 130
+            assert await asyncio.wait_for(running.process.wait(), SECONDS) == 130
             with pytest.raises(grpc.aio.AioRpcError):
                 await waiting
 

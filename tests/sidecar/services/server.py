@@ -27,7 +27,7 @@ from knhk_sidecar.pipeline.explaining import Explaining
 from knhk_sidecar.pipeline.pipeline import Pipeline
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
-from knhk_workflow import StateStore, WorkflowEngine
+from knhk_workflow import Clock, StateStore, WorkflowEngine
 
 M = TypeVar("M", bound=Message)
 
@@ -92,13 +92,13 @@ class Sidecar:
 
 
 @asynccontextmanager
-async def sidecar(path: str, *, engine_on: bool = True) -> AsyncIterator[Sidecar]:
-    """The services over an engine whose store is at `path`."""
+async def sidecar(path: str, *, engine_on: bool = True, clock: Clock | None = None) -> AsyncIterator[Sidecar]:
+    """The services over an engine whose store is at `path`, by the machine's clock unless another one is given."""
     if not engine_on:
         async with _served(None) as running:
             yield running
         return
-    async with WorkflowEngine(StateStore(path)) as engine, _served(engine) as running:
+    async with WorkflowEngine(StateStore(path), clock=clock) as engine, _served(engine) as running:
         yield running
 
 

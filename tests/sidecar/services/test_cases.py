@@ -141,9 +141,11 @@ async def test_waiting_ends_with_the_case_or_with_the_time(running: Sidecar) -> 
     finishing = asyncio.create_task(finish())
     wanted = [pb.CASE_STATE_SUSPENDED]
     # The state may be over again when it is looked at; then the wait goes on, and an end always ends it.
-    in_state = await running.cases.WaitCase(pb.WaitCaseRequest(case_id="w", states=wanted, timeout=Duration(seconds=5)))
+    in_state = await running.cases.WaitCase(
+        pb.WaitCaseRequest(case_id="w", states=wanted, timeout=Duration(seconds=60))
+    )
     assert in_state.reached
-    ended = await running.cases.WaitCase(pb.WaitCaseRequest(case_id="w", timeout=Duration(seconds=5)))
+    ended = await running.cases.WaitCase(pb.WaitCaseRequest(case_id="w", timeout=Duration(seconds=60)))
     assert ended.reached
     assert ended.case.state == pb.CASE_STATE_COMPLETED
     await finishing

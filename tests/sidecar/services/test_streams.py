@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator
+from typing import TypeVar
 
 import grpc
 import pytest
@@ -13,6 +14,9 @@ from grpc import aio
 from knhk_sidecar.api import pb
 from knhk_sidecar.api.services.streams import QUIET, Tell, followed, multiplexed
 from tests.sidecar.services.server import Sidecar, info_of, refusal_of
+from tests.simulation.loop import in_virtual_time
+
+A = TypeVar("A")
 
 
 async def numbers(count: int) -> AsyncIterator[int]:
@@ -20,7 +24,11 @@ async def numbers(count: int) -> AsyncIterator[int]:
         yield n
 
 
-async def test_answers_may_overtake_each_other_within_a_bound() -> None:
+async def collected(events: AsyncIterator[A]) -> list[A]:
+    return [event async for event in events]
+
+
+def test_answers_may_overtake_each_other_within_a_bound() -> None:
     under_way = most = 0
 
     async def carry_out(n: int, _: Tell[int]) -> int:
@@ -31,13 +39,13 @@ async def test_answers_may_overtake_each_other_within_a_bound() -> None:
         under_way -= 1
         return n
 
-    found = [n async for n in multiplexed(numbers(100), carry_out, limit=8)]
+    found = in_virtual_time(collected(multiplexed(numbers(100), carry_out, limit=8)))
     assert sorted(found) == list(range(100))
     assert found != sorted(found)
     assert 2 <= most <= 8
 
 
-async def test_who_does_not_take_answers_gets_no_more_work_done() -> None:
+def test_who_does_not_take_answers_gets_no_more_work_done() -> None:
     begun = 0
 
     async def carry_out(n: int, _: Tell[int]) -> int:
@@ -45,12 +53,15 @@ async def test_who_does_not_take_answers_gets_no_more_work_done() -> None:
         begun += 1
         return n
 
-    answers = multiplexed(numbers(1_000), carry_out, limit=4)
-    assert await anext(answers) == 0
-    await asyncio.sleep(0.02)
-    assert begun == 4
-    await answers.aclose()
-    assert begun == 4
+    async def take_one() -> None:
+        answers = multiplexed(numbers(1_000), carry_out, limit=4)
+        assert await anext(answers) == 0
+        await asyncio.sleep(1)
+        assert begun == 4
+        await answers.aclose()
+        assert begun == 4
+
+    in_virtual_time(take_one())
 
 
 async def test_leaving_cancels_what_is_under_way() -> None:
@@ -61,7 +72,7 @@ async def test_leaving_cancels_what_is_under_way() -> None:
         if n == 0:
             return n
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             cancelled += 1
             raise
@@ -93,25 +104,26 @@ class TooSlow(Exception):
     """Cut off."""
 
 
-async def test_a_slow_reader_is_cut_off_and_a_brisk_one_is_not() -> None:
-    slow = followed(numbers(1_000), TooSlow, buffered=5, patience_s=0.02)
-    assert await anext(slow) == 0
-    await asyncio.sleep(0.05)
-    with pytest.raises(TooSlow):
-        await anext(slow)
-    assert [n async for n in followed(numbers(1_000), TooSlow, buffered=5, patience_s=5)] == list(range(1_000))
+def test_a_slow_reader_is_cut_off_and_a_brisk_one_is_not() -> None:
+    async def slowly() -> None:
+        slow = followed(numbers(1_000), TooSlow, buffered=5, patience_s=0.02)
+        assert await anext(slow) == 0
+        await asyncio.sleep(0.05)
+        with pytest.raises(TooSlow):
+            await anext(slow)
+
+    in_virtual_time(slowly())
+    brisk = followed(numbers(1_000), TooSlow, buffered=5, patience_s=5)
+    assert in_virtual_time(collected(brisk)) == list(range(1_000))
 
 
-async def test_silence_is_broken_by_signs_of_life() -> None:
+def test_silence_is_broken_by_signs_of_life() -> None:
     async def rare() -> AsyncIterator[int]:
         yield 1
         await asyncio.sleep(0.1)
         yield 2
 
-    found = [event async for event in followed(rare(), TooSlow, quiet_s=0.03)]
-    assert found[0] == 1
-    assert found[-1] == 2
-    assert set(found[1:-1]) == {QUIET}
+    assert in_virtual_time(collected(followed(rare(), TooSlow, quiet_s=0.03))) == [1, QUIET, QUIET, QUIET, 2]
 
 
 async def test_cases_run_over_one_stream_with_their_correlation_ids(running: Sidecar) -> None:

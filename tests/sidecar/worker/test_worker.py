@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,9 +15,11 @@ import pytest
 from knhk_sidecar.api import pb, wire
 from knhk_sidecar.client import Endpoint, Failed, Job, Refused, Worker
 from knhk_sidecar.worker import CODE_BYTES_MAX, DATA_BYTES_MAX, MESSAGE_BYTES_MAX
-from tests.sidecar.services.server import Sidecar
+from knhk_workflow import VirtualClock
+from tests.sidecar.services.server import Sidecar, sidecar
 
-WAIT_S = 20.0
+WAIT_S = 60.0
+LEASE_NS = 300_000_000
 ONE: Mapping[str, object] = {
     "id": "one",
     "tasks": {"do": {"required_roles": ["clerk"], "retry": {"max_attempts": 3, "backoff": 0}}},
@@ -170,15 +173,26 @@ async def test_what_does_not_fit_is_a_failure(
     assert json.loads(history.events[0].data_json)["code"] == code
 
 
-async def test_a_lease_lasts_as_long_as_the_work(running: Sidecar) -> None:
-    async def slow(job: Job) -> dict[str, object]:
-        await asyncio.sleep(1.0)
-        return {"attempt": job.attempt}
+async def test_a_lease_lasts_as_long_as_the_work(tmp_path: Path) -> None:
+    """The work takes four leases by the engine's clock, which goes on when the lease was extended."""
+    clock = VirtualClock()
+    async with sidecar(str(tmp_path / "store"), clock=clock) as running:
 
-    await start(running)
-    async with Worker(endpoint(running), {"do": slow}, lease=0.3) as worker:
-        await until(lambda: worker.completed == 1)
-    assert json.loads((await case_of(running)).data_json)["attempt"] == 1
+        async def slow(job: Job) -> dict[str, object]:
+            assert running.engine is not None
+            for _ in range(8):
+                clock.advance(LEASE_NS / 2e9)
+                async with asyncio.timeout(WAIT_S):
+                    item = await running.engine.get_work_item(job.item_id)
+                    while item.leased_until < clock.now() + LEASE_NS:  # it tells nobody
+                        await asyncio.sleep(0.01)
+                        item = await running.engine.get_work_item(job.item_id)
+            return {"attempt": job.attempt}
+
+        await start(running)
+        async with Worker(endpoint(running), {"do": slow}, lease=LEASE_NS / 1e9) as worker:
+            await until(lambda: worker.completed == 1)
+        assert json.loads((await case_of(running)).data_json)["attempt"] == 1
 
 
 async def test_stopping_finishes_what_is_under_way(running: Sidecar) -> None:
@@ -230,12 +244,15 @@ async def test_cancelled_work_stops_its_handler(running: Sidecar) -> None:
 
 
 async def test_at_most_credit_handlers_run_at_once(running: Sidecar) -> None:
-    at_once, most = 0, 0
+    at_once, most, full = 0, 0, asyncio.Event()
 
     async def counted() -> None:
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
+        if at_once == 3:
+            full.set()
+        await full.wait()
         await asyncio.sleep(0.01)
         at_once -= 1
 
