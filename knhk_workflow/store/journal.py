@@ -74,6 +74,10 @@ class JournalLimits(msgspec.Struct, frozen=True):
     """How long an idempotency record is kept before the expiry index names it."""
 
 
+HeadChange = tuple[bytes, bytes | None, bytes | None]
+"""The key of a case's head, its value before, and the one afterwards; None: there is no such case."""
+
+
 class Unit(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What one command writes. Atomic: all of it or nothing.
 
@@ -97,6 +101,8 @@ class Unit(msgspec.Struct, frozen=True, eq=False, gc=False):
     deadline: int = 0
     """In nanoseconds of the journal's clock: a unit that still waits then is dropped, and nothing of it is written;
     0 = it waits as long as it takes."""
+    head: HeadChange | None = None
+    """What becomes of the head of its case, when that changes."""
 
 
 class TooLate(DeadlineExceeded, StoreError):
