@@ -16,7 +16,7 @@ from knhk_workflow.errors import StoreCorrupt, StoreError, StoreFormat
 from knhk_workflow.runtime.records import HEADS
 from knhk_workflow.runtime.views import CaseCounts
 from knhk_workflow.store import Journal, Keyspace, Store, Unit
-from knhk_workflow.store.keys import HEAD, kind_of, past_tenant, shard_range, tenant_in
+from knhk_workflow.store.keys import past_tenant, shard_range, tenant_in
 from knhk_workflow.store.portions import portions
 from knhk_workflow.store.store import Reads
 
@@ -43,14 +43,10 @@ class Counts:
         """These units are durable. Never blocks."""
         changed = self._changed
         for unit in units:
-            if not unit.case_id:
-                continue
-            for key, before in unit.expect:
-                if kind_of(key) == HEAD:
-                    known = changed.get(key)
-                    after = next((value for each, value in unit.writes if each == key), before)
-                    changed[key] = (before if known is None else known[0], after)
-                    break
+            if unit.head is not None:
+                key, before, after = unit.head
+                known = changed.get(key)
+                changed[key] = (before if known is None else known[0], after)
         if len(changed) > FOLD_AT and self._counted.is_set():
             self._fold()
 

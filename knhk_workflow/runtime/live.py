@@ -296,6 +296,7 @@ class LiveCases:
             state = encode_state(case)
             writes.append((keys.snapshot, pack(SnapshotRecord(STATE_CODEC, case.sequence, _hash(state), state))))
             size += len(state)
+        change = keys.head, live.head, head
         live.head = head
         return Unit(
             keys.shard,
@@ -310,6 +311,7 @@ class LiveCases:
             (),
             size,
             meta.deadline,
+            change,
         )
 
     def commit(self, live: LiveCase, unit: Unit) -> asyncio.Future[Outcome]:

@@ -416,7 +416,18 @@ class Retention:
                 writes.append((keys.purging(), b""))
             self._cases.purges = True
             hashed = note_digest(unseal(keys.purged(), note))
-            unit = Unit(keys.shard, meta.tenant, case_id, head.sequence + 1, 0, hashed, writes, expect, audits=audits)
+            unit = Unit(
+                keys.shard,
+                meta.tenant,
+                case_id,
+                head.sequence + 1,
+                0,
+                hashed,
+                writes,
+                expect,
+                audits=audits,
+                head=(keys.head, stored, None),
+            )
             told = self._journal.append(unit)
             told.add_done_callback(lambda done: self._begun(keys, whole, done))
             await asyncio.shield(told)
