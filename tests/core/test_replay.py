@@ -170,7 +170,8 @@ def untimed(case: Case, now: int) -> Case:
         incident.raised_at = now
     for activation in copy.activations.values():
         for run in activation.instances.values():
-            run.changed_at = run.offered_at = now
+            run.changed_at = now
+            run.offered_at = now if run.offered_at else 0  # passed over before it was offered
     return copy
 
 
