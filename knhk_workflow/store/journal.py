@@ -60,8 +60,6 @@ RECOVER_PAUSE_S: Final = 0.05  # first pause between attempts to recover; double
 RECOVER_PAUSE_MAX_S: Final = 1.0  # a disk that has space again is noticed within 5 s, with margin
 GATHER_S: Final = 0.004  # longest wait for company: ten calls over gRPC
 GATHER_EACH_S: Final = 0.0005  # and for each unit of company that was there before: what one call takes
-COMPANY_MAX: Final = 64  # units that are worth waiting for: in a larger commit each saves less than 4 us
-TELL_UNITS: Final = 16  # outcomes told in one turn of the event loop: what callers do then takes less than 1 ms
 SWEEP_ENTRIES: Final = 16  # expiry entries per sweep; each names up to a group's worth of requests
 
 
@@ -141,7 +139,7 @@ Outcome = int | StoreError
 
 
 class Waiter(Protocol):
-    """Who is told the outcome of a queued unit, on the event loop."""
+    """Who is told the outcome of a queued unit, on the event loop, before anybody whom a future wakes."""
 
     def settle(self, outcome: Outcome) -> None:
         """The unit has this outcome. Must not block or raise."""
@@ -404,15 +402,11 @@ class _Shard:
         self._taken = 0
         """How many units ever left the queue."""
         self._settled = 0
-        self._untold: list[_Queued] = []
-        """Units of the last commit that are still to be told."""
-        self._telling: asyncio.Handle | None = None
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self.sleeping: asyncio.Future[None] | None = None
         self.gathering: asyncio.Future[None] | None = None
         self.company = 1
-        """How many units there were at once lately, in the last group and come while it was written; COMPANY_MAX at
-        most."""
+        """How many units there were at once lately: in the last group, and come while it was written."""
         self.refusal: StoreError | None = None
         """Set while the shard cannot write: new units are refused with it."""
         self.shortage: StoreUnavailable | None = None
@@ -483,7 +477,7 @@ class _Shard:
                         break
                     group = await self._commit(attempt)
                     attempt = None
-                self.company = min(units + len(self.queue), COMPANY_MAX)
+                self.company = units + len(self.queue)
         except Exception as error:
             self.refusal = StoreUnavailable(f"the journal of shard {self.number} stopped: {error!r}")
             raise
@@ -504,9 +498,6 @@ class _Shard:
         A commit costs as much processor time as a dozen units in it, and a sync can take less time than a call. Then
         each of many callers would get a commit of his own, and all of them would wait for the processor instead of the
         disk. Whoever calls alone never waits: there was no company.
-
-        Nor are more than COMPANY_MAX waited for: else all of many callers would wait for the disk together, and then
-        together for the processor.
         """
         if self.closing or len(self.queue) >= self._limits.batch_units:
             return
@@ -627,7 +618,6 @@ class _Shard:
             self.shortage = None
 
     def _acknowledge(self, attempt: _Attempt) -> None:
-        self._tell_rest()
         self.shortage = None
         self.position = pos = self.position + 1
         self.previous = attempt.hashed
@@ -641,29 +631,11 @@ class _Shard:
                     self._journal._loop.call_exception_handler(
                         {"message": f"a subscriber of the journal failed at position {pos}", "exception": error}
                     )
-        self._untold = group
-        self._tell()
-
-    def _tell(self) -> None:
-        """Tell some that their units are durable, and the others in later turns of the event loop: it would be held for
-        as long as all of them take to go on, and the next commit of those who come back first would wait for them."""
-        self._tell_some()
-        self._telling = self._journal._loop.call_soon(self._tell) if self._untold else None
-
-    def _tell_rest(self) -> None:
-        """Tell all who are left, before anybody whose unit came later is told anything."""
-        if self._telling is not None:
-            self._telling.cancel()
-            while self._untold:
-                self._tell_some()
-
-    def _tell_some(self) -> None:
-        told, self._untold = self._untold[:TELL_UNITS], self._untold[TELL_UNITS:]
-        pos, size = self.position, 0
-        for _, unit_size, waiter in told:
+        size = 0
+        for _, unit_size, waiter in group:
             size += unit_size
             waiter.settle(pos)
-        self._done(len(told), size)
+        self._done(len(group), size)
 
     def _without_refused(self, group: list[_Queued], error: ExpectationFailed) -> list[_Queued]:
         """Fail the units whose own expectation did not hold; the others may go on."""
@@ -733,9 +705,7 @@ class _Shard:
             self._fail(self._take_all(), lambda: _again(refusal))
 
     def _fail(self, group: Sequence[_Queued], make: Callable[[], StoreError]) -> None:
-        """Each waiter gets an error of its own: one that several raise collects all their tracebacks. Those whose units
-        are durable hear of it before."""
-        self._tell_rest()
+        """Each waiter gets an error of its own: one that several raise collects all their tracebacks."""
         size = 0
         for _, unit_size, waiter in group:
             size += unit_size

@@ -24,7 +24,6 @@ from knhk_workflow.store import (
     seal,
     seal_log,
 )
-from knhk_workflow.store.journal import COMPANY_MAX, TELL_UNITS
 from tests.simulation.loop import in_virtual_time
 from tests.store.cases import KEYS, Case
 from tests.store.faulty import Fault, FaultyStore
@@ -127,39 +126,6 @@ def test_lingering_waits_for_company(clock: Clock) -> None:
         return found
 
     assert in_virtual_time(linger()) == [1, 1, 2]
-
-
-async def test_many_are_told_in_order_and_not_in_one_turn(store: FaultyStore, journal: Journal) -> None:
-    told: list[asyncio.Future[int]] = []
-    futures = [journal.append(Case(str(n)).step()) for n in range(100)]
-    for future in futures:
-        future.add_done_callback(told.append)
-    await futures[0]
-    assert len(told) <= TELL_UNITS
-    await journal.flush()
-    await turns(1)
-    assert told == futures
-
-
-async def test_who_is_still_to_be_told_is_told_when_the_journal_closes(store: FaultyStore, clock: Clock) -> None:
-    journal = await opened(store, clock)
-    futures = [journal.append(Case(str(n)).step()) for n in range(100)]
-    await futures[0]
-    assert not futures[99].done()
-    await journal.close()
-    assert all(future.result() == 1 for future in futures)
-
-
-async def test_many_callers_do_not_all_wait_for_one_commit(store: FaultyStore, journal: Journal) -> None:
-    async def caller(number: int) -> None:
-        case = Case(str(number))
-        for _ in range(10):
-            await journal.append(case.step())
-
-    await asyncio.gather(*(caller(number) for number in range(2 * COMPANY_MAX)))
-    units = [len(link.record.entries) async for link in follow(store, 0)]
-    assert units[0] == 2 * COMPANY_MAX  # they begin together
-    assert max(units[1:]) < 2 * COMPANY_MAX
 
 
 async def test_the_log_is_dense_and_chained_and_says_what_happened(
