@@ -39,7 +39,7 @@ from knhk_workflow.store.portions import portions
 
 MODELS_MAX: Final = 1_000  # compiled versions in memory, about 20 KB each
 VERIFY_BUDGET: Final = VerifyBudget()  # about two seconds of one core, in a thread
-REGISTER_TRIES: Final = 8  # two registrations of one id at once: the loser reads again
+CHANGE_TRIES: Final = 8  # what another instance, or a call whose caller has gone, writes at the same moment
 
 COUNT_PAGE: Final = 1_000  # entries of 70 bytes
 VEILS_MAX: Final = 10_000  # versions whose veil is kept; most of them have none
@@ -139,6 +139,7 @@ class Definitions:
         self._latest: dict[tuple[str, str], int] = {}
         self._veils: dict[tuple[str, str, int], Veil] = {}
         self._changes = 0
+        self._changing = asyncio.Lock()  # one registration or deletion at a time: the next one sees what it left
         journal.on_commit(self._changed)
 
     async def register(
@@ -152,10 +153,11 @@ class Definitions:
         analysed = await asyncio.to_thread(verified, parsed, self._budget)
         if analysed.verdict == "unsound" and not allow_unsound:
             raise Unsound(parsed.spec.id, analysed.findings)
-        for _ in range(REGISTER_TRIES):
-            view = await self._register(parsed, analysed, meta)
-            if view is not None:
-                return view
+        async with self._changing:
+            for _ in range(CHANGE_TRIES):
+                view = await self._register(parsed, analysed, meta)
+                if view is not None:
+                    return view
         raise ExpectationFailed(())
 
     async def validate(self, document: Document, form: str) -> Validation:
@@ -208,13 +210,14 @@ class Definitions:
     async def delete(self, spec_id: str, version: int, request: Request | None, meta: CallMeta) -> tuple[int, ...]:
         """Take a version (0 = all) out of use; returns which these were. The caller has made sure that no case is open
         on it, and that the request was not carried out before."""
-        for _ in range(REGISTER_TRIES):
-            deleted = await self._delete(spec_id, version, request, meta)
-            if deleted is not None:
-                return deleted
-            before = await self.deleted_by(meta.tenant, request)
-            if before is not None:
-                return before
+        async with self._changing:
+            for _ in range(CHANGE_TRIES):
+                deleted = await self._delete(spec_id, version, request, meta)
+                if deleted is not None:
+                    return deleted
+                before = await self.deleted_by(meta.tenant, request)
+                if before is not None:
+                    return before
         raise ExpectationFailed(())
 
     async def deleted_by(self, tenant: str, request: Request | None) -> tuple[int, ...] | None:
