@@ -35,7 +35,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, 
     root = tmp_path_factory.mktemp("secured")
     authority = open_authority(root / "ca")
     server, client = authority.issue_server(), authority.issue_client()
-    authority.ca.write_bytes("# Behörde für alle Fälle\n".encode() + authority.ca.read_bytes())
+    authority.ca.write_bytes("# Autorité à tout faire\n".encode() + authority.ca.read_bytes())
     settings = root / "sidecar.toml"
     settings.write_text(
         f'tls_enabled = true\ntls_cert = "{server.cert}"\ntls_key = "{server.key}"\ntls_ca = "{authority.ca}"\n'
