@@ -38,6 +38,10 @@ _SECRET_VALUE = re.compile(
 _FIRST = ("timestamp", "level", "event")
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """Lines of libraries. Of the process as the rest of the log is: there is one at a time."""
+
+
 class Log:
     """The process's log. `debug_enabled` is what the hot path asks before it builds a line."""
 
@@ -45,7 +49,6 @@ class Log:
         """Configures structlog and the standard logging module. `level` and `style` as in the settings."""
         self._stream = sys.stderr if stream is None else stream
         self._render = _as_json if style == "json" else _as_text
-        self._handler: logging.Handler | None = None
         self.level = ""
         self.debug_enabled = False
         self.set_level(level)
@@ -69,7 +72,7 @@ class Log:
             logger_factory=structlog.WriteLoggerFactory(self._stream),
             cache_logger_on_first_use=False,  # a cached logger would keep its level
         )
-        handler = logging.StreamHandler(self._stream)
+        handler = _Handler(self._stream)
         handler.setFormatter(
             structlog.stdlib.ProcessorFormatter(
                 foreign_pre_chain=[structlog.stdlib.add_log_level, _logger_name, _stamp],
@@ -77,10 +80,10 @@ class Log:
             )
         )
         root = logging.getLogger()
-        if self._handler is not None:
-            root.removeHandler(self._handler)
+        for each in root.handlers[:]:
+            if isinstance(each, _Handler):  # of another daemon in this process: a line is told once
+                root.removeHandler(each)
         root.addHandler(handler)
-        self._handler = handler
         root.setLevel(max(number, logging.INFO))  # libraries tell more at debug than anybody wants
         logging.getLogger("uvicorn").setLevel(max(number, logging.WARNING))  # the daemon tells itself when it starts
         return before

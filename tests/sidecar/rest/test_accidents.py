@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -15,6 +15,7 @@ from knhk_sidecar.api.rest.surface import Surface
 from knhk_sidecar.pipeline.health import Component
 from knhk_sidecar.telemetry.log import Log
 from tests.sidecar.pipeline.road import METHODS, Road
+from tests.sidecar.rest.asgi import body_of, sent_for
 
 
 class Broken:
@@ -35,26 +36,8 @@ async def test_an_accident_is_a_problem_and_one_line_of_the_log(path: str) -> No
     road, lines = Road(), io.StringIO()
     Log("info", "json", lines)
     surface = Surface(road.pipeline, Broken(), RouteTable(pb.SERVICES, METHODS), 1_000, 1_000, asyncio.Event())
-    sent: list[MutableMapping[str, object]] = []
-
-    async def send(message: MutableMapping[str, object]) -> None:
-        sent.append(message)
-
-    async def receive() -> MutableMapping[str, object]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    scope: MutableMapping[str, object] = {
-        "type": "http",
-        "method": "GET",
-        "raw_path": path.encode(),
-        "path": path,
-        "query_string": b"",
-        "headers": [(b"host", b"localhost")],
-        "client": ("127.0.0.1", 1),
-        "scheme": "http",
-    }
-    await surface(scope, receive, send)
-    problem = json.loads(b"".join(part["body"] for part in sent[1:] if isinstance(part["body"], bytes)))
+    sent = await sent_for(surface, "GET", path)
+    problem = json.loads(body_of(sent))
     found = [json.loads(line) for line in lines.getvalue().splitlines()]
     if path.startswith("/cases"):
         assert (sent[0]["status"], problem["reason"], found) == (400, "INVALID_ARGUMENT", [])

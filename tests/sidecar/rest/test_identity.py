@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -141,23 +140,6 @@ def seconds_used(daemon: Daemon) -> float:
     """Processor time of a daemon."""
     fields = Path(f"/proc/{daemon.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def test_a_known_caller_with_a_large_body_holds_nobody_up(secured: tuple[Daemon, Path]) -> None:
-    """It is read beside the event loop: whoever asks meanwhile is answered."""
-    body = b'{"spec_id": "x", "data": {"a": [' + b",".join([b"{}"] * 1_300_000) + b"]}}"
-    answers: list[httpx2.Response] = []
-    with client_of(*secured, certificate=True) as http, client_of(*secured, certificate=False) as other:
-        other.get("/health/live")
-        sending = threading.Thread(target=lambda: answers.append(http.post("/cases", content=body)))
-        sending.start()
-        asked = 0
-        while sending.is_alive():
-            assert other.get("/health/live").status_code == 200
-            asked += 1
-        sending.join()
-    assert answers[0].json()["reason"] == "INVALID_ARGUMENT"  # the data is larger than a case may have
-    assert asked >= 20
 
 
 def test_too_many_elements_are_not_made_into_messages(secured: tuple[Daemon, Path]) -> None:

@@ -85,3 +85,11 @@ def test_long_values_are_cut() -> None:
     Log("info", "json", stream)
     structlog.get_logger().info("call", case_id="x" * 100_000)
     assert len(stream.getvalue()) < 5_000
+
+
+def test_a_line_of_a_library_is_told_once_however_many_logs_there_were() -> None:
+    first, second = io.StringIO(), io.StringIO()
+    Log("info", "json", first)
+    Log("info", "json", second).set_level("debug")
+    logging.getLogger("some.library").warning("once")
+    assert (first.getvalue(), len(second.getvalue().splitlines())) == ("", 1)
