@@ -190,6 +190,9 @@ class Ledger:
         """Follow one commit that has just reached the disk."""
         try:
             self._follow(writes)
+            self._followed += 1
+            if self._followed % ROWS_EVERY == 0:
+                self._compare_all_rows()
         except Exception as error:  # noqa: BLE001  # whatever the reader stumbles over is what it is here to find
             self.report(f"differs: what was written cannot be read: {error!r}")
 
@@ -242,10 +245,7 @@ class Ledger:
                 self._wanted.add(CALLS.read(key, value).key)
         for name, seen in touched.items():
             self._compare_marking(seen.case, "/".join(name))
-        self._followed += 1
         self._unchecked.update(touched)
-        if self._followed % ROWS_EVERY == 0:
-            self._compare_all_rows()
         if digests:
             self.report(f"chain: records of {digests[0][1]!r} were written without a batch record")
 
