@@ -36,9 +36,9 @@ def begin_call(step: Step, command: c.BeginCall) -> None:
     """Record that a call which must not be repeated is being made. Raises WrongState when it is not wanted any more."""
     found = _calling(step, command.item)
     if found is None or found[2].calling or step.case.state in ENDED:
-        ref = command.item
-        name = f"{ref.activation}.{ref.instance}.{ref.attempt}@{step.case.case_id}"
-        raise WrongState("call", name, "still to be made", "taken back, or begun before")
+        raise WrongState(
+            "call", command.item.name(step.case.case_id), "still to be made", "taken back, or begun before"
+        )
     _, activation, run = found
     step.emit(e.ConnectorBegun(*place_of(activation, run)))
     step.changed(activation, run)

@@ -17,6 +17,7 @@ from knhk_workflow.core.case import (
     Activation,
     Case,
     Instance,
+    item_ref,
 )
 from knhk_workflow.core.explain_joins import Look, Reason, listed, marked, round_of, sources, unsatisfied
 from knhk_workflow.core.explanation import GuardReading, InstanceCount, Status, TaskExplanation, Wait
@@ -322,7 +323,7 @@ def _work_of(live: list[Activation], case: Case) -> Iterator[Wait]:
 
 
 def _item(case: Case, activation: Activation, run: Instance) -> str:
-    return f"{activation.number}.{run.number}.{run.attempt}@{case.case_id}"
+    return item_ref(activation, run).name(case.case_id)
 
 
 def _work(case: Case, live: list[Activation]) -> str:

@@ -20,6 +20,7 @@ from knhk_workflow.errors import Busy, StoreError
 from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.runtime.audited import recorded
 from knhk_workflow.runtime.clock import Clock
+from knhk_workflow.runtime.problems import tell_operator
 from knhk_workflow.runtime.records import AuditRecord, Operation
 from knhk_workflow.store import Journal, Keyspace, Unit
 
@@ -173,8 +174,7 @@ class AuditStream:
                 try:
                     await self._commit(AuditRecord(tenant, part))
                 except Exception as error:  # noqa: BLE001  # what cannot be written must not keep everything else out
-                    problem = f"{len(part)} entries of the audit cannot be written"
-                    asyncio.get_running_loop().call_exception_handler({"message": problem, "exception": error})
+                    tell_operator(f"{len(part)} entries of the audit cannot be written", error)
                     self.overflowed += len(part)
                 self._writing -= len(part)
 

@@ -6,14 +6,13 @@ what the engine's allowance permits, and those that were put by a call may name 
 that.
 
 A task that names no connector is for the default one: the tenant's, else the shared one that says so, else the only
-shared one that there is.
+one that there is.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,7 +28,9 @@ from knhk_workflow.runtime.audited import audited
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.inputs import checked_id, json_object
 from knhk_workflow.runtime.meta import CallMeta
+from knhk_workflow.runtime.problems import tell_operator
 from knhk_workflow.runtime.records import CONNECTORS, ConnectorRecord, pack
+from knhk_workflow.runtime.turns import Turns
 from knhk_workflow.runtime.views import ConnectorView
 from knhk_workflow.store import META_SHARD, Journal, Keyspace, Reads, Unit, Write
 from knhk_workflow.store.keys import parse_connector
@@ -105,8 +106,7 @@ class Connectors:
         self._own: dict[str, dict[str, _Entry]] = {}
         self._broken: dict[tuple[str, str], str] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._changing = asyncio.Lock()  # what is replaced must be what was there when that was written
-        self._writing: asyncio.Future[int] | None = None  # a change whose outcome is not known yet
+        self._turns = Turns()  # what is replaced must be what was there when that was written
         for config in setup.configured:
             if config.name in self._shared:
                 raise AlreadyExists("connector", config.name)
@@ -121,8 +121,7 @@ class Connectors:
                 record = CONNECTORS.read(key, value)
             except (StoreCorrupt, StoreFormat) as error:
                 self._broken[tenant, name] = error.message
-                problem = f"connector {name!r} of tenant {tenant!r} cannot be read"
-                asyncio.get_running_loop().call_exception_handler({"message": problem, "exception": error})
+                tell_operator(f"connector {name!r} of tenant {tenant!r} cannot be read", error)
                 continue
             config = ConnectorConfig(name, record.kind, record.config, record.default)
             try:
@@ -171,17 +170,8 @@ class Connectors:
 
     async def put(self, asked: ConnectorConfig, meta: CallMeta) -> ConnectorView:
         """Create or replace a tenant's connector. The same again changes nothing. Raises InvalidInput, WrongState."""
-        async with self._alone():
+        async with self._turns.turn():
             return await self._put(asked, meta)
-
-    @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        """While nothing else is changed. A call that was cancelled has let go of the lock, and what it asked for is
-        written all the same: whoever comes next decides on what that leaves."""
-        async with self._changing:
-            if self._writing is not None:
-                await asyncio.wait((self._writing,))
-            yield
 
     async def _put(self, asked: ConnectorConfig, meta: CallMeta) -> ConnectorView:
         checked_id(asked.name, "name")
@@ -220,11 +210,11 @@ class Connectors:
             self._moved(meta.tenant, config.name)
 
         try:
-            told = self._write(writes, config.name, meta, written)
+            appended = self._write(writes, config.name, meta, written)
         except BaseException:
             await made.close()
             raise
-        await asyncio.shield(told)
+        await asyncio.shield(appended)
         return self._view(entry)
 
     def check_own(self, tenant: str, name: str) -> None:
@@ -237,7 +227,7 @@ class Connectors:
 
     async def delete(self, name: str, meta: CallMeta) -> None:
         """Remove a tenant's connector. Raises NotFound, WrongState."""
-        async with self._alone():
+        async with self._turns.turn():
             own = self._own.get(meta.tenant, {})
             self.check_own(meta.tenant, name)
 
@@ -272,17 +262,10 @@ class Connectors:
     def _write(
         self, writes: list[Write], name: str, meta: CallMeta, written: Callable[[bool], None]
     ) -> asyncio.Future[int]:
-        """Queue a change. `written` is told whether it is durable before anybody else is, whoever still waits."""
+        """Queue a change, see `Turns.write`."""
         entry = audited(self._keys, META_SHARD, meta, f"connectors/{name}", self._clock.now())
-        unit = Unit(META_SHARD, meta.tenant, "", 0, 0, b"", [*writes, entry.write], audits=(entry.reference,))
-
-        def outcome(done: asyncio.Future[int]) -> None:
-            self._writing = None
-            written(not done.cancelled() and done.exception() is None)
-
-        self._writing = told = self._journal.append(unit)
-        told.add_done_callback(outcome)
-        return told
+        unit = Unit.aside(META_SHARD, meta.tenant, [*writes, entry.write], audits=(entry.reference,))
+        return self._turns.write(self._journal.append(unit), written)
 
     def _made(self, config: ConnectorConfig, surroundings: Surroundings) -> Connector:
         factory = self._kinds.get(config.kind)

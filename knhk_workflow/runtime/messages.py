@@ -37,10 +37,12 @@ from knhk_workflow.runtime.audited import audited
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.definitions import Definitions
 from knhk_workflow.runtime.meta import CallMeta
+from knhk_workflow.runtime.problems import Damaged
 from knhk_workflow.runtime.records import HEADS, MESSAGES, REQUESTS, CaseHead, MessageRecord, RequestRecord, pack
 from knhk_workflow.runtime.views import MessageView, TriggerDelivery
 from knhk_workflow.store import ExpectationFailed, Journal, Keyspace, OutcomeUnknown, Reads, Unit, Write
 from knhk_workflow.store.keys import parse_business_key, parse_case_head, parse_message
+from knhk_workflow.store.portions import portions
 
 CASES_MAX: Final = 10_000  # that one message reaches; its answer lists them all in about 600 KB
 WAITING_MAX: Final = 10_000  # messages without receiver; each new case looks at those of its key
@@ -110,7 +112,7 @@ class Messages:
         self._waiting: dict[tuple[str, str], dict[bytes, _Waiting]] = {}  # by tenant and business key
         self._newcomers: deque[tuple[str, str]] = deque()  # cases that waiting messages have not been held against
         self._looking: asyncio.Task[None] | None = None
-        self._damaged: set[bytes] = set()  # keys of what cannot be read, as was told
+        self._damaged = Damaged()
         self._closed = False
 
     def close(self) -> None:
@@ -161,9 +163,7 @@ class Messages:
     async def recover(self) -> None:
         """Take up what was under way when the engine last ended, and know what waits."""
         for shard in range(self._keys.shards):
-            start, end = self._keys.messages(shard)
-            while True:
-                rows = await self._reads.scan(start, end, limit=RECOVER_PAGE)
+            async for rows in portions(self._reads, self._keys.messages(shard), RECOVER_PAGE):
                 for key, value in rows:
                     tenant, scope = parse_message(key)
                     try:
@@ -176,9 +176,6 @@ class Messages:
                         self._spawn(self._finish_of((tenant, scope), going, message, value))
                     else:
                         self._wait(tenant, scope, message)
-                if len(rows) < RECOVER_PAGE:
-                    break
-                start = rows[-1][0] + b"\0"
 
     async def sweep(self) -> None:
         """Delete the messages whose time is over."""
@@ -406,9 +403,8 @@ class Messages:
         found: list[str] = []
         hearing: dict[tuple[str, int], bool] = {}
         for shard in range(self._keys.shards):
-            start, end = self._keys.business_keys(shard, tenant, key) if key else self._keys.cases(shard, tenant)
-            while True:
-                rows = await self._reads.scan(start, end, limit=PAGE)
+            cases = self._keys.business_keys(shard, tenant, key) if key else self._keys.cases(shard, tenant)
+            async for rows in portions(self._reads, cases, PAGE):
                 for row, value in rows:
                     case_id = parse_business_key(row)[2] if key else parse_case_head(row)[1]
                     head = await self._head(tenant, case_id, None if key else value)
@@ -422,9 +418,6 @@ class Messages:
                     if len(found) > self._most:
                         what = "cases that one message reaches"
                         raise LimitExceeded(what, self._most, len(found), "use narrower keys")
-                if len(rows) < PAGE:
-                    break
-                start = rows[-1][0] + b"\0"
         return tuple(found), any(hearing.values())
 
     async def _head(self, tenant: str, case_id: str, value: bytes | None = None) -> CaseHead | None:
@@ -451,10 +444,7 @@ class Messages:
 
     def _passed_over(self, key: bytes, what: str, error: StoreError) -> None:
         """Say once that something which is damaged gets no messages, or is one that nobody gets."""
-        if key not in self._damaged:
-            self._damaged.add(key)
-            problem = f"{what} cannot be read and is passed over"
-            asyncio.get_running_loop().call_exception_handler({"message": problem, "exception": error})
+        self._damaged.met(key, f"{what} cannot be read and is passed over", error)
 
     # -- the store ----------------------------------------------------------------------------------------------------
 
@@ -483,7 +473,7 @@ class Messages:
         if sent is not None:
             entry = audited(self._keys, shard, sent[0], f"signals/{sent[1]}", self._clock.now())
             writes, audits = [*writes, entry.write], (entry.reference,)
-        await self._journal.append(Unit(shard, place[0], "", 0, 0, b"", writes, expect, request, audits))
+        await self._journal.append(Unit.aside(shard, place[0], writes, expect, request, audits))
 
     async def _answered(self, asked: Sending) -> MessageView | None:
         """The answer that this request id got before."""

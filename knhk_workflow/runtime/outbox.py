@@ -25,7 +25,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from knhk_workflow.connectors.breaker import Breaker, BreakerState
+from knhk_workflow.connectors.breaker import Breaker
 from knhk_workflow.connectors.connector import Answer, Call, CallFailed, Connector, Delivery
 from knhk_workflow.core import commands as c
 from knhk_workflow.core.case import Activation, Case, Instance
@@ -43,6 +43,7 @@ from knhk_workflow.errors import (
 from knhk_workflow.model.document import DEPTH_MAX, json_object
 from knhk_workflow.model.parse import DEFAULT_CONNECTOR
 from knhk_workflow.runtime.clock import Alarm, Clock
+from knhk_workflow.runtime.problems import Damaged, tell_operator
 from knhk_workflow.runtime.records import CALLS, CallRecord, pack
 from knhk_workflow.runtime.views import ConnectorView
 from knhk_workflow.store import CaseKeys, Keyspace, OutcomeUnknown, Reads, Write
@@ -117,16 +118,6 @@ def call_record(case: Case, activation: Activation, run: Instance) -> CallRecord
     return CallRecord(key, run.connector, run.data, run.attempt, run.calling)
 
 
-class LaneState(msgspec.Struct, frozen=True):
-    """The calls to one target, now."""
-
-    connector: str
-    target: str
-    breaker: BreakerState
-    active: int
-    waiting: int
-
-
 class _Job(msgspec.Struct, eq=False):
     """A call in memory."""
 
@@ -185,17 +176,10 @@ class Outbox:
         self._reading = asyncio.Lock()
         self._scanning = False
         self._catching = False
-        self._damaged: set[Place] = set()  # rows that cannot be read, as was told
+        self._damaged = Damaged()  # by Place
         self._ended: set[Place] = set()  # while the store is scanned: what a page may still show
         self.made = 0
         """Calls that were made."""
-
-    def lanes(self) -> Sequence[LaneState]:
-        """Every target that is remembered."""
-        return [
-            LaneState(lane.name, lane.target, lane.breaker.state, lane.active, len(lane.queue))
-            for lane in self._lanes.values()
-        ]
 
     def told(self, view: ConnectorView, connector: Connector) -> ConnectorView:
         """A connector's view with its calls and breakers."""
@@ -221,7 +205,7 @@ class Outbox:
                     if lane is not None:
                         self._refill(lane)
             if record is not None:
-                self._damaged.discard(place)
+                self._damaged.mended(place)
                 self._take(place, record, recovered=False)
             elif self._scanning:
                 self._ended.add(place)
@@ -285,9 +269,8 @@ class Outbox:
         try:
             record = CALLS.read(key, value)
         except (StoreCorrupt, StoreFormat) as error:
-            self._damaged.add(place)
-            problem = f"call {activation}.{instance} of case {case_id!r} of tenant {tenant!r} cannot be read"
-            asyncio.get_running_loop().call_exception_handler({"message": problem, "exception": error})
+            call = f"call {activation}.{instance} of case {case_id!r} of tenant {tenant!r}"
+            self._damaged.met(place, f"{call} cannot be read", error)
             return True
         return self._take(place, record, recovered=True)
 
@@ -573,7 +556,7 @@ def _said(data: bytes) -> bytes:
 
 def _crash(name: str, error: Exception | asyncio.CancelledError) -> CallFailed:
     """A mistake of the connector itself, for the log and for the case."""
-    asyncio.get_running_loop().call_exception_handler({"message": f"connector {name!r} has failed", "exception": error})
+    tell_operator(f"connector {name!r} has failed", error)
     return CallFailed(CRASHED, f"the connector itself failed: {type(error).__name__}", received="maybe")
 
 

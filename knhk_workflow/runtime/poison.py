@@ -18,6 +18,7 @@ from knhk_workflow.errors import Busy, StoreUnavailable, WorkflowError
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.live import LiveCases
 from knhk_workflow.runtime.meta import CallMeta
+from knhk_workflow.runtime.problems import tell_operator
 from knhk_workflow.store import ExpectationFailed, OutcomeUnknown
 
 INTERNAL_ERROR: Final = "internal_error"
@@ -28,7 +29,7 @@ PAUSE_S: Final = 0.5  # between attempts while the store cannot write
 async def poisoned(cases: LiveCases, clock: Clock, case_id: str, meta: CallMeta, error: Exception) -> None:
     """Stop what the case was doing and raise an incident, once, however long it takes until that can be written;
     whoever resolves it by `retry` lets it go on. Raises nothing of its own."""
-    _say(f"case {case_id!r} of tenant {meta.tenant!r} is stopped by a mistake of ours", error)
+    tell_operator(f"case {case_id!r} of tenant {meta.tenant!r} is stopped by a mistake of ours", error)
     what = f"{type(error).__name__} in {meta.method or 'a command'}"
     while True:
         try:
@@ -39,7 +40,7 @@ async def poisoned(cases: LiveCases, clock: Clock, case_id: str, meta: CallMeta,
         except WorkflowError:
             return  # it cannot be read; whoever touches it is told
         except Exception as worse:  # noqa: BLE001  # not even the incident can be applied: the case stays as it was
-            _say(f"case {case_id!r} of tenant {meta.tenant!r} cannot be stopped either", worse)
+            tell_operator(f"case {case_id!r} of tenant {meta.tenant!r} cannot be stopped either", worse)
         return
 
 
@@ -68,7 +69,3 @@ async def _stop(cases: LiveCases, clock: Clock, case_id: str, meta: CallMeta, wh
     outcome = await cases.commit(live, unit)
     if not isinstance(outcome, int):
         raise outcome
-
-
-def _say(message: str, error: Exception) -> None:
-    asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})

@@ -16,8 +16,7 @@ All schedules are in memory, and each is one record in the store, on its own key
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -61,6 +60,7 @@ from knhk_workflow.runtime.occurrences import (
     text_of,
 )
 from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
+from knhk_workflow.runtime.problems import Damaged, tell_operator
 from knhk_workflow.runtime.records import (
     HEADS,
     SCHEDULES,
@@ -72,9 +72,11 @@ from knhk_workflow.runtime.records import (
     pack,
 )
 from knhk_workflow.runtime.requests import Request, Requests
+from knhk_workflow.runtime.turns import Turns
 from knhk_workflow.runtime.views import Page, ScheduleView
 from knhk_workflow.store import ExpectationFailed, Journal, Keyspace, OutcomeUnknown, Reads, Unit, Write
 from knhk_workflow.store.keys import parse_schedule
+from knhk_workflow.store.portions import portions
 
 SCHEDULES_MAX: Final = 10_000  # in one store; all are in memory, about 2 KB each
 SCHEDULE_ID_BYTES_MAX: Final = 200  # its cases' ids are longer by up to 45 bytes, and are 256 at most
@@ -107,28 +109,21 @@ class _Asked(NamedTuple):
 
 class _Live:
     """A schedule in memory. `record` is None before it is created and once it was deleted, `value` what is stored,
-    `writing` the unit whose outcome is not known yet, `watched` those of its cases whose end a start waits for."""
+    `watched` those of its cases whose end a start waits for."""
 
-    __slots__ = ("again", "carrying", "lock", "name", "record", "value", "watched", "writing")
+    __slots__ = ("again", "carrying", "name", "record", "turns", "value", "watched")
 
     def __init__(self, name: _Name) -> None:
         self.name = name
         self.record: ScheduleRecord | None = None
         self.value: bytes | None = None
-        self.lock = asyncio.Lock()
-        self.writing: asyncio.Future[int] | None = None
+        self.turns = Turns()
         self.carrying: asyncio.Task[None] | None = None
         self.again = False
         self.watched: set[tuple[str, str]] = set()
 
-    @asynccontextmanager
-    async def held(self) -> AsyncIterator[None]:
-        """While nobody else changes it. A call that was cancelled has let go of the lock, and what it asked for is
-        written all the same: whoever comes next decides on what that leaves."""
-        async with self.lock:
-            if self.writing is not None:
-                await asyncio.wait((self.writing,))
-            yield
+    def __str__(self) -> str:
+        return f"schedule {self.name[1]!r} of tenant {self.name[0]!r}"
 
 
 class Schedules:
@@ -158,7 +153,7 @@ class Schedules:
         self._all: dict[_Name, _Live] = {}
         self._due: SortedList[tuple[int, _Name]] = SortedList()
         self._watched: dict[tuple[str, str], _Live] = {}  # cases whose end somebody waits for
-        self._damaged: set[tuple[str, str]] = set()  # cases that cannot be read, as was told
+        self._damaged = Damaged()  # cases, by tenant and id
         self._seen = 0  # what the calendar said when it was last looked at
         self._woken = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -169,21 +164,16 @@ class Schedules:
         """Know all schedules, and go on with what was decided when the engine last ended."""
         wall = self._seen = self._clock.wall()
         for shard in range(self._keys.shards):
-            start, end = self._keys.schedules(shard)
-            while True:
-                rows = await self._reads.scan(start, end, limit=PAGE)
+            async for rows in portions(self._reads, self._keys.schedules(shard), PAGE):
                 for key, value in rows:
                     self._recovered(_Live(parse_schedule(key)), key, value, wall)
-                if len(rows) < PAGE:
-                    break
-                start = rows[-1][0] + b"\0"
 
     def _recovered(self, live: _Live, key: bytes, value: bytes, wall: int) -> None:
         """One schedule as it is stored. One that is damaged stands still alone, and verifying the store names it."""
         try:
             record = SCHEDULES.read(key, value)
         except (StoreCorrupt, StoreFormat) as error:
-            _told(f"schedule {live.name[1]!r} of tenant {live.name[0]!r} cannot be read", error)
+            tell_operator(f"{live} cannot be read", error)
             return
         try:
             record = self._again(record, wall)
@@ -255,13 +245,13 @@ class Schedules:
         name = (meta.tenant, schedule_id)
         while True:
             live = self._all.setdefault(name, _Live(name))
-            async with live.held():
+            async with live.turns.turn():
                 if self._all.get(name) is not live:
                     continue  # it was deleted while this call waited
                 try:
                     return await self._create(live, spec, rule, paused, asked)
                 finally:
-                    if live.writing is None:
+                    if not live.turns.writing:
                         self._unless_there(live)
 
     async def _create(self, live: _Live, spec: ScheduleSpec, rule: Rule, paused: bool, asked: _Asked) -> ScheduleView:
@@ -352,7 +342,7 @@ class Schedules:
     async def delete(self, schedule_id: str, meta: CallMeta) -> None:
         """No more of it; cases that it has started stay. What waits is not started."""
         live = self._found(meta.tenant, schedule_id)
-        async with live.held():
+        async with live.turns.turn():
             if live.record is None:
                 raise NotFound("schedule", schedule_id)
             await self._write(live, None, (), None, meta)
@@ -392,11 +382,11 @@ class Schedules:
         """What is wrong with one schedule does not stop the others."""
         if live.record is not None:
             self._due.discard((live.record.next, live.name))
-        _told(f"schedule {live.name[1]!r} of tenant {live.name[0]!r} stands still until the next start", error)
+        tell_operator(f"{live} stands still until the next start", error)
 
     async def _occur(self, live: _Live, wall: int) -> None:
         """Decide on what is due of one schedule, durably."""
-        async with live.held():
+        async with live.turns.turn():
             record = live.record
             if record is None or record.paused or not 0 < record.next <= wall:
                 return
@@ -408,7 +398,7 @@ class Schedules:
     async def _set_back(self, wall: int) -> None:
         """The calendar was set back: occurrences come again, unless they have had their cases."""
         for live in list(self._all.values()):
-            async with live.held():
+            async with live.turns.turn():
                 if live.record is not None:
                     record = self._again(live.record, wall)
                     if record is not live.record:
@@ -456,9 +446,8 @@ class Schedules:
         try:
             return HEADS.read(key, stored)
         except (StoreCorrupt, StoreFormat) as error:
-            if (tenant, case_id) not in self._damaged:
-                self._damaged.add((tenant, case_id))
-                _told(f"case {case_id!r} of tenant {tenant!r}, started by a schedule, cannot be read", error)
+            problem = f"case {case_id!r} of tenant {tenant!r}, started by a schedule, cannot be read"
+            self._damaged.met((tenant, case_id), problem, error)
             return _DAMAGED
 
     # -- doing --------------------------------------------------------------------------------------------------------
@@ -476,14 +465,14 @@ class Schedules:
                 live.again = False
                 pause = False
                 try:
-                    async with live.held():
+                    async with live.turns.turn():
                         while await self._carried(live):
                             pass
                         pause = live.record is not None and bool(live.record.starting)
                 except (StoreUnavailable, Busy, OutcomeUnknown, ExpectationFailed):
                     pause = True
                 except Exception as error:  # noqa: BLE001  # its next occurrence comes here again
-                    _told(f"schedule {live.name[1]!r} of tenant {live.name[0]!r} cannot do what was decided", error)
+                    tell_operator(f"{live} cannot do what was decided", error)
                     return
                 if pause:
                     live.again = True
@@ -578,7 +567,7 @@ class Schedules:
         change: Callable[[_Live, ScheduleRecord], Awaitable[ScheduleRecord]],
     ) -> ScheduleView:
         live = self._found(asked.meta.tenant, schedule_id)
-        async with live.held():
+        async with live.turns.turn():
             answered = await self._answered(live.name, asked)
             if answered is not None:
                 return answered
@@ -607,7 +596,7 @@ class Schedules:
         request: bytes | None = None,
         meta: CallMeta | None = None,
     ) -> None:
-        """Commit a change of one schedule, whose lock is held. `meta`: the call that asked for it; None: the calendar.
+        """Commit a change of one schedule, in its turn. `meta`: the call that asked for it; None: the calendar.
         The cases that the calendar starts say so themselves."""
         key = self._keys.schedule(*live.name)
         value = pack(record) if record is not None else None
@@ -617,28 +606,23 @@ class Schedules:
         if meta is not None:
             entry = audited(self._keys, shard, meta, f"schedules/{live.name[1]}", self._clock.now())
             writes, audits = [*writes, entry.write], (entry.reference,)
-        unit = Unit(shard, live.name[0], "", 0, 0, b"", [(key, value), *writes], expect, request, audits)
-        live.writing = told = self._journal.append(unit)
-        told.add_done_callback(lambda done: self._written(live, record, value, done))  # before it wakes anybody
+        unit = Unit.aside(shard, live.name[0], [(key, value), *writes], expect, request, audits)
+        appended = self._journal.append(unit)
         try:
-            await asyncio.shield(told)
+            await asyncio.shield(live.turns.write(appended, lambda done: self._written(live, record, value, done)))
         except (ExpectationFailed, OutcomeUnknown):
             held = await self._reads.get(key)
             self._take(live, SCHEDULES.read(key, held) if held is not None else None, held)
             raise
 
-    def _written(
-        self, live: _Live, record: ScheduleRecord | None, value: bytes | None, told: asyncio.Future[int]
-    ) -> None:
+    def _written(self, live: _Live, record: ScheduleRecord | None, value: bytes | None, done: bool) -> None:
         """A change has its outcome, whoever still waits for it."""
-        live.writing = None
-        if told.cancelled() or told.exception() is not None:
-            if not live.lock.locked():  # its call has gone
-                self._unless_there(live)
-            return
-        self._take(live, record, value)
-        if live.carrying is None:
-            self._carry_on(live)
+        if done:
+            self._take(live, record, value)
+            if live.carrying is None:
+                self._carry_on(live)
+        elif not live.turns.taken:  # its call has gone
+            self._unless_there(live)
 
     def _unless_there(self, live: _Live) -> None:
         """Forget a schedule that does not exist."""
@@ -712,10 +696,6 @@ def _principal(schedule_id: str) -> str:
 def _made(schedule_id: str, head: CaseHead) -> bool:
     """Whether a case is one of this schedule's. One that cannot be read has an id of its cases: it gets no second."""
     return head is _DAMAGED or head.created_by == _principal(schedule_id)
-
-
-def _told(message: str, error: Exception) -> None:
-    asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
 
 
 def _with_time(spec: ScheduleSpec, start: ScheduledStart) -> bytes:

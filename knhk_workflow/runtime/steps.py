@@ -29,6 +29,7 @@ from knhk_workflow.runtime.live import LiveCase, LiveCases
 from knhk_workflow.runtime.meta import CallMeta, too_late
 from knhk_workflow.runtime.outbox import CRASHED, CallReport
 from knhk_workflow.runtime.poison import poisoned
+from knhk_workflow.runtime.problems import tell_operator
 from knhk_workflow.runtime.requests import Request, Requests
 from knhk_workflow.runtime.timers import Outcome as TimerOutcome
 from knhk_workflow.runtime.timers import fired
@@ -150,8 +151,7 @@ class Steps:
                 if last or isinstance(command, c.BeginCall):
                     await poisoned(self._cases, self._clock, case_id, meta, error)
                     raise WrongState("call", case_id, "reported", "stopped by a mistake of the engine") from error
-                told = f"what a call of case {case_id!r} of tenant {tenant!r} gave met a mistake of ours"
-                asyncio.get_running_loop().call_exception_handler({"message": told, "exception": error})
+                tell_operator(f"what a call of case {case_id!r} of tenant {tenant!r} gave met a mistake of ours", error)
                 message = f"the engine made a mistake with what the call gave ({type(error).__name__}); the log has it"
                 command = c.FailCall(command.item, CRASHED, message, permanent=True)
             else:
@@ -323,9 +323,9 @@ def _mistake(case_id: str, error: Exception) -> WorkflowError:
     """The answer of one element: the error, or that we made a mistake with it, which the log has."""
     if isinstance(error, WorkflowError):
         return error
-    told = f"a command on case {case_id!r} failed by a mistake of ours"
-    asyncio.get_running_loop().call_exception_handler({"message": told, "exception": error})
-    return WorkflowError(f"{told}; the log has the details")
+    problem = f"a command on case {case_id!r} failed by a mistake of ours"
+    tell_operator(problem, error)
+    return WorkflowError(f"{problem}; the log has the details")
 
 
 def _no_receipt(_: object) -> bytes:

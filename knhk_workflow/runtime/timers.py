@@ -18,6 +18,7 @@ from knhk_workflow.core import events as e
 from knhk_workflow.core.step import Step
 from knhk_workflow.errors import Busy, Fenced, StoreError, StoreUnavailable, WorkflowError
 from knhk_workflow.runtime.clock import Clock
+from knhk_workflow.runtime.problems import tell_operator
 from knhk_workflow.store import CaseKeys, Keyspace, OutcomeUnknown, Reads, Write
 from knhk_workflow.store.keys import parse_timer
 from knhk_workflow.store.portions import portions
@@ -147,9 +148,7 @@ class Timers:
         except WorkflowError:
             return NEVER  # the case is broken or gone; whoever touches it is told
         except Exception as error:  # noqa: BLE001  # one case must not stop the clock of all others
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": "a timer could not be fired", "exception": error}
-            )
+            tell_operator("a timer could not be fired", error)
             return NEVER
         return due if outcome == "busy" else NEVER
 

@@ -11,7 +11,7 @@ from knhk_sidecar.connectors.configured import connectors_of
 
 MODULE = """
 def make(settings, surroundings):
-    raise NotImplementedError
+    return settings
 
 
 NOTHING = 7
