@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final, NoReturn, cast
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from knhk_sidecar.api import faults
 from knhk_sidecar.config import SidecarConfig, join_address, split_address
 from knhk_sidecar.pipeline import Call, Method, Pipeline, Refusal
+from knhk_workflow import InvalidInput
 
 Context = grpc.aio.ServicerContext[Message, Message]
 
@@ -98,13 +99,13 @@ class RpcServer:
         make = _MAKERS[method.client_streaming, method.server_streaming]
         behaviour = self._stream(method) if method.streams else self._unary(method)
         # A single request is parsed in the handler, when it is known who sends it; those of a stream are read there.
-        parse = method.request.FromString if method.client_streaming else None
+        parse = _parser(method) if method.client_streaming else None
         handler = make(behaviour, parse, method.response.SerializeToString)
         return cast("grpc.RpcMethodHandler[Message, Message]", handler)
 
     def _unary(self, method: Method) -> Callable[[bytes, Context], Awaitable[Message]]:
         run, deadline, identify = self._pipeline.run, self._pipeline.deadline, self._pipeline.identify
-        unknown, parse = self._pipeline.unknown_callers, method.request.FromString
+        unknown, parse = self._pipeline.unknown_callers, _parser(method)
 
         async def unary(raw: bytes, context: Context) -> Message:
             call = _call(method, context, deadline(context.time_remaining()))
@@ -113,13 +114,15 @@ class RpcServer:
                     await identify(call)
                 return cast(Message, await run(call, parse(raw)))
             except Refusal as refusal:
-                return await _abort(context, refusal.fault)
+                await _abort(context, refusal.fault)
+            except InvalidInput as error:
+                await self._refuse_unreadable(call, error, context)
 
         return unary
 
     def _stream(self, method: Method) -> Callable[[bytes | AsyncIterator[Message], Context], Awaitable[Message | None]]:
         run, deadline, identify = self._pipeline.run, self._pipeline.deadline, self._pipeline.identify
-        unknown, parse = self._pipeline.unknown_callers, method.request.FromString
+        unknown, parse = self._pipeline.unknown_callers, _parser(method)
 
         async def stream(given: bytes | AsyncIterator[Message], context: Context) -> Message | None:
             remaining = context.time_remaining()
@@ -130,9 +133,19 @@ class RpcServer:
                     await identify(call)
                 return await run(call, parse(given) if isinstance(given, bytes) else given)
             except Refusal as refusal:
-                return await _abort(context, refusal.fault)
+                await _abort(context, refusal.fault)
+            except InvalidInput as error:
+                await self._refuse_unreadable(call, error, context)
 
         return stream
+
+    async def _refuse_unreadable(self, call: Call, error: InvalidInput, context: Context) -> NoReturn:
+        """For a request that is not what its method takes; whoever sends that is counted and recorded too."""
+        try:
+            await self._pipeline.identify(call)
+            await self._pipeline.refuse(call, error)
+        except Refusal as refusal:
+            await _abort(context, refusal.fault)
 
 
 _MAKERS: Final[Mapping[tuple[bool, bool], Callable[..., object]]] = {
@@ -176,6 +189,20 @@ PING_STRIKES_MAX: Final = 2  # gRPC's default
 _TLS = b"ssl"
 
 
+def _parser(method: Method) -> Callable[[bytes], Message]:
+    """What reads a request of a method. Raises InvalidInput."""
+    parse, name = method.request.FromString, method.request.DESCRIPTOR.full_name
+
+    def read(raw: bytes) -> Message:
+        try:
+            return parse(raw)
+        except DecodeError as error:
+            problem = f"what was sent ({len(raw)} bytes) is no {name}: it is no protobuf, or text in it is no UTF-8"
+            raise InvalidInput(f"{problem}; send what the stubs of this version make") from error
+
+    return read
+
+
 def _call(
     method: Method, context: Context, deadline: int, send: Callable[[Message], Awaitable[None]] | None = None
 ) -> Call:
@@ -208,5 +235,5 @@ def _of_somebody(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("ExecuteBatchError raised in core")
 
 
-async def _abort(context: Context, fault: faults.Fault) -> Message:
-    return await context.abort(fault.code, fault.message, fault.trailing)
+async def _abort(context: Context, fault: faults.Fault) -> NoReturn:
+    await context.abort(fault.code, fault.message, fault.trailing)

@@ -59,6 +59,46 @@ async def test_a_message_that_is_too_large_is_refused(strict: Sidecar) -> None:
         assert await served(channel)
 
 
+TEXT_THAT_IS_NONE = b"\x0a\x02\xff\xfe"  # field 1, two bytes that are no UTF-8
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xff\xff", TEXT_THAT_IS_NONE, b"\x0a\x7fcut off"])
+@pytest.mark.parametrize("name", ["GetCase", "WatchCase", "StreamRunCase"])
+async def test_bytes_that_are_no_request_are_told_so(strict: Sidecar, name: str, raw: bytes) -> None:
+    path = f"/knhk.sidecar.v1.CaseService/{name}"
+    async with developer(strict.addresses) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _sent(channel, path, raw)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert f"is no knhk.sidecar.v1.{name}Request" in str(caught.value.details())
+        assert await served(channel)
+
+
+async def _sent(channel: grpc.aio.Channel, path: str, raw: bytes) -> None:
+    """Sends bytes as they are to a unary call, a watch, or a stream both ways."""
+    if path.endswith("GetCase"):
+        await channel.unary_unary(path)(raw)  # type: ignore[call-arg]
+    elif path.endswith("WatchCase"):
+        await channel.unary_stream(path)(raw).read()  # type: ignore[call-arg]
+    else:
+        both = channel.stream_stream(path)()  # type: ignore[call-arg]
+        await both.write(raw)
+        await both.read()
+
+
+async def test_bytes_that_are_no_request_are_in_the_audit(strict: Sidecar) -> None:
+    async with developer(strict.addresses) as channel:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await channel.unary_unary("/knhk.sidecar.v1.CaseService/CreateCase")(b"\xff")  # type: ignore[call-arg]
+        async with asyncio.timeout(60):
+            while True:
+                audit = await pb.AdminServiceStub(channel).ListAudit(pb.ListAuditRequest())
+                if entries := [each for each in audit.entries if each.method.endswith("CreateCase")]:
+                    break
+                await asyncio.sleep(0.05)
+        assert [each.outcome for each in entries] == ["INVALID_ARGUMENT"]
+
+
 async def test_metadata_that_is_too_large_is_refused(strict: Sidecar) -> None:
     async with developer(strict.addresses) as channel:
         metadata = (("x-large", "x" * (strict.config.max_metadata_bytes + 1)),)
