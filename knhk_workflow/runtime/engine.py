@@ -68,7 +68,7 @@ from knhk_workflow.runtime.outbox import CallReport, Outbox
 from knhk_workflow.runtime.pages import page_size_of
 from knhk_workflow.runtime.pattern_runs import KeptRuns, PatternRun, run_in_memory, script_of
 from knhk_workflow.runtime.receipts import EntryProof, Receipt, entry_proof, step_receipt
-from knhk_workflow.runtime.records import Operation, ScheduleSpec
+from knhk_workflow.runtime.records import CallRecord, Operation, ScheduleSpec
 from knhk_workflow.runtime.requests import Requests
 from knhk_workflow.runtime.results import CompleteRequest
 from knhk_workflow.runtime.retention import KEEP, PurgeRequest, PurgeView, Retention, RetentionPolicy
@@ -248,6 +248,7 @@ class WorkflowEngine:
                         self._clock,
                         self._connectors.find,
                         self._report_call,
+                        self._wanted_calls,
                         self._spawn,
                         idle=self._connector_setup is None,
                     )
@@ -1222,6 +1223,9 @@ class WorkflowEngine:
 
     def _report_call(self, tenant: str, case_id: str, command: CallReport) -> Awaitable[None]:
         return self._steps.report_call(tenant, case_id, command)
+
+    def _wanted_calls(self, tenant: str, case_id: str) -> Awaitable[Mapping[str, CallRecord]]:
+        return self._steps.calls(tenant, case_id)
 
     def _connector_moved(self, tenant: str, name: str) -> None:
         self._outbox.moved(tenant, name)

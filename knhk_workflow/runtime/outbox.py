@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from hashlib import blake2b
 from typing import Final, TypeVar
 
@@ -82,6 +82,9 @@ CallReport = c.BeginCall | c.CompleteCall | c.FailCall
 
 Report = Callable[[str, str, CallReport], Awaitable[None]]
 """Carries a command out on a case of a tenant, durably."""
+
+Wanted = Callable[[str, str], Awaitable[Mapping[str, CallRecord]]]
+"""The calls that a case of a tenant wants now, by the ids of their effects: what its rows say. Raises WorkflowError."""
 
 Find = Callable[[str, str], Connector]
 """The connector of a tenant by its name. Raises CallFailed when there is none."""
@@ -154,6 +157,7 @@ class Outbox:
         clock: Clock,
         find: Find,
         report: Report,
+        wanted: Wanted,
         spawn: Callable[[Coroutine[object, object, None]], asyncio.Task[None]],
         *,
         idle: bool = False,
@@ -165,6 +169,7 @@ class Outbox:
         self._clock = clock
         self._find = find
         self._report = report
+        self._wanted_of = wanted
         self._spawn = spawn
         self._jobs: dict[Place, list[_Job]] = {}  # several: an attempt that was taken back while it was under way
         self._count = 0
@@ -257,8 +262,8 @@ class Outbox:
                 start = page[-1][0] + b"\0"
 
     def _taken(self, key: bytes, value: bytes) -> bool:
-        """Take a row up. False: there is no room for it. One that is damaged is passed over: the others go
-        on, and verifying the store names it."""
+        """Take a row up. False: there is no room for it. One that is damaged says nothing that its case does not say:
+        that is asked, while the others go on."""
         tenant, case_id, effect_id = parse_effect(key)
         if not effect_id.startswith(PREFIX):
             return True
@@ -269,10 +274,27 @@ class Outbox:
         try:
             record = CALLS.read(key, value)
         except (StoreCorrupt, StoreFormat) as error:
-            call = f"call {activation}.{instance} of case {case_id!r} of tenant {tenant!r}"
-            self._damaged.met(place, f"{call} cannot be read", error)
+            row = f"the row of call {activation}.{instance} of case {case_id!r} of tenant {tenant!r}"
+            self._damaged.met(place, f"{row} cannot be read; its case is asked instead", error)
+            self._spawn(self._mend(place))
             return True
         return self._take(place, record, recovered=True)
+
+    async def _mend(self, place: Place) -> None:
+        """Take up a call whose row is damaged."""
+        tenant, case_id, activation, instance = place
+        while True:
+            try:
+                wanted = await self._wanted_of(tenant, case_id)
+                break
+            except (StoreUnavailable, Busy):
+                await asyncio.sleep(LOOK_PAUSE_S)
+            except WorkflowError:
+                return  # the case cannot be read either; whoever touches it is told
+        record = wanted.get(effect(activation, instance))
+        if record is not None and place in self._damaged:  # else a commit has said since what is wanted
+            self._damaged.mended(place)
+            self._take(place, record, recovered=True)
 
     def moved(self, tenant: str, name: str) -> None:
         """A tenant's connector was put or deleted: the calls that wait for it are for what is there now."""

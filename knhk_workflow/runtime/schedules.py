@@ -31,6 +31,7 @@ from knhk_workflow.errors import (
     NotFound,
     Stale,
     StoreCorrupt,
+    StoreError,
     StoreFormat,
     StoreUnavailable,
     WorkflowError,
@@ -108,15 +109,16 @@ class _Asked(NamedTuple):
 
 
 class _Live:
-    """A schedule in memory. `record` is None before it is created and once it was deleted, `value` what is stored,
-    `watched` those of its cases whose end a start waits for."""
+    """A schedule in memory. `record` is None before it is created, once it was deleted, and as long as what is stored
+    (`value`) cannot be read, which `damage` says; `watched` those of its cases whose end a start waits for."""
 
-    __slots__ = ("again", "carrying", "name", "record", "turns", "value", "watched")
+    __slots__ = ("again", "carrying", "damage", "name", "record", "turns", "value", "watched")
 
     def __init__(self, name: _Name) -> None:
         self.name = name
         self.record: ScheduleRecord | None = None
         self.value: bytes | None = None
+        self.damage: StoreError | None = None
         self.turns = Turns()
         self.carrying: asyncio.Task[None] | None = None
         self.again = False
@@ -169,11 +171,13 @@ class Schedules:
                     self._recovered(_Live(parse_schedule(key)), key, value, wall)
 
     def _recovered(self, live: _Live, key: bytes, value: bytes, wall: int) -> None:
-        """One schedule as it is stored. One that is damaged stands still alone, and verifying the store names it."""
+        """One schedule as it is stored. One that is damaged stands still alone, until it is deleted."""
         try:
             record = SCHEDULES.read(key, value)
         except (StoreCorrupt, StoreFormat) as error:
             tell_operator(f"{live} cannot be read", error)
+            live.value, live.damage = value, error
+            self._all[live.name] = live
             return
         try:
             record = self._again(record, wall)
@@ -258,6 +262,7 @@ class Schedules:
         answered = await self._answered(live.name, asked)
         if answered is not None:
             return answered
+        _whole(live)
         if live.record is not None:
             raise AlreadyExists("schedule", live.name[1], "choose another schedule_id, or update it")
         if len(self._all) > SCHEDULES_MAX:
@@ -340,10 +345,12 @@ class Schedules:
         return await self._change(schedule_id, self._asked(meta, (schedule_id, start, end, overlap)), change)
 
     async def delete(self, schedule_id: str, meta: CallMeta) -> None:
-        """No more of it; cases that it has started stay. What waits is not started."""
-        live = self._found(meta.tenant, schedule_id)
+        """No more of it; cases that it has started stay. What waits is not started. So goes a damaged one."""
+        live = self._all.get((meta.tenant, schedule_id))
+        if live is None:
+            raise NotFound("schedule", schedule_id)
         async with live.turns.turn():
-            if live.record is None:
+            if live.record is None and live.damage is None:
                 raise NotFound("schedule", schedule_id)
             await self._write(live, None, (), None, meta)
 
@@ -556,6 +563,8 @@ class Schedules:
 
     def _found(self, tenant: str, schedule_id: str) -> _Live:
         live = self._all.get((tenant, schedule_id))
+        if live is not None:
+            _whole(live)
         if live is None or live.record is None:
             raise NotFound("schedule", schedule_id)
         return live
@@ -626,7 +635,7 @@ class Schedules:
 
     def _unless_there(self, live: _Live) -> None:
         """Forget a schedule that does not exist."""
-        if live.record is None and self._all.get(live.name) is live:
+        if live.record is None and live.damage is None and self._all.get(live.name) is live:
             del self._all[live.name]
 
     def _take(self, live: _Live, record: ScheduleRecord | None, value: bytes | None) -> None:
@@ -634,7 +643,7 @@ class Schedules:
         before = live.record
         if before is not None and before.next and not before.paused:
             self._due.discard((before.next, live.name))
-        live.record, live.value = record, value
+        live.record, live.value, live.damage = record, value, None
         if record is not None and record.next and not record.paused:
             self._due.add((record.next, live.name))
             if self._due[0][1] == live.name:
@@ -687,6 +696,12 @@ def view_of(schedule_id: str, record: ScheduleRecord, times: int = TIMES_SHOWN) 
         record.created_by,
         record.updated_at,
     )
+
+
+def _whole(live: _Live) -> None:
+    """Raises StoreCorrupt for what is stored of a schedule and cannot be read."""
+    if live.damage is not None:
+        raise StoreCorrupt(f"{live} cannot be read ({live.damage.message}); delete it, then create it anew")
 
 
 def _principal(schedule_id: str) -> str:

@@ -10,7 +10,7 @@ on in the background, slice by slice.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
@@ -27,9 +27,10 @@ from knhk_workflow.runtime import query
 from knhk_workflow.runtime.clock import Clock
 from knhk_workflow.runtime.live import LiveCase, LiveCases
 from knhk_workflow.runtime.meta import CallMeta, too_late
-from knhk_workflow.runtime.outbox import CRASHED, CallReport
+from knhk_workflow.runtime.outbox import CRASHED, CallReport, pending
 from knhk_workflow.runtime.poison import poisoned
 from knhk_workflow.runtime.problems import tell_operator
+from knhk_workflow.runtime.records import CallRecord
 from knhk_workflow.runtime.requests import Request, Requests
 from knhk_workflow.runtime.timers import Outcome as TimerOutcome
 from knhk_workflow.runtime.timers import fired
@@ -245,6 +246,11 @@ class Steps:
             yield live
         finally:
             self._cases.done(live)
+
+    async def calls(self, tenant: str, case_id: str) -> Mapping[str, CallRecord]:
+        """The calls that a case wants, as it was last committed. Raises NotFound."""
+        async with self.held(CallMeta(tenant=tenant), case_id) as live:
+            return pending(live.loaded()[0])
 
     async def look(self, meta: CallMeta, case_id: str) -> CaseView:
         """The case as it was last committed. Raises NotFound."""

@@ -19,6 +19,7 @@ from knhk_workflow import (
     NotFound,
     PoolState,
     StateStore,
+    StoreCorrupt,
     StoreUnavailable,
     Surroundings,
     WorkflowEngine,
@@ -165,7 +166,7 @@ async def test_rows_are_read_as_often_as_there_are_calls(count: int, monkeypatch
         assert (await opened.verify_store()).intact
 
 
-async def test_a_damaged_row_holds_no_other_call_up() -> None:
+async def test_a_damaged_row_holds_up_neither_its_call_nor_another() -> None:
     switch, store = Switch(), KeptStore()
     switch.down.clear()
     said: list[str] = []
@@ -176,13 +177,32 @@ async def test_a_damaged_row_holds_no_other_call_up() -> None:
         key = opened._keyspace.case("default", cases[0]).effect(outbox.effect(1, 1))
         await store.commit([(key, (await store.get(key) or b"")[:-1] + b"?")], (), True)
     async with WorkflowEngine(StateStore.over(store), connectors=switched(switch)) as opened:
+        for case_id in cases:
+            assert data(await opened.wait_case(case_id))["done"]
+        row = f"the row of call 1.1 of case {cases[0]!r} of tenant 'default'"
+        assert said == [f"{row} cannot be read; its case is asked instead"]
+        assert (await opened.verify_store()).intact
+
+
+async def test_a_damaged_row_of_a_damaged_case_holds_no_other_call_up() -> None:
+    switch, store = Switch(), KeptStore()
+    switch.down.clear()
+    said: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
+    async with WorkflowEngine(StateStore.over(store)) as opened:
+        await opened.register_workflow(calls(ASK))
+        cases = sorted(await to(opened, "up", 3))
+        row = opened._keyspace.case("default", cases[0]).effect(outbox.effect(1, 1))
+        for key in (row, opened._keyspace.case_head("default", cases[0])):
+            await store.commit([(key, (await store.get(key) or b"")[:-1] + b"?")], (), True)
+    async with WorkflowEngine(StateStore.over(store), connectors=switched(switch)) as opened:
         for case_id in cases[1:]:
             assert data(await opened.wait_case(case_id))["done"]
-        assert said == [f"call 1.1 of case {cases[0]!r} of tenant 'default' cannot be read"]
+        assert len(said) == 1
+        with pytest.raises(StoreCorrupt):
+            await opened.get_case(cases[0])
         found = (await opened.verify_store()).findings
-        assert any(key.hex() in each.message for each in found)
-        await opened.cancel_case(cases[0])
-        assert (await opened.verify_store()).intact
+        assert any(row.hex() in each.message for each in found)
 
 
 async def test_calls_that_wait_go_with_the_connector_that_takes_the_place_of_theirs(outside: str) -> None:

@@ -533,8 +533,31 @@ async def test_a_damaged_schedule_stands_still_alone(place: Place) -> None:
         assert [view.schedule_id for view in (await engine.list_schedules()).items] == ["well"]
         [finding] = (await engine.verify_store()).findings
         assert engine._keyspace.schedule("default", "sick").hex() in finding.message
-        with pytest.raises(StoreCorrupt):
-            await engine.create_schedule("sick", spec(workflow="done"))
+        for asked in (
+            engine.create_schedule("sick", spec(workflow="done")),
+            engine.get_schedule("sick"),
+            engine.pause_schedule("sick"),
+            engine.trigger_schedule("sick"),
+        ):
+            with pytest.raises(StoreCorrupt, match=r"schedule .sick. of tenant .default. cannot be read .*; delete it"):
+                await asked
+        with pytest.raises(NotFound):
+            await engine.delete_schedule("sick", meta=CallMeta(tenant="other"))
+
+
+async def test_a_damaged_schedule_can_be_deleted(place: Place) -> None:
+    async with place.engine() as engine:
+        await registered(engine, DONE)
+        await engine.create_schedule("sick", spec(workflow="done"))
+        await damage(engine, engine._keyspace.schedule("default", "sick"))
+    async with place.engine() as engine:
+        await engine.delete_schedule("sick")
+        assert (await engine.verify_store()).intact
+        with pytest.raises(NotFound):
+            await engine.get_schedule("sick")
+        await engine.create_schedule("sick", spec(workflow="done"))
+        await ahead(engine, place.clock, HOUR)
+        assert list(await cases(engine)) == ["sick-20260101T010000Z"]
 
 
 @pytest.mark.parametrize("overlap", OVERLAPS)
