@@ -729,12 +729,11 @@ class WorkflowEngine:
         page_token: str = "",
         meta: CallMeta = LOCAL,
     ) -> Page[IncidentView]:
-        """Open incidents, of one case or of all; of one case the resolved ones too, from its history."""
+        """Open incidents, of one case or of all; with the resolved ones they are read from the histories, and a page
+        may be short and still have a token."""
         if self._store is None:
             await self.open()
         if include_resolved:
-            if not case_id:
-                raise Unsupported("listing the resolved incidents of all cases", "name a case")
             return await self._query.all_incidents(meta.tenant, case_id, page_size, page_token)
         return await self._query.incidents(meta.tenant, case_id, page_size, page_token)
 

@@ -67,6 +67,7 @@ COUNTED_INCIDENTS: Final = 512  # per read: under 1 ms of decoding
 SPECS_MAX: Final = 10_000  # cases whose workflow is remembered; about 300 bytes each
 HISTORY_BYTES: Final = 1024 * 1024  # of event data in a page; with one event of 2 MB more still below gRPC's 4 MB
 HISTORY_RECORDS: Final = 32  # read at once; each may hold 2 MB
+NUMBER_BYTES: Final = 8  # of an incident, in a page token
 COUNTED_RECORDS: Final = 64  # read at once while counting; about 1 ms of decoding
 
 R = TypeVar("R")
@@ -348,10 +349,45 @@ class Query:
         return count
 
     async def all_incidents(self, tenant: str, case_id: str, page_size: int, page_token: str) -> Page[IncidentView]:
-        """All incidents that a case ever had, in the order of their numbers: read from its history."""
-        head = await self.head(tenant, case_id)
+        """All incidents that a case, or any case, ever had, by case and in the order of their numbers: read from the
+        histories, of which a page looks at no more than SCAN_ROWS_MAX records before it begins no further case."""
+        if case_id:
+            await self.head(tenant, case_id)
+            only = self._keys.case_head(tenant, case_id)
+            ranges = [(only, only + b"\0")]
+        else:
+            ranges = [self._keys.cases(shard, tenant) for shard in range(self._keys.shards)]
+        bound_to, size = f"all incidents {tenant} {case_id}", page_size_of(page_size)
+        position = decode_token(page_token, bound_to)
+        at, after = position[:-NUMBER_BYTES], int.from_bytes(position[-NUMBER_BYTES:], "big")
+        found: list[IncidentView] = []
+        looked = 0
+        for start, end in ranges:
+            if at >= end:
+                continue
+            async for rows in portions(self._reads, (max(start, at), end), COUNTED_RECORDS):
+                for key, value in rows:
+                    if looked >= SCAN_ROWS_MAX:
+                        return Page(tuple(found), encode_token(key + bytes(NUMBER_BYTES), bound_to))
+                    incidents, records = await self._incidents_of(
+                        tenant, parse_case_head(key)[1], HEADS.read(key, value)
+                    )
+                    looked += records
+                    for number, view in incidents.items():
+                        if key == at and number <= after:
+                            continue
+                        if len(found) == size:
+                            last = (number - 1).to_bytes(NUMBER_BYTES, "big")
+                            return Page(tuple(found), encode_token(key + last, bound_to))
+                        found.append(view)
+        return Page(tuple(found), "")
+
+    async def _incidents_of(self, tenant: str, case_id: str, head: CaseHead) -> tuple[dict[int, IncidentView], int]:
+        """The incidents that a case ever had, by number, and how many records tell of them."""
         found: dict[int, IncidentView] = {}
+        records = 0
         async for record in self._commits(tenant, case_id, head.sequence):
+            records += 1
             for event in record.events:
                 if isinstance(event, IncidentRaised):
                     found[event.incident] = IncidentView(
@@ -370,11 +406,7 @@ class Query:
                         resolved_at=record.time,
                         resolved_by=record.principal,
                     )
-        bound_to, size = f"all incidents {tenant} {case_id}", page_size_of(page_size)
-        after = int.from_bytes(decode_token(page_token, bound_to), "big")
-        page = [view for number, view in found.items() if number > after]
-        token = encode_token((after + size).to_bytes(8, "big"), bound_to) if len(page) > size else ""
-        return Page(tuple(page[:size]), token)
+        return found, records
 
     async def history(self, tenant: str, case_id: str, after: int, size: int, reverse: bool) -> Page[HistoryEvent]:
         """Events of a case after (or before) a sequence, fewer than `size` when they are large. Raises NotFound."""

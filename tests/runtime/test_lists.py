@@ -6,7 +6,17 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from knhk_workflow import CallMeta, CaseFilter, CaseView, InvalidInput, WorkflowEngine, WorkItemFilter, WorkItemView
+from knhk_workflow import (
+    CallMeta,
+    CaseFilter,
+    CaseView,
+    IncidentView,
+    InvalidInput,
+    WorkflowEngine,
+    WorkItemFilter,
+    WorkItemView,
+)
+from knhk_workflow.runtime import query
 from knhk_workflow.runtime.pages import encode_token
 from tests.runtime.place import Place, registered
 
@@ -107,6 +117,7 @@ async def test_a_token_belongs_to_its_list_and_filter(engine: WorkflowEngine) ->
         engine.list_work_items(WorkItemFilter(role="clerk"), page_token=work),
         engine.list_work_items(page_token=work, meta=CallMeta(tenant="other")),
         engine.list_incidents(page_token=cases),
+        engine.list_incidents(include_resolved=True, page_token=cases),
         engine.list_workflows(page_token=cases),
         engine.list_cases(page_token="not a token"),
         engine.list_cases(page_token="é"),
@@ -152,6 +163,36 @@ async def test_incidents_of_all_and_of_one(engine: WorkflowEngine) -> None:
             break
     assert found == [f"1@k{number}" for number in range(5)]
     assert [each.case_id for each in (await engine.list_incidents(case_id="k3")).items] == ["k3"]
+
+
+@pytest.mark.parametrize("looked_at", [query.SCAN_ROWS_MAX, 3, 1])
+@pytest.mark.parametrize("page_size", [1, 2, 5, 100])
+async def test_resolved_incidents_of_all_and_of_one(
+    engine: WorkflowEngine, page_size: int, looked_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`k0` has one that is open, `k1` none, `k2` two and `k3` three of which one is open."""
+    monkeypatch.setattr(query, "SCAN_ROWS_MAX", looked_at)
+    for number, failures in enumerate((1, 0, 2, 3)):
+        case = await engine.run_case("one", case_id=f"k{number}")
+        for failure in range(1, failures + 1):
+            await engine.fail_work_item(case.work[0].item_id, "E1")
+            if failure < 3 and number:
+                case = await engine.resolve_incident(f"{failure}@k{number}", "retry")
+    everything = ["1@k0", "1@k2", "2@k2", "1@k3", "2@k3", "3@k3"]
+    for case_id, expected in (("", everything), ("k1", []), ("k2", everything[1:3]), ("k3", everything[3:])):
+        found: list[IncidentView] = []
+        token, pages = "", 0
+        while token or not pages:
+            page = await engine.list_incidents(
+                case_id=case_id, include_resolved=True, page_size=page_size, page_token=token
+            )
+            assert len(page.items) <= page_size
+            found += page.items
+            token, pages = page.next_token, pages + 1
+            assert pages <= 20
+        assert [each.incident_id for each in found] == expected
+        still_open = [each.incident_id for each in found if not each.resolution]
+        assert still_open == [each for each in expected if each in ("1@k0", "3@k3")]
 
 
 async def test_a_forged_token_does_not_leave_the_list(engine: WorkflowEngine) -> None:

@@ -173,7 +173,7 @@ class CaseService:
                 yield await self._engine.get_case(view.case_id, meta=meta)
 
     async def list_incidents(self, request: pb.ListIncidentsRequest, meta: CallMeta) -> pb.ListIncidentsResponse:
-        """Open incidents; of one case the resolved ones too."""
+        """Open incidents, or the resolved ones too."""
         spec, kind = request.spec_id, request.kind
 
         async def fetch(size: int, token: str) -> Page[IncidentView]:

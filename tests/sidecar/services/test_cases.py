@@ -324,7 +324,9 @@ async def test_an_incident_is_listed_and_resolved(running: Sidecar) -> None:
     assert (told.resolution, told.resolved_by) == (pb.INCIDENT_RESOLUTION_RETRY, CALLER)
     assert told.resolve_time.ToNanoseconds() >= told.time.ToNanoseconds() > 0
     everything.case_id = ""
-    assert (await refused(running.cases.ListIncidents(everything))).code is grpc.StatusCode.UNIMPLEMENTED
+    assert list((await running.cases.ListIncidents(everything)).incidents) == [told]
+    everything.kind = "stuck"
+    assert not (await running.cases.ListIncidents(everything)).incidents
     history = await running.cases.GetCaseHistory(
         pb.GetCaseHistoryRequest(case_id="i", event_types=["incident_resolved"])
     )

@@ -762,7 +762,7 @@ class ListIncidentsRequest(_message.Message):
     kind: _builtins.str
     """Only incidents of this kind."""
     include_resolved: _builtins.bool
-    """Resolved ones too; otherwise open ones only."""
+    """Resolved ones too, read from the histories: a page may then be short and still have a token. Otherwise open ones only."""
     page_size: _builtins.int
     """Most elements wanted."""
     page_token: _builtins.str
