@@ -70,12 +70,13 @@ from knhk_workflow.runtime.checkpoint import signed as checkpoint_signed
 from knhk_workflow.runtime.clock import Clock, Ids, SeededIds, SkippingClock, SystemClock, SystemIds, VirtualClock
 from knhk_workflow.runtime.connectors import ConnectorConfig, ConnectorSetup
 from knhk_workflow.runtime.dispatch import Delivery, LeasedItem, WorkSession, WorkSubscription
-from knhk_workflow.runtime.engine import AuditCounts, EngineLimits, WorkflowEngine
+from knhk_workflow.runtime.engine import AuditCounts, WorkflowEngine
 from knhk_workflow.runtime.export import Proof
 from knhk_workflow.runtime.export import prove as prove_export
 from knhk_workflow.runtime.integrity import Examination, Finding, LogEnd
 from knhk_workflow.runtime.meta import DEFAULT_TENANT, LOCAL, CallMeta, Witness
 from knhk_workflow.runtime.occurrences import CATCH_UPS, OVERLAPS
+from knhk_workflow.runtime.parts import EngineLimits
 from knhk_workflow.runtime.receipts import EntryProof, Receipt, ReceiptVerdict, prove_receipt
 from knhk_workflow.runtime.records import Operation, ScheduleRun, ScheduleSpec
 from knhk_workflow.runtime.restoration import Moment, Restored, check_backup, restore_store, verify_store

@@ -2,7 +2,8 @@
 
 What is here is the surface: each operation says what it does, checks what it is given and hands it on. Behind it:
 
-    births.py    how cases come to be               steps.py      the way of a command through a case
+    parts.py     what an open engine consists of    births.py     how cases come to be
+    steps.py     the way of a command through a case
     live.py      cases in memory, and their units   requests.py   the same request twice does its work once
     watching.py  who waits for what happens         query.py      lists, histories and views
 
@@ -14,15 +15,13 @@ all the same and only the answer is lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from knhk_workflow.core import commands as c
 from knhk_workflow.errors import (
-    Busy,
     InvalidInput,
     NotFound,
     StoreError,
@@ -36,22 +35,18 @@ from knhk_workflow.fortune5.slo import Fortune5Integration
 from knhk_workflow.model.fields import duration as parse_duration
 from knhk_workflow.model.units import NS_PER_S
 from knhk_workflow.model.veil import Veil
-from knhk_workflow.model.verify import VerifyBudget
 from knhk_workflow.patterns.catalogue import PATTERNS, find
 from knhk_workflow.runtime import dead_letters, messages, query, sandbox
 from knhk_workflow.runtime.audit_export import export_audit
-from knhk_workflow.runtime.audit_stream import AuditStream, Like
-from knhk_workflow.runtime.audit_trail import EVERYTHING, AuditEntry, AuditFilter, Trail
-from knhk_workflow.runtime.audit_trees import Trees
+from knhk_workflow.runtime.audit_stream import Like
+from knhk_workflow.runtime.audit_trail import EVERYTHING, AuditEntry, AuditFilter
 from knhk_workflow.runtime.audited import audited
-from knhk_workflow.runtime.births import Births, RunRequest
+from knhk_workflow.runtime.births import RunRequest
 from knhk_workflow.runtime.checkpoint import Checkpoint
 from knhk_workflow.runtime.clock import Clock, Ids, SkippingClock, SystemClock, SystemIds, VirtualClock
-from knhk_workflow.runtime.connectors import ConnectorConfig, Connectors, ConnectorSetup
-from knhk_workflow.runtime.counts import Counts
-from knhk_workflow.runtime.dead_letters import DeadLetters
-from knhk_workflow.runtime.definitions import VERIFY_BUDGET, Definitions, Document
-from knhk_workflow.runtime.dispatch import Dispatch, WorkSession, WorkSubscription
+from knhk_workflow.runtime.connectors import ConnectorConfig, ConnectorSetup
+from knhk_workflow.runtime.definitions import Document
+from knhk_workflow.runtime.dispatch import WorkSession, WorkSubscription
 from knhk_workflow.runtime.export import export
 from knhk_workflow.runtime.inputs import (
     JsonObject,
@@ -62,23 +57,18 @@ from knhk_workflow.runtime.inputs import (
     parse_item_id,
 )
 from knhk_workflow.runtime.integrity import Examination, Progress, examine
-from knhk_workflow.runtime.live import CACHED_CASES, CONTINUE, LiveCase, LiveCases
 from knhk_workflow.runtime.meta import LOCAL, CallMeta
-from knhk_workflow.runtime.outbox import CallReport, Outbox
 from knhk_workflow.runtime.pages import page_size_of
+from knhk_workflow.runtime.parts import EngineLimits, EngineSetup, Parts
 from knhk_workflow.runtime.pattern_runs import KeptRuns, PatternRun, run_in_memory, script_of
 from knhk_workflow.runtime.receipts import EntryProof, Receipt, entry_proof, step_receipt
-from knhk_workflow.runtime.records import CallRecord, Operation, ScheduleSpec
-from knhk_workflow.runtime.requests import Requests
+from knhk_workflow.runtime.records import Operation, ScheduleSpec
 from knhk_workflow.runtime.results import CompleteRequest
-from knhk_workflow.runtime.retention import KEEP, PurgeRequest, PurgeView, Retention, RetentionPolicy
-from knhk_workflow.runtime.schedules import Schedules
+from knhk_workflow.runtime.retention import PurgeRequest, PurgeView
 from knhk_workflow.runtime.signature import SigningKey
-from knhk_workflow.runtime.skipping import Skipping, TimeView, go_on_from
+from knhk_workflow.runtime.skipping import Skipping, TimeView
 from knhk_workflow.runtime.state_store import StateStore
-from knhk_workflow.runtime.steps import OnInstances, OnItem, Steps
-from knhk_workflow.runtime.timers import Outcome as TimerOutcome
-from knhk_workflow.runtime.timers import Timers
+from knhk_workflow.runtime.steps import OnInstances, OnItem
 from knhk_workflow.runtime.views import (
     CaseFilter,
     CaseView,
@@ -101,19 +91,10 @@ from knhk_workflow.runtime.views import (
     WorkItemFilter,
     WorkItemView,
 )
-from knhk_workflow.runtime.watching import Watching
 from knhk_workflow.store import (
-    Journal,
-    JournalLimits,
-    Keyspace,
-    Reads,
-    Snapshot,
-    Store,
     Unit,
 )
 from knhk_workflow.store.backup import Piece, take
-from knhk_workflow.store.keys import parse_effect
-from knhk_workflow.store.portions import portions
 
 SWEEP_EVERY_S: Final = 60.0
 RECOVER_PAGE: Final = 1_000
@@ -130,19 +111,6 @@ RESOLUTIONS: Final[Mapping[str, c.Resolution]] = {
 }
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-
-
-class EngineLimits(msgspec.Struct, frozen=True):
-    """Bounds of one engine that an operator may set."""
-
-    cached_cases: int = CACHED_CASES
-    verification: VerifyBudget = VERIFY_BUDGET
-    """What verifying one workflow may take; counted, so that the same workflow always gets the same verdict."""
-    message_cases: int = messages.CASES_MAX
-    """Most cases that one message may reach."""
-    journal: JournalLimits = JournalLimits()
-    retention: RetentionPolicy = KEEP
-    """How long ended cases are kept."""
 
 
 class AuditCounts(msgspec.Struct, frozen=True):
@@ -176,19 +144,12 @@ class WorkflowEngine:
     ) -> None:
         self._state_store = state_store
         self._clock: Clock = clock or SystemClock()
-        self._ids: Ids = ids or SystemIds()
-        self._limits = limits or EngineLimits()
-        self._connector_setup = connectors
         self._fortune5 = Fortune5Integration(fortune5, self._clock.now) if fortune5 is not None else None
-        self._levels = self._fortune5.levels if self._fortune5 is not None else None
+        levels = self._fortune5.levels if self._fortune5 is not None else None
+        self._setup = EngineSetup(self._clock, ids or SystemIds(), limits or EngineLimits(), connectors, levels)
         self._opening = asyncio.Lock()
-        self._store: Store | None = None
+        self._parts: Parts | None = None
         self._started_at = self._clock.now()
-        self._lasting: set[asyncio.Task[None]] = (
-            set()
-        )  # services: they end with the engine, the other tasks by themselves
-        self._tasks: dict[asyncio.Task[None], None] = {}  # ordered, so that they end in the same order in every run
-        self._commits = 0
         self._key: SigningKey | None = None
         self._closed = False
 
@@ -212,155 +173,29 @@ class WorkflowEngine:
 
         Calls wait until all of that is known, or raise what opening raised; then the next one tries again.
         """
+        await self._opened()
+        return self
+
+    async def _opened(self) -> Parts:
         async with self._opening:
-            if self._store is None:
+            if self._parts is None:
                 if self._closed:
                     raise StoreUnavailable("the engine is closed")
-                async with AsyncExitStack() as undo:
-                    store = await self._state_store.open()
-                    undo.push_async_callback(self._state_store.close)
-                    keyspace = self._keyspace = Keyspace(store.shards)
-                    if isinstance(self._clock, SkippingClock):
-                        await go_on_from(self._clock, store, keyspace)
-                    journal = await Journal.open(store, self._clock.now, limits=self._limits.journal)
-                    undo.push_async_callback(self._end_tasks)  # those that its last commits have begun
-                    undo.push_async_callback(journal.close)
-                    self._journal = journal
-                    self._journal.on_commit(self._committed)
-                    self._requests = Requests(store, keyspace)
-                    self._definitions = Definitions(
-                        store, self._journal, keyspace, self._requests, self._clock, self._limits.verification
-                    )
-                    self._timers = Timers(store, keyspace, self._clock, self._fire_timer)
-                    self._connectors = Connectors(
-                        self._connector_setup or ConnectorSetup(),
-                        store,
-                        journal,
-                        keyspace,
-                        self._clock,
-                        self._connector_moved,
-                    )
-                    undo.push_async_callback(self._connectors.close)
-                    await self._connectors.load()
-                    self._outbox = Outbox(
-                        store,
-                        keyspace,
-                        self._clock,
-                        self._connectors.find,
-                        self._report_call,
-                        self._wanted_calls,
-                        self._spawn,
-                        idle=self._connector_setup is None,
-                    )
-                    self._dispatch = Dispatch(
-                        store, keyspace, self._clock, self._on_items, self._look, self._peek, self._spawn
-                    )
-                    self._cases = LiveCases(
-                        store,
-                        self._journal,
-                        self._definitions,
-                        self._clock,
-                        keyspace,
-                        self._continue,
-                        self._timers.expect,
-                        self._dispatch.worked,
-                        self._outbox.note,
-                        self._limits.cached_cases,
-                    )
-                    self._query = query.Query(store, keyspace, self._definitions.veil)
-                    self._steps = Steps(self._cases, self._requests, self._clock, self._levels, self._spawn)
-                    self._births = Births(
-                        self._cases, self._definitions, self._requests, self._steps, self._clock, self._ids
-                    )
-                    self._dead_letters = DeadLetters(self._query, self._steps)
-                    self._watching = Watching(
-                        self._query, self._cases, self._steps, self._journal, self._clock, keyspace.shards
-                    )
-                    self._messages = messages.Messages(
-                        store,
-                        self._journal,
-                        keyspace,
-                        self._definitions,
-                        self._clock,
-                        self._steps.deliver,
-                        self._spawn,
-                        self._limits.message_cases,
-                    )
-                    self._schedules = Schedules(
-                        store,
-                        self._journal,
-                        keyspace,
-                        self._definitions,
-                        self._requests,
-                        self._clock,
-                        lambda asked, meta: self._births.create(asked, True, meta, rest=False),
-                        lambda case_id, reason, meta: self._steps.on_case(case_id, c.CancelCase(reason), meta),
-                        self._spawn,
-                    )
-                    self._retention = Retention(
-                        store,
-                        self._journal,
-                        keyspace,
-                        self._cases,
-                        self._clock,
-                        self._limits.retention,
-                        self._limits.journal.request_window_s,
-                    )
-                    self._counts = Counts(store, journal, keyspace)
-                    self._trail = Trail(store, keyspace)
-                    self._trees = Trees(store, journal, keyspace, self._clock)
-                    self._stream = AuditStream(journal, keyspace, self._clock)
-                    undo.push_async_callback(self._end_work)
-                    await self._retention.recover()
-                    await self._recover(store)
-                    await self._messages.recover()
-                    await self._outbox.recover()
-                    await self._schedules.recover()
-                    self._trees.key = self._key  # as it is now: see `sign_with`
-                    self._store = store
-                    undo.pop_all()
-                services = (
-                    self._sweep(),
-                    self._timers.run(),
-                    self._schedules.run(),
-                    self._retention.run(),
-                    self._stream.run(),
-                )
-                for service in services:
-                    self._lasting.add(self._spawn(service))
-                self._spawn(self._dispatch.restore())
-                self._spawn(self._counts.run())
-        return self
+                parts = await Parts.opened(self._state_store, self._setup)
+                parts.trees.key = self._key  # as it is now: see `sign_with`
+                self._parts = parts
+                parts.begin()
+            return self._parts
 
     async def close(self) -> None:
         """Finish what was accepted and release the store. Twice is fine."""
         self._closed = True
         async with self._opening:
             pass  # whoever opens it now has done so, or failed
-        if self._store is not None:
-            await self._end_work()
-            self._watching.close()
-            await self._journal.close()
-            await self._end_tasks()  # those that its last commits have begun
-            await self._connectors.close()
-            self._store = None
+        if self._parts is not None:
+            await self._parts.close()
+            self._parts = None
         await self._state_store.close()
-
-    async def _end_work(self) -> None:
-        """End the services and the tasks; what they have not finished is taken up after the next opening."""
-        self._messages.close()
-        self._outbox.close()
-        self._dispatch.close()
-        await self._stream.close()
-        await self._end_tasks()
-
-    async def _end_tasks(self) -> None:
-        """End everything that goes on in the background, and what begins by that."""
-        while self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks)
-            await asyncio.sleep(0)  # they leave the list by callbacks
 
     async def __aenter__(self) -> WorkflowEngine:
         return await self.open()
@@ -374,39 +209,38 @@ class WorkflowEngine:
 
     def status(self) -> EngineStatus:
         """The engine at a glance."""
-        if self._store is None:
-            return EngineStatus("", 0, 0, False, False, "not open", 0, self._started_at, self._commits)
-        outage = self._journal.outage()
+        parts = self._parts
+        if parts is None:
+            return EngineStatus("", 0, 0, False, False, "not open", 0, self._started_at, 0)
+        outage = parts.journal.outage()
         return EngineStatus(
-            store=self._store.kind,
-            shards=self._store.shards,
-            position=self._journal.position(0),
+            store=parts.store.kind,
+            shards=parts.store.shards,
+            position=parts.journal.position(0),
             open=True,
             healthy=outage is None,
             detail=outage.message if outage is not None else "",
-            cached_cases=len(self._cases),
+            cached_cases=len(parts.cases),
             started_at=self._started_at,
-            commits=self._commits,
+            commits=parts.commits,
         )
 
     async def count(self, *, meta: CallMeta = LOCAL) -> CountsView:
         """How much there is of the caller's tenant."""
-        if self._store is None:
-            await self.open()
-        cases = await self._counts.of(meta.tenant, COUNTING_S)
+        parts = self._parts or await self._opened()
+        cases = await parts.counts.of(meta.tenant, COUNTING_S)
         letters = 0
         if cases is None or cases.open_incidents:  # else there is nothing to read
-            letters = await self._query.count_incidents(meta.tenant, dead_letters.KIND)
-        return CountsView(await self._definitions.count(meta.tenant), cases, letters, await self._timers.count())
+            letters = await parts.query.count_incidents(meta.tenant, dead_letters.KIND)
+        return CountsView(await parts.definitions.count(meta.tenant), cases, letters, await parts.timers.count())
 
     async def fire_due_timers(self) -> None:
         """Return when no timer is due that could be fired. They fire by themselves; this is for who has moved a virtual
         clock and wants to see what came of it."""
-        if self._store is None:
-            await self.open()
-        await self._timers.fire_due()
-        await self._schedules.start_due()
-        await self._schedules.settled()
+        parts = self._parts or await self._opened()
+        await parts.timers.fire_due()
+        await parts.schedules.start_due()
+        await parts.schedules.settled()
 
     async def advance_time(
         self, by: float | str | None = None, *, until: int = 0, meta: CallMeta | None = None
@@ -418,8 +252,7 @@ class WorkflowEngine:
         clock = self._clock
         if not isinstance(clock, VirtualClock | SkippingClock):
             raise Unsupported("skipping time", "start the daemon with `knhk dev --virtual-time`, or use a VirtualClock")
-        if self._store is None:
-            await self.open()
+        parts = self._parts or await self._opened()
         if by is not None:
             seconds = 0.0 if by in (0, "0", "0s") else parse_duration(by)
             if seconds is None or until:
@@ -429,7 +262,7 @@ class WorkflowEngine:
             raise InvalidInput.field("until", "has passed", "time does not run backwards")
         if meta is not None:
             await self.audit("time", meta=meta)
-        skipping = Skipping(clock, self._timers, self._schedules, lambda: self._tasks.keys() - self._lasting)
+        skipping = Skipping(clock, parts.timers, parts.schedules, parts.under_way)
         return await skipping.skip(until or None)
 
     # -- workflows ----------------------------------------------------------------------------------------------------
@@ -442,49 +275,44 @@ class WorkflowEngine:
         Raises InvalidDocument with every problem at once, and Unsound with the findings when a case could get stuck,
         unless `allow_unsound`; then the findings stay with the version.
         """
-        if self._store is None:
-            await self.open()
-        return await self._definitions.register(document, format, meta, allow_unsound)
+        parts = self._parts or await self._opened()
+        return await parts.definitions.register(document, format, meta, allow_unsound)
 
     async def validate_workflow(
         self, document: Document, *, format: str = "json", meta: CallMeta = LOCAL
     ) -> Validation:
         """What registering would say, as findings; nothing is stored."""
-        if self._store is None:
-            await self.open()
-        return await self._definitions.validate(document, format)
+        parts = self._parts or await self._opened()
+        return await parts.definitions.validate(document, format)
 
     async def get_workflow(self, spec_id: str, version: int = 0, *, meta: CallMeta = LOCAL) -> WorkflowView:
         """One version of a workflow; 0 is the newest active one."""
-        if self._store is None:
-            await self.open()
-        return await self._definitions.get(meta.tenant, spec_id, version)
+        parts = self._parts or await self._opened()
+        return await parts.definitions.get(meta.tenant, spec_id, version)
 
     async def list_workflows(
         self, *, all_versions: bool = False, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
     ) -> Page[WorkflowView]:
         """The newest active version of each workflow, or every active one, by id and version, without documents."""
-        if self._store is None:
-            await self.open()
+        parts = self._parts or await self._opened()
         if all_versions:
-            return await self._definitions.versions(meta.tenant, page_size, page_token)
-        return await self._definitions.list(meta.tenant, page_size, page_token)
+            return await parts.definitions.versions(meta.tenant, page_size, page_token)
+        return await parts.definitions.list(meta.tenant, page_size, page_token)
 
     async def delete_workflow(self, spec_id: str, version: int = 0, *, meta: CallMeta = LOCAL) -> tuple[int, ...]:
         """Take a version (0 = all) out of use; returns which these were. Raises WrongState while cases are open on
         it."""
-        if self._store is None:
-            await self.open()
-        request = self._requests.of(meta, ("delete_workflow", spec_id, version)) if meta.request_id else None
-        before = await self._definitions.deleted_by(meta.tenant, request)
+        parts = self._parts or await self._opened()
+        request = parts.requests.of(meta, ("delete_workflow", spec_id, version)) if meta.request_id else None
+        before = await parts.definitions.deleted_by(meta.tenant, request)
         if before is not None:
             return before
-        case_id = await self._query.open_case_of(meta.tenant, spec_id, version)
+        case_id = await parts.query.open_case_of(meta.tenant, spec_id, version)
         if case_id is not None:
             raise WrongState(
                 "workflow", spec_id, "without open cases", f"in use by case {case_id!r}", "cancel or finish its cases"
             )
-        return await self._definitions.delete(spec_id, version, request, meta)
+        return await parts.definitions.delete(spec_id, version, request, meta)
 
     # -- cases --------------------------------------------------------------------------------------------------------
 
@@ -499,9 +327,8 @@ class WorkflowEngine:
         meta: CallMeta = LOCAL,
     ) -> CaseView:
         """Create a case without starting it. Without `case_id` a new one is made (from the request id, if given)."""
-        if self._store is None:
-            await self.open()
-        return await self._births.create(RunRequest(spec_id, data, case_id, business_key, version), False, meta)
+        parts = self._parts or await self._opened()
+        return await parts.births.create(RunRequest(spec_id, data, case_id, business_key, version), False, meta)
 
     async def run_case(
         self,
@@ -514,17 +341,15 @@ class WorkflowEngine:
         meta: CallMeta = LOCAL,
     ) -> CaseView:
         """Create a case and run it to rest: until it ends or only outside work is left. One durable write."""
-        if self._store is None:
-            await self.open()
-        return await self._births.create(RunRequest(spec_id, data, case_id, business_key, version), True, meta)
+        parts = self._parts or await self._opened()
+        return await parts.births.create(RunRequest(spec_id, data, case_id, business_key, version), True, meta)
 
     async def run_cases(
         self, requests: Sequence[RunRequest], *, meta: CallMeta = LOCAL
     ) -> list[CaseView | WorkflowError]:
         """`run_case` for each, in one durable write; one element's error is that element's answer."""
-        if self._store is None:
-            await self.open()
-        return await self._births.create_all(requests, meta)
+        parts = self._parts or await self._opened()
+        return await parts.births.create_all(requests, meta)
 
     async def start_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> CaseView:
         """created -> running."""
@@ -595,17 +420,16 @@ class WorkflowEngine:
         checked_id(key, "key", empty=True)
         if time_to_live is not None and not 0 <= time_to_live <= messages.TIME_TO_LIVE_MAX:
             raise InvalidInput.field("time_to_live", "must be between 0 and ten years", "for example 1h")
-        if self._store is None:
-            await self.open()
+        parts = self._parts or await self._opened()
         body = json_object(data, "data") if data is not None else b""
         if case_id:
             signal = c.Signal(name, body, time_to_live)
-            return MessageView(meta.request_id, (await self._steps.deliver(case_id, signal, meta.element(case_id)),))
+            return MessageView(meta.request_id, (await parts.steps.deliver(case_id, signal, meta.element(case_id)),))
         if not meta.request_id:
-            meta = msgspec.structs.replace(meta, request_id=f"m-{self._ids.case_id()}")
-        request = self._requests.of(meta, (name, key, body, time_to_live))
+            meta = msgspec.structs.replace(meta, request_id=f"m-{self._setup.ids.case_id()}")
+        request = parts.requests.of(meta, (name, key, body, time_to_live))
         asked = messages.Sending(meta, request.scope, request.fingerprint, name, key, body, time_to_live)
-        return await self._messages.send(asked)
+        return await parts.messages.send(asked)
 
     async def add_instance(
         self, case_id: str, task_id: str, data: JsonObject = None, *, activation: int = 0, meta: CallMeta = LOCAL
@@ -650,23 +474,20 @@ class WorkflowEngine:
 
     async def get_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> CaseView:
         """The case as it was last committed, with data, open work and incidents."""
-        if self._store is None:
-            await self.open()
-        return await self._steps.look(meta, case_id)
+        parts = self._parts or await self._opened()
+        return await parts.steps.look(meta, case_id)
 
     async def wait_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> CaseView:
         """The case once it has ended, or as it is when the caller's deadline passes."""
-        if self._store is None:
-            await self.open()
-        return await self._watching.ended(meta, case_id)
+        parts = self._parts or await self._opened()
+        return await parts.watching.ended(meta, case_id)
 
     async def list_cases(
         self, filter: CaseFilter = ALL_CASES, *, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
     ) -> Page[CaseView]:
         """Cases by id, filtered, without data."""
-        if self._store is None:
-            await self.open()
-        return await self._query.cases(meta.tenant, filter, page_size, page_token)
+        parts = self._parts or await self._opened()
+        return await parts.query.cases(meta.tenant, filter, page_size, page_token)
 
     async def get_case_history(
         self,
@@ -681,43 +502,38 @@ class WorkflowEngine:
 
         With `reverse`, `after_sequence` 0 begins at the newest event.
         """
-        if self._store is None:
-            await self.open()
+        parts = self._parts or await self._opened()
         if after_sequence < 0:
             raise InvalidInput.field("after_sequence", "must not be negative")
-        return await self._query.history(meta.tenant, case_id, after_sequence, page_size_of(page_size), reverse)
+        return await parts.query.history(meta.tenant, case_id, after_sequence, page_size_of(page_size), reverse)
 
     async def watch_case(
         self, case_id: str, *, after_sequence: int = 0, meta: CallMeta = LOCAL
     ) -> AsyncIterator[HistoryEvent]:
         """Every event after a sequence, past ones first, then as they are committed; ends when the case has ended."""
-        if self._store is None:
-            await self.open()
-        async for event in self._watching.case(meta, case_id, after_sequence):
+        parts = self._parts or await self._opened()
+        async for event in parts.watching.case(meta, case_id, after_sequence):
             yield event
 
     async def watch_cases(
         self, *, resume_token: str = "", meta: CallMeta = LOCAL
     ) -> AsyncIterator[tuple[HistoryEvent, str]]:
         """Every event of every case of the tenant from now on, or from a token; with the token to resume after it."""
-        if self._store is None:
-            await self.open()
-        async for event, token in self._watching.cases(meta, resume_token):
+        parts = self._parts or await self._opened()
+        async for event, token in parts.watching.cases(meta, resume_token):
             yield event, token
 
     async def watch_token(self, *, from_start: bool = False) -> str:
         """The token for `watch_cases` from this moment on, or from the oldest event kept."""
-        if self._store is None:
-            await self.open()
-        return self._watching.token(from_start=from_start)
+        parts = self._parts or await self._opened()
+        return parts.watching.token(from_start=from_start)
 
     async def explain_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> Explanation:
         """Why the case is where it is: for each task of each live net, what it waits for."""
-        if self._store is None:
-            await self.open()
-        async with self._steps.held(meta, case_id) as live:
+        parts = self._parts or await self._opened()
+        async with parts.steps.held(meta, case_id) as live:
             found = query.explanation(*live.loaded(), self._clock.now())
-        completed = await self._query.completions(meta.tenant, case_id, found.sequence)
+        completed = await parts.query.completions(meta.tenant, case_id, found.sequence)
         return msgspec.structs.replace(found, completed=completed)
 
     async def list_incidents(
@@ -731,11 +547,10 @@ class WorkflowEngine:
     ) -> Page[IncidentView]:
         """Open incidents, of one case or of all; with the resolved ones they are read from the histories, and a page
         may be short and still have a token."""
-        if self._store is None:
-            await self.open()
+        parts = self._parts or await self._opened()
         if include_resolved:
-            return await self._query.all_incidents(meta.tenant, case_id, page_size, page_token)
-        return await self._query.incidents(meta.tenant, case_id, page_size, page_token)
+            return await parts.query.all_incidents(meta.tenant, case_id, page_size, page_token)
+        return await parts.query.incidents(meta.tenant, case_id, page_size, page_token)
 
     # -- schedules ----------------------------------------------------------------------------------------------------
 
@@ -743,77 +558,81 @@ class WorkflowEngine:
         self, schedule_id: str, spec: ScheduleSpec, *, paused: bool = False, meta: CallMeta = LOCAL
     ) -> ScheduleView:
         """Start cases of a workflow by the calendar. Raises AlreadyExists, NotFound for the workflow, LimitExceeded."""
-        return await self._marked(await (await self._calendar()).create(schedule_id, spec, paused, meta), meta.tenant)
+        parts = self._parts or await self._opened()
+        return await self._marked(parts, await parts.schedules.create(schedule_id, spec, paused, meta), meta.tenant)
 
     async def update_schedule(
         self, schedule_id: str, spec: ScheduleSpec, *, revision: int = 0, meta: CallMeta = LOCAL
     ) -> ScheduleView:
         """Replace what a schedule was asked to be; raises Stale unless `revision` is the present one, or 0."""
-        return await self._marked(await (await self._calendar()).update(schedule_id, spec, revision, meta), meta.tenant)
+        parts = self._parts or await self._opened()
+        return await self._marked(parts, await parts.schedules.update(schedule_id, spec, revision, meta), meta.tenant)
 
     async def get_schedule(self, schedule_id: str, *, meta: CallMeta = LOCAL) -> ScheduleView:
         """A schedule as it was last committed. Raises NotFound."""
-        return await self._marked((await self._calendar()).get(meta.tenant, schedule_id), meta.tenant)
+        parts = self._parts or await self._opened()
+        return await self._marked(parts, parts.schedules.get(meta.tenant, schedule_id), meta.tenant)
 
     async def list_schedules(
         self, *, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
     ) -> Page[ScheduleView]:
         """Schedules by id; sensitive data that they begin cases with are masked."""
-        page = (await self._calendar()).list(meta.tenant, page_size, page_token)
-        return Page(tuple([await self._masked(view, meta.tenant) for view in page.items]), page.next_token)
+        parts = self._parts or await self._opened()
+        page = parts.schedules.list(meta.tenant, page_size, page_token)
+        return Page(tuple([await self._masked(parts, view, meta.tenant) for view in page.items]), page.next_token)
 
-    async def _veil_of(self, spec: ScheduleSpec, tenant: str) -> Veil | None:
+    async def _veil_of(self, parts: Parts, spec: ScheduleSpec, tenant: str) -> Veil | None:
         """What the workflow of a schedule hides; None when nobody can tell: there is no such workflow (any more), or it
         cannot be read now. No error, for what was asked is done by then."""
         try:
-            version = spec.version or await self._definitions.latest(tenant, spec.spec_id)
-            return await self._definitions.veil(tenant, spec.spec_id, version)
+            version = spec.version or await parts.definitions.latest(tenant, spec.spec_id)
+            return await parts.definitions.veil(tenant, spec.spec_id, version)
         except (NotFound, StoreError):
             return None
 
-    async def _marked(self, view: ScheduleView, tenant: str) -> ScheduleView:
+    async def _marked(self, parts: Parts, view: ScheduleView, tenant: str) -> ScheduleView:
         """A schedule with the names of the sensitive fields in its data: of all when nobody can tell which they are."""
-        veil = await self._veil_of(view.spec, tenant)
+        veil = await self._veil_of(parts, view.spec, tenant)
         names = veil.listed if veil is not None else tuple(sorted(_decode_members(view.spec.data)))
         return msgspec.structs.replace(view, sensitive=names)
 
-    async def _masked(self, view: ScheduleView, tenant: str) -> ScheduleView:
+    async def _masked(self, parts: Parts, view: ScheduleView, tenant: str) -> ScheduleView:
         """A schedule without what is sensitive in its data."""
-        veil = await self._veil_of(view.spec, tenant)
+        veil = await self._veil_of(parts, view.spec, tenant)
         data = veil.json(view.spec.data) if veil is not None else b"{}"
         return msgspec.structs.replace(view, spec=msgspec.structs.replace(view.spec, data=data))
 
     async def delete_schedule(self, schedule_id: str, *, meta: CallMeta = LOCAL) -> None:
         """No more of it; cases that it has started stay."""
-        await (await self._calendar()).delete(schedule_id, meta)
+        parts = self._parts or await self._opened()
+        await parts.schedules.delete(schedule_id, meta)
 
     async def pause_schedule(self, schedule_id: str, reason: str = "", *, meta: CallMeta = LOCAL) -> ScheduleView:
         """No more occurrences until it is resumed."""
-        return await self._marked(await (await self._calendar()).pause(schedule_id, reason, meta), meta.tenant)
+        parts = self._parts or await self._opened()
+        return await self._marked(parts, await parts.schedules.pause(schedule_id, reason, meta), meta.tenant)
 
     async def resume_schedule(self, schedule_id: str, *, meta: CallMeta = LOCAL) -> ScheduleView:
         """Go on with the first occurrence after now."""
-        return await self._marked(await (await self._calendar()).resume(schedule_id, meta), meta.tenant)
+        parts = self._parts or await self._opened()
+        return await self._marked(parts, await parts.schedules.resume(schedule_id, meta), meta.tenant)
 
     async def trigger_schedule(
         self, schedule_id: str, *, overlap: str = "", data: JsonObject = None, meta: CallMeta = LOCAL
     ) -> ScheduleView:
         """One start now, paused or not. `overlap` and `data` instead of the schedule's own."""
         body = json_object(data, "data") if data is not None else b""
-        return await self._marked(await (await self._calendar()).trigger(schedule_id, overlap, body, meta), meta.tenant)
+        parts = self._parts or await self._opened()
+        return await self._marked(parts, await parts.schedules.trigger(schedule_id, overlap, body, meta), meta.tenant)
 
     async def backfill_schedule(
         self, schedule_id: str, start: int, end: int, *, overlap: str = "", meta: CallMeta = LOCAL
     ) -> ScheduleView:
         """Take the occurrences from `start` up to, but not at, `end` (ns) as due now; each gets one case at most."""
+        parts = self._parts or await self._opened()
         return await self._marked(
-            await (await self._calendar()).backfill(schedule_id, start, end, overlap, meta), meta.tenant
+            parts, await parts.schedules.backfill(schedule_id, start, end, overlap, meta), meta.tenant
         )
-
-    async def _calendar(self) -> Schedules:
-        if self._store is None:
-            await self.open()
-        return self._schedules
 
     # -- keeping ------------------------------------------------------------------------------------------------------
 
@@ -823,26 +642,29 @@ class WorkflowEngine:
         With the token that an earlier backup ended with: only what happened since. Raises InvalidInput for a token of
         another store, StoreCorrupt when the store is damaged, StoreUnavailable when it was opened again meanwhile.
         """
-        async with self._moment() as reads:
-            async for piece in take(reads, self._keyspace.shards, self._clock.now(), after_token):
+        parts = self._parts or await self._opened()
+        async with parts.moment() as reads:
+            async for piece in take(reads, parts.keyspace.shards, self._clock.now(), after_token):
                 yield piece
 
     async def verify_store(self, *, progress: Progress | None = None) -> Examination:
         """Examine everything in the store, of all tenants, as it is now; calls go on meanwhile."""
-        async with self._moment() as reads:
-            return await examine(reads, self._keyspace.shards, progress)
+        parts = self._parts or await self._opened()
+        async with parts.moment() as reads:
+            return await examine(reads, parts.keyspace.shards, progress)
 
     async def export_case(self, case_id: str, *, meta: CallMeta = LOCAL) -> bytes:
         """A case with its whole history as a JSON document that `prove_export` can prove without the store."""
-        async with self._moment() as reads:
-            veils = self._definitions.veil
-            return await export(reads, self._keyspace, meta.tenant, case_id, veils, self._key, self._clock.now())
+        parts = self._parts or await self._opened()
+        async with parts.moment() as reads:
+            veils = parts.definitions.veil
+            return await export(reads, parts.keyspace, meta.tenant, case_id, veils, self._key, self._clock.now())
 
     def sign_with(self, key: SigningKey) -> None:
         """From now on exported cases are signed, and the audit has checkpoints."""
         self._key = key
-        if self._store is not None:
-            self._trees.key = key
+        if self._parts is not None:
+            self._parts.trees.key = key
 
     def public_key_pem(self) -> str:
         """Who signs here, for anybody; empty without a key."""
@@ -853,86 +675,80 @@ class WorkflowEngine:
     def record_operation(self, operation: Operation, tenant: str) -> None:
         """Take an operation that changed nothing (a read, a denial) into the audit, within a second or so. An effect
         needs none of this: its commit says who asked for it. Never blocks."""
-        if self._store is not None:
-            self._stream.take(tenant, operation)
+        if self._parts is not None:
+            self._parts.stream.take(tenant, operation)
 
     def record_again(self, like: Like) -> bool:
         """Count one more of an operation that was recorded within the same second; False when there is none like it.
         Cheaper than making the operation."""
-        return self._store is not None and self._stream.again(like)
+        return self._parts is not None and self._parts.stream.again(like)
 
     def audit_full(self) -> bool:
         """Whether nothing more can be recorded for now, so that reads had better be refused."""
-        return self._store is not None and self._stream.full
+        return self._parts is not None and self._parts.stream.full
 
     def audit_counts(self) -> AuditCounts:
         """What the audit took since opening, for metrics."""
-        if self._store is None:
+        parts = self._parts
+        if parts is None:
             return AuditCounts()
-        sizes = {shard: checkpoint.size for shard, checkpoint in self._trees.newest.items()}
-        return AuditCounts(self._stream.recorded, self._stream.overflowed, self._stream.waiting, sizes)
+        sizes = {shard: checkpoint.size for shard, checkpoint in parts.trees.newest.items()}
+        return AuditCounts(parts.stream.recorded, parts.stream.overflowed, parts.stream.waiting, sizes)
 
     async def audit(self, resource: str, *, meta: CallMeta) -> None:
         """Record durably, before it is done, what somebody is about to do to something outside of the store."""
-        if self._store is None:
-            await self.open()
-        entry = audited(self._keyspace, 0, meta, resource, self._clock.now())
-        await self._journal.append(Unit.aside(0, meta.tenant, (entry.write,), audits=(entry.reference,)))
+        parts = self._parts or await self._opened()
+        entry = audited(parts.keyspace, 0, meta, resource, self._clock.now())
+        await parts.journal.append(Unit.aside(0, meta.tenant, (entry.write,), audits=(entry.reference,)))
 
     async def list_audit(
         self, filter: AuditFilter = EVERYTHING, *, page_size: int = 0, page_token: str = "", meta: CallMeta = LOCAL
     ) -> Page[AuditEntry]:
         """The tenant's audit, newest first. A page can be short, or empty, and still have a token."""
-        if self._store is None:
-            await self.open()
-        return await self._trail.page(meta.tenant, filter, page_size, page_token)
+        parts = self._parts or await self._opened()
+        return await parts.trail.page(meta.tenant, filter, page_size, page_token)
 
     async def audit_checkpoints(self, *, shard: int | None = None, again: bool = False) -> Sequence[Checkpoint]:
         """A signed checkpoint of every log that has something (or of one), up to what is committed now. Raises
         Unsupported without a key."""
-        if self._store is None:
-            await self.open()
+        parts = self._parts or await self._opened()
         if shard is not None:
-            return (await self._trees.checkpoint(shard, again=again),)
-        return await self._trees.checkpoints(again=again)
+            return (await parts.trees.checkpoint(shard, again=again),)
+        return await parts.trees.checkpoints(again=again)
 
     async def audit_consistency(self, shard: int, first: int, second: int) -> Sequence[bytes]:
         """The proof (RFC 6962, 2.1.2) that a log of `second` records continues that of `first`. Raises InvalidInput."""
-        if self._store is None:
-            await self.open()
-        return await self._trees.consistency(shard, first, second)
+        parts = self._parts or await self._opened()
+        return await parts.trees.consistency(shard, first, second)
 
     async def audit_proof(self, audit_id: str, *, meta: CallMeta = LOCAL) -> EntryProof:
         """That an entry is in the log of a checkpoint. Raises NotFound, Unsupported without a key."""
-        if self._store is None:
-            await self.open()
-        return await entry_proof(self._trail, self._trees, audit_id, meta)
+        parts = self._parts or await self._opened()
+        return await entry_proof(parts.trail, parts.trees, audit_id, meta)
 
     async def receipt(self, case_id: str, sequence: int = 0, *, meta: CallMeta = LOCAL) -> Receipt:
         """That a durable step of a case happened; 0 is the latest. Raises NotFound, Unsupported without a key."""
-        if self._store is None:
-            await self.open()
-        assert self._store is not None
-        veils = self._definitions.veil
-        return await step_receipt(self._store, self._keyspace, veils, self._trees, case_id, sequence, meta)
+        parts = self._parts or await self._opened()
+        veils = parts.definitions.veil
+        return await step_receipt(parts.store, parts.keyspace, veils, parts.trees, case_id, sequence, meta)
 
     async def check_checkpoint(self, known: Checkpoint) -> str:
         """Why a checkpoint that was kept elsewhere does not fit this store; empty when it does."""
-        if self._store is None:
-            await self.open()
-        return await self._trees.misfit(known)
+        parts = self._parts or await self._opened()
+        return await parts.trees.misfit(known)
 
     async def export_audit(self, *, full: bool = False) -> AsyncIterator[bytes]:
         """The whole audit, of all tenants, as a file that `prove_audit` proves offline; with `full` all commit records
         are in it. Raises Unsupported without a key, StoreCorrupt when the store is damaged."""
         checkpoints = await self.audit_checkpoints(again=True)
-        store = await self._trees.identity()
-        async with self._moment() as reads:
+        parts = self._parts or await self._opened()
+        store = await parts.trees.identity()
+        async with parts.moment() as reads:
             async for piece in export_audit(
                 reads,
-                self._keyspace,
-                self._definitions.veil,
-                self._trees,
+                parts.keyspace,
+                parts.definitions.veil,
+                parts.trees,
                 checkpoints,
                 store,
                 self._clock.now(),
@@ -945,30 +761,16 @@ class WorkflowEngine:
 
         Raises InvalidInput when nothing is chosen. A case that is not there or has not ended is left alone and named.
         """
-        if self._store is None:
-            await self.open()
+        parts = self._parts or await self._opened()
         if not meta.request_id or asked.dry_run:
-            return await self._retention.purge(asked, meta)
-        request = self._requests.of(meta, (asked.case_ids, asked.filter, asked.mark, asked.limit))
-        return await self._retention.answer(asked, meta, request.scope, request.fingerprint)
+            return await parts.retention.purge(asked, meta)
+        request = parts.requests.of(meta, (asked.case_ids, asked.filter, asked.mark, asked.limit))
+        return await parts.retention.answer(asked, meta, request.scope, request.fingerprint)
 
     async def apply_retention(self) -> int:
         """Purge now what the retention policy keeps no longer; how many cases went. It happens by itself too."""
-        if self._store is None:
-            await self.open()
-        return await self._retention.apply()
-
-    @asynccontextmanager
-    async def _moment(self) -> AsyncIterator[Snapshot]:
-        """A snapshot of the store."""
-        if self._store is None:
-            await self.open()
-        assert self._store is not None
-        snapshot = await self._store.snapshot()
-        try:
-            yield snapshot
-        finally:
-            await snapshot.close()
+        parts = self._parts or await self._opened()
+        return await parts.retention.apply()
 
     # -- work items ---------------------------------------------------------------------------------------------------
 
@@ -981,32 +783,21 @@ class WorkflowEngine:
         meta: CallMeta = LOCAL,
     ) -> Page[WorkItemView]:
         """Open work items by case, filtered, without data."""
-        if self._store is None:
-            await self.open()
-        return await self._query.work_items(meta.tenant, filter, page_size, page_token)
+        parts = self._parts or await self._opened()
+        return await parts.query.work_items(meta.tenant, filter, page_size, page_token)
 
     async def get_work_item(self, item_id: str, *, meta: CallMeta = LOCAL) -> WorkItemView:
         """One open work item with its input data."""
-        ref, case_id = parse_item_id(item_id)
-        if self._store is None:
-            await self.open()
-        async with self._steps.held(meta, case_id) as live:
-            return self._dispatch.leased(query.work_item(*live.loaded(), ref), meta)
+        parts = self._parts or await self._opened()
+        return await parts.work_item(item_id, meta)
 
     async def open_work(self, subscription: WorkSubscription, *, meta: CallMeta = LOCAL) -> WorkSession:
         """A worker connects: items come to it, each leased, as long as it has credit (see runtime/dispatch.py).
 
         `close` the session. Raises InvalidInput.
         """
-        if self._store is None:
-            await self.open()
-        return await self._dispatch.open(subscription, meta)
-
-    def _look(self, item_id: str, meta: CallMeta) -> Awaitable[WorkItemView]:
-        return self.get_work_item(item_id, meta=meta)
-
-    def _peek(self, tenant: str, case_id: str) -> LiveCase | None:
-        return self._cases.peek(tenant, case_id)
+        parts = self._parts or await self._opened()
+        return await parts.dispatch.open(subscription, meta)
 
     async def claim_work_item(self, item_id: str, user: str, *, meta: CallMeta = LOCAL) -> WorkItemView:
         """offered -> allocated to `user`."""
@@ -1030,17 +821,14 @@ class WorkflowEngine:
         """The work is done. An item that was not started yet is started in the same step."""
         body = json_object(output, "output") if output is not None else b""
         ref, case_id = parse_item_id(item_id)
-        if self._store is None:
-            await self.open()
-        return await self._steps.on_item(case_id, c.CompleteItem(ref, body, user), meta)
+        parts = self._parts or await self._opened()
+        return await parts.steps.on_item(case_id, c.CompleteItem(ref, body, user), meta)
 
     async def complete_work_items(
         self, requests: Sequence[CompleteRequest], *, meta: CallMeta = LOCAL
     ) -> list[WorkItemView | WorkflowError]:
         """`complete_work_item` for each; different cases share commits. One element's error is its own answer."""
         checked_batch("items", len(requests))
-        if self._store is None:
-            await self.open()
 
         async def one(index: int, asked: CompleteRequest) -> WorkItemView | WorkflowError:
             try:
@@ -1099,9 +887,8 @@ class WorkflowEngine:
         asked = script_of(pattern_id, context)
         if not context.durable:
             return await run_in_memory(asked, self._clock, meta)
-        if self._store is None:
-            await self.open()
-        kept = KeptRuns(self._definitions, self._births, self._steps, self._requests, self._query)
+        parts = self._parts or await self._opened()
+        kept = KeptRuns(parts.definitions, parts.births, parts.steps, parts.requests, parts.query)
         return await kept.run(asked, meta)
 
     execute_workflow_pattern = execute_pattern
@@ -1131,40 +918,37 @@ class WorkflowEngine:
         self, name: str, kind: str, config: JsonObject, *, default: bool = False, meta: CallMeta = LOCAL
     ) -> ConnectorView:
         """Create or replace a connector of the tenant (see runtime/connectors.py). The same again changes nothing."""
-        if self._store is None:
-            await self.open()
-        if self._connector_setup is None:
+        parts = self._parts or await self._opened()
+        if self._setup.connectors is None:
             raise Unsupported("connectors", "make the engine with a ConnectorSetup")
         asked = ConnectorConfig(name, kind, json_object(config, "config_json"), default)
-        return await self._connectors.put(asked, meta)
+        return await parts.connectors.put(asked, meta)
 
     async def list_connectors(self, *, meta: CallMeta = LOCAL) -> tuple[ConnectorView, ...]:
         """Every connector that the tenant's tasks can name, by name."""
-        if self._store is None:
-            await self.open()
-        return tuple(self._outbox.told(*each) for each in self._connectors.views(meta.tenant))
+        parts = self._parts or await self._opened()
+        return tuple(parts.outbox.told(*each) for each in parts.connectors.views(meta.tenant))
 
     async def probe_connector(self, name: str, *, meta: CallMeta = LOCAL) -> ConnectorView:
         """A connector with whether its other side can be reached. Raises NotFound."""
-        if self._store is None:
-            await self.open()
-        return self._outbox.told(*await self._connectors.probe(meta.tenant, name))
+        parts = self._parts or await self._opened()
+        return parts.outbox.told(*await parts.connectors.probe(meta.tenant, name))
 
     async def delete_connector(self, name: str, *, force: bool = False, meta: CallMeta = LOCAL) -> None:
         """Remove a connector of the tenant. Raises WrongState while a workflow names it, unless forced."""
-        if self._store is None:
-            await self.open()
-        self._connectors.check_own(meta.tenant, name)
-        user = None if force else await self._definitions.naming_connector(meta.tenant, name)
+        parts = self._parts or await self._opened()
+        parts.connectors.check_own(meta.tenant, name)
+        user = None if force else await parts.definitions.naming_connector(meta.tenant, name)
         if user is not None:
             raise WrongState("connector", name, "named by no workflow", f"named by {user}", "delete that, or force it")
-        await self._connectors.delete(name, meta)
+        await parts.connectors.delete(name, meta)
 
     def connector_totals(self) -> tuple[int, Sequence[ConnectorView]]:
         """Calls made since opening, and every connector of every tenant, for metrics."""
-        if self._store is None:
+        parts = self._parts
+        if parts is None:
             return 0, ()
-        return self._outbox.made, [self._outbox.told(*each) for each in self._connectors.everything()]
+        return parts.outbox.made, [parts.outbox.told(*each) for each in parts.connectors.everything()]
 
     async def list_dead_letters(
         self,
@@ -1176,94 +960,32 @@ class WorkflowEngine:
         meta: CallMeta = LOCAL,
     ) -> Page[DeadLetterView]:
         """Effects that were given up, by case. A page that is filtered may be short and still have a token."""
-        if self._store is None:
-            await self.open()
-        return await self._dead_letters.page(meta, case_id, connector, page_size, page_token)
+        parts = self._parts or await self._opened()
+        return await parts.dead_letters.page(meta, case_id, connector, page_size, page_token)
 
     async def retry_dead_letter(self, dead_letter_id: str, *, meta: CallMeta = LOCAL) -> DeadLetterView:
         """Make the call again, under the same key. Raises NotFound."""
-        if self._store is None:
-            await self.open()
-        return await self._dead_letters.resolve(dead_letter_id, "retry", "", meta)
+        parts = self._parts or await self._opened()
+        return await parts.dead_letters.resolve(dead_letter_id, "retry", "", meta)
 
     async def discard_dead_letter(
         self, dead_letter_id: str, reason: str = "", *, meta: CallMeta = LOCAL
     ) -> DeadLetterView:
         """Go on without the effect. Raises NotFound."""
-        if self._store is None:
-            await self.open()
-        return await self._dead_letters.resolve(dead_letter_id, "skip", reason, meta)
+        parts = self._parts or await self._opened()
+        return await parts.dead_letters.resolve(dead_letter_id, "skip", reason, meta)
 
     # -- the way of a command -----------------------------------------------------------------------------------------
 
     async def _on_case(self, case_id: str, command: c.Command, meta: CallMeta, *, rest: bool = False) -> CaseView:
-        if self._store is None:
-            await self.open()
-        return await self._steps.on_case(case_id, command, meta, rest=rest)
-
-    async def _on_items(self, asked: Sequence[tuple[str, OnItem, CallMeta]]) -> list[WorkItemView | WorkflowError]:
-        return await self._steps.on_items(asked)
+        parts = self._parts or await self._opened()
+        return await parts.steps.on_case(case_id, command, meta, rest=rest)
 
     async def _on_item(self, case_id: str, command: OnItem, meta: CallMeta) -> WorkItemView:
-        if self._store is None:
-            await self.open()
-        return await self._steps.on_item(case_id, command, meta)
+        parts = self._parts or await self._opened()
+        return await parts.steps.on_item(case_id, command, meta)
 
     async def _on_instances(self, case_id: str, command: OnInstances, meta: CallMeta) -> InstancesView:
         checked_id(command.task, "task_id")
-        if self._store is None:
-            await self.open()
-        return await self._steps.on_instances(case_id, command, meta)
-
-    # -- what the parts ask for ---------------------------------------------------------------------------------------
-
-    def _fire_timer(self, tenant: str, case_id: str, number: int) -> Awaitable[TimerOutcome]:
-        return self._steps.fire_timer(tenant, case_id, number)
-
-    def _report_call(self, tenant: str, case_id: str, command: CallReport) -> Awaitable[None]:
-        return self._steps.report_call(tenant, case_id, command)
-
-    def _wanted_calls(self, tenant: str, case_id: str) -> Awaitable[Mapping[str, CallRecord]]:
-        return self._steps.calls(tenant, case_id)
-
-    def _connector_moved(self, tenant: str, name: str) -> None:
-        self._outbox.moved(tenant, name)
-
-    def _continue(self, live: LiveCase) -> None:
-        """A case has a paused cascade."""
-        if not self._closed:
-            self._steps.carry_on(live)
-
-    def _committed(self, shard: int, position: int, units: Sequence[Unit]) -> None:
-        self._commits += 1
-        self._counts.committed(units)
-        self._trees.noted(shard, position)
-        self._messages.notice(units)
-        self._schedules.notice(units)
-        self._watching.committed()
-
-    async def _recover(self, reads: Reads) -> None:
-        """Take up what was pending when the engine last ended."""
-        for shard in range(self._keyspace.shards):
-            async for rows in portions(reads, self._keyspace.effects(shard), RECOVER_PAGE):
-                for key, _ in rows:
-                    tenant, case_id, effect = parse_effect(key)
-                    if effect == CONTINUE:
-                        self._continue(self._cases.entry(tenant, case_id))
-
-    async def _sweep(self) -> None:
-        """Delete expired idempotency records and messages, now and then."""
-        while True:
-            await asyncio.sleep(SWEEP_EVERY_S)
-            with suppress(StoreError, Busy):  # the next round does it
-                await self._messages.sweep()
-            for shard in self._keyspace.all_shards():
-                with suppress(StoreError, Busy):
-                    while await self._journal.sweep_requests(shard):
-                        pass
-
-    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks[task] = None
-        task.add_done_callback(lambda done: self._tasks.pop(done, None))
-        return task
+        parts = self._parts or await self._opened()
+        return await parts.steps.on_instances(case_id, command, meta)

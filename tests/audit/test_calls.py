@@ -29,6 +29,7 @@ from knhk_workflow import (
 )
 from knhk_workflow.runtime import audit_stream
 from tests.audit.conftest import SIGN
+from tests.inside import parts
 from tests.sidecar.services.server import daemon
 
 CALLER = Principal("dev", "spiffe://example.org/caller")
@@ -76,7 +77,7 @@ class Office:
         return caught.value
 
     async def entries(self, wanted: AuditFilter = EVERYTHING) -> list[AuditEntry]:
-        await self.engine._stream.flush()
+        await parts(self.engine).stream.flush()
         found: list[AuditEntry] = []
         token = ""
         while True:

@@ -20,6 +20,7 @@ from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
 from knhk_workflow import AuditFilter, CallMeta, Operation, StateStore, WorkflowEngine
 from tests.audit.test_calls import METHODS
+from tests.inside import parts
 from tests.sidecar.identity.authority import Authority, Wish
 from tests.sidecar.services.server import daemon
 
@@ -69,7 +70,7 @@ class Door:
         return caught.value
 
     async def told(self) -> Operation:
-        await self.engine._stream.flush()
+        await parts(self.engine).stream.flush()
         page = await self.engine.list_audit(AuditFilter(), meta=CallMeta())
         return page.items[0].operation
 

@@ -38,6 +38,7 @@ from knhk_workflow.runtime.clock import VirtualClock
 from knhk_workflow.runtime.pages import encode_token
 from knhk_workflow.store import Journal, Keyspace, MemoryStore, seal
 from tests.audit.conftest import ALICE, BOB, SIGN, by, lived, read_of
+from tests.inside import parts
 from tests.store.faulty import FaultyStore
 
 BAREST = AuditFilter()
@@ -79,7 +80,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[WorkflowEngine]:
 
 async def test_effects_reads_and_denials_newest_first(engine: WorkflowEngine) -> None:
     await lived(engine, 6)
-    await engine._stream.flush()
+    await parts(engine).stream.flush()
     found = told(await everything(engine))
     assert sorted(found[:6]) == [
         ("anonymous", "GetCase", "cases/case-0"),
@@ -103,7 +104,7 @@ async def test_effects_reads_and_denials_newest_first(engine: WorkflowEngine) ->
 
 async def test_like_denials_of_a_second_are_one_entry_with_a_count(engine: WorkflowEngine) -> None:
     await lived(engine, 2)
-    await engine._stream.flush()
+    await parts(engine).stream.flush()
     (denied,) = await everything(engine, AuditFilter(outcome="UNAUTHENTICATED"))
     assert denied.operation.count == 7
     assert denied.operation.reason == "UNAUTHENTICATED: two URI names"
@@ -118,7 +119,7 @@ async def test_reads_are_written_by_themselves_within_moments(engine: WorkflowEn
 
 async def test_other_tenants_are_not_told_of(engine: WorkflowEngine) -> None:
     await lived(engine, 6)
-    await engine._stream.flush()
+    await parts(engine).stream.flush()
     assert told(await everything(engine, tenant="other")) == [
         (ALICE, "RunCase", "cases/case-5"),
         (ALICE, "RunCase", "cases/case-2"),
@@ -132,7 +133,7 @@ async def test_other_tenants_are_not_told_of(engine: WorkflowEngine) -> None:
 
 async def test_filters(engine: WorkflowEngine) -> None:
     await lived(engine, 6)
-    await engine._stream.flush()
+    await parts(engine).stream.flush()
     whole = await everything(engine)
     wanted_and_kept: list[tuple[AuditFilter, Callable[[Operation], bool]]] = [
         (AuditFilter(principal=BOB), lambda one: one.principal == BOB),
@@ -161,7 +162,7 @@ def _within(start: int, end: int, one: Operation) -> bool:
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
 async def test_pages_have_everything_once(engine: WorkflowEngine, size: int) -> None:
     await lived(engine, 9)
-    await engine._stream.flush()
+    await parts(engine).stream.flush()
     whole = await everything(engine, size=1000)
     assert len({entry.audit_id for entry in whole}) == len(whole)
     assert await everything(engine, size=size) == whole
@@ -233,7 +234,7 @@ async def test_backups_have_the_audit_whole_incremental_and_as_of_a_moment(tmp_p
     async with WorkflowEngine(StateStore(str(path))) as engine:
         engine.sign_with(SigningKey.generate())
         await lived(engine, 6)
-        await engine._stream.flush()
+        await parts(engine).stream.flush()
         await engine.audit_checkpoints()
         first = [piece async for piece in engine.backup()]
         moment = engine.now()
@@ -241,7 +242,7 @@ async def test_backups_have_the_audit_whole_incremental_and_as_of_a_moment(tmp_p
         await engine.run_case("sign", case_id="later", meta=by(BOB, "RunCase"))
         await engine.register_workflow({"id": "later", "tasks": {}}, meta=by(BOB, "RegisterWorkflow"))
         engine.record_operation(read_of(BOB, "cases/later", engine.now()), "default")
-        await engine._stream.flush()
+        await parts(engine).stream.flush()
         second = [piece async for piece in engine.backup(after_token=first[-1].token)]
         late = await everything(engine)
         pushed = await engine.audit_checkpoints()
@@ -270,7 +271,7 @@ async def test_a_full_audit_says_so_and_counts_what_it_cannot_take(
         refused = read_of(f"somebody-{number}", "", engine.now(), "PERMISSION_DENIED", "PERMISSION_DENIED")
         engine.record_operation(refused, "default")
     assert engine.audit_counts().overflowed == 3
-    await engine._stream.flush()
+    await parts(engine).stream.flush()
     assert not engine.audit_full()
     (overflow,) = await everything(engine, AuditFilter(principal="system:audit"))
     assert overflow.operation.count == 3
@@ -294,7 +295,7 @@ async def test_checkpoints_continue_each_other_over_restarts_and_tiles(tmp_path:
             engine.sign_with(key)
             for number in range(190):
                 engine.record_operation(read_of(BOB, f"cases/{number}", engine.now()), "default")
-                await engine._stream.flush()
+                await parts(engine).stream.flush()
                 if number % 60 == 0:
                     (checkpoint,) = [each for each in await engine.audit_checkpoints() if each.shard == 0]
                     assert checkpoint_signed(checkpoint, key.public)
@@ -302,13 +303,12 @@ async def test_checkpoints_continue_each_other_over_restarts_and_tiles(tmp_path:
                     seen.append((checkpoint.size, checkpoint.root))
             size, root = seen[-1]
             for earlier, was in seen:
-                assert await engine._trees.root(0, earlier) == was
+                assert await parts(engine).trees.root(0, earlier) == was
                 path = await engine.audit_consistency(0, earlier, size)
                 assert checkpoints_consistent(earlier, size, was, root, path)
             if life == 3:
-                store = engine._store
-                assert store is not None
-                stored = await store.scan(*engine._keyspace.tiles(0, 0), limit=10)
+                store = parts(engine).store
+                stored = await store.scan(*parts(engine).keyspace.tiles(0, 0), limit=10)
                 assert len(stored) == 2
                 assert (await engine.verify_store()).intact
                 await store.commit([(stored[1][0], seal(bytes(256 * 32)))], (), True)
@@ -319,7 +319,7 @@ async def test_checkpoints_continue_each_other_over_restarts_and_tiles(tmp_path:
 
 async def test_every_entry_has_a_proof(engine: WorkflowEngine) -> None:
     await lived(engine, 6)
-    await engine._stream.flush()
+    await parts(engine).stream.flush()
     public = engine._key.public if engine._key is not None else b""
     for entry in await everything(engine):
         found = await engine.audit_proof(entry.audit_id)
@@ -399,7 +399,7 @@ async def test_identity_is_of_the_store_and_its_copies(tmp_path: Path) -> None:
 async def test_texts_that_cannot_be_written_are_mended_and_take_nobody_with_them(engine: WorkflowEngine) -> None:
     engine.record_operation(read_of("half \ud800 a character", "cases/1", engine.now()), "default")
     engine.record_operation(read_of(BOB, "cases/2", engine.now()), "default")
-    await engine._stream.flush()
+    await parts(engine).stream.flush()
     assert sorted(told(await everything(engine))) == [
         ("half ? a character", "GetCase", "cases/1"),
         (BOB, "GetCase", "cases/2"),
@@ -430,7 +430,7 @@ async def test_nobody_but_the_daemon_can_say_what_a_receipt_says(engine: Workflo
         await engine.register_workflow(SIGN, meta=by(ALICE, "RegisterWorkflow", tenant))
     await engine.run_case("sign", case_id="one", meta=by(ALICE, "RunCase"))
     engine.record_operation(read_of(BOB, "cases/one", engine.now()), "default")
-    await engine._stream.flush()
+    await parts(engine).stream.flush()
     receipt = msgspec.json.decode((await engine.receipt("one")).document)
     other = {**receipt["step"], "principal": BOB, "case_id": "two"}
     forged = [
@@ -463,7 +463,7 @@ async def test_strangers_cannot_fill_the_audit_nor_lock_out_who_reads(
     engine.record_operation(read_of("anonymous", "", now + 1_000_000_000, "UNAUTHENTICATED", "later"), "default")
     engine.record_operation(read_of(BOB, "", now, "PERMISSION_DENIED", "PERMISSION_DENIED"), "default")
     assert engine.audit_counts().waiting == 7
-    await engine._stream.flush()
+    await parts(engine).stream.flush()
     (overflow,) = await everything(engine, AuditFilter(principal="system:audit"))
     assert overflow.operation.count == 95
 

@@ -13,6 +13,7 @@ from knhk_workflow import CallMeta, InvalidDocument, InvalidInput, StoreCorrupt
 from knhk_workflow.connectors import http
 from tests.connectors.calling import calls, data, engine, held, history, release, setup, until_open
 from tests.connectors.conftest import Started
+from tests.inside import parts
 from tests.runtime.place import damage
 
 AT_ONCE = {"max_attempts": 3, "backoff": 0}
@@ -282,11 +283,11 @@ async def test_dead_letters_of_a_damaged_case_hide_no_others(outside: str, tmp_p
             await opened.run_case("calls", case_id=case_id)
             await until_open(opened, case_id)
     async with engine(setup(outside), tmp_path / "store") as opened:
-        await damage(opened, opened._keyspace.case_record("default", "b", 1))
+        await damage(opened, parts(opened).keyspace.case_record("default", "b", 1))
         assert [each.case_id for each in (await opened.list_dead_letters()).items] == ["a", "c"]
         assert [each.case_id for each in (await opened.list_incidents()).items] == ["a", "b", "c"]
         assert (await opened.count()).dead_letters == 3
-        await damage(opened, opened._keyspace.case("default", "c").incident(1))
+        await damage(opened, parts(opened).keyspace.case("default", "c").incident(1))
         assert (await opened.count()).dead_letters == 2
         with pytest.raises(StoreCorrupt):
             await opened.retry_dead_letter("1@b")

@@ -28,6 +28,7 @@ from knhk_workflow.core import commands as c
 from knhk_workflow.runtime import outbox
 from knhk_workflow.store import Keyspace
 from tests.connectors.calling import LOOPBACK, calls, data, engine, until_open
+from tests.inside import parts
 from tests.runtime.mistakes import poison
 from tests.runtime.place import Gate, KeptStore
 
@@ -174,7 +175,7 @@ async def test_a_damaged_row_holds_up_neither_its_call_nor_another() -> None:
     async with WorkflowEngine(StateStore.over(store)) as opened:
         await opened.register_workflow(calls(ASK))
         cases = sorted(await to(opened, "up", 3))
-        key = opened._keyspace.case("default", cases[0]).effect(outbox.effect(1, 1))
+        key = parts(opened).keyspace.case("default", cases[0]).effect(outbox.effect(1, 1))
         await store.commit([(key, (await store.get(key) or b"")[:-1] + b"?")], (), True)
     async with WorkflowEngine(StateStore.over(store), connectors=switched(switch)) as opened:
         for case_id in cases:
@@ -192,8 +193,8 @@ async def test_a_damaged_row_of_a_damaged_case_holds_no_other_call_up() -> None:
     async with WorkflowEngine(StateStore.over(store)) as opened:
         await opened.register_workflow(calls(ASK))
         cases = sorted(await to(opened, "up", 3))
-        row = opened._keyspace.case("default", cases[0]).effect(outbox.effect(1, 1))
-        for key in (row, opened._keyspace.case_head("default", cases[0])):
+        row = parts(opened).keyspace.case("default", cases[0]).effect(outbox.effect(1, 1))
+        for key in (row, parts(opened).keyspace.case_head("default", cases[0])):
             await store.commit([(key, (await store.get(key) or b"")[:-1] + b"?")], (), True)
     async with WorkflowEngine(StateStore.over(store), connectors=switched(switch)) as opened:
         for case_id in cases[1:]:
@@ -288,7 +289,7 @@ async def test_a_damaged_connector_fails_its_own_calls_alone() -> None:
     async with WorkflowEngine(StateStore.over(store), connectors=connectors) as opened:
         for name in ("sick", "well"):
             await opened.put_connector(name, "http", base)
-        key = opened._keyspace.connector("default", "sick")
+        key = parts(opened).keyspace.connector("default", "sick")
         await store.commit([(key, (await store.get(key) or b"")[:-1] + b"?")], (), True)
     async with WorkflowEngine(StateStore.over(store), connectors=connectors) as opened:
         assert [view.name for view in await opened.list_connectors()] == ["well"]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from knhk_workflow import CallMeta, StateStore, WorkflowEngine
 from knhk_workflow.store import Unit
+from tests.inside import parts
 
 REQUEST = CallMeta(request_id="m-1", method="TriggerCase")
 KEY = "order-7"
@@ -29,7 +30,7 @@ async def main(directory: str, commits: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         left -= 1
 
-    engine._journal.on_commit(committed)
+    parts(engine).journal.on_commit(committed)
     await engine.trigger_case("paid", {"n": 1}, key=KEY, meta=REQUEST)
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -19,6 +19,7 @@ from knhk_workflow import (
     WorkItemView,
 )
 from knhk_workflow.store import Expectation, MemoryStore, Store, Write
+from tests.inside import parts
 
 KINDS: Final = ("memory", "leveldb")
 CLERK: Final = ["clerk"]
@@ -141,7 +142,7 @@ async def becomes(true: Callable[[], bool | Awaitable[bool]]) -> None:
 
 def at_rest(engine: WorkflowEngine) -> int:
     """How many of those who wait for a case or watch one have read everything and do nothing until it changes."""
-    return sum(bool(event._waiters) for event in engine._watching._of_cases)
+    return sum(bool(event._waiters) for event in parts(engine).watching._of_cases)
 
 
 async def registered(engine: WorkflowEngine, *documents: Mapping[str, object], tenant: str = "default") -> None:
@@ -152,8 +153,7 @@ async def registered(engine: WorkflowEngine, *documents: Mapping[str, object], t
 
 def store_of(engine: WorkflowEngine) -> Store:
     """The open store below an engine."""
-    assert engine._store is not None
-    return engine._store
+    return parts(engine).store
 
 
 async def damage(engine: WorkflowEngine, key: bytes) -> None:

@@ -41,6 +41,7 @@ from knhk_workflow.store.keys import (
     kind_of,
 )
 from knhk_workflow.store.leveldb import LevelDBStore
+from tests.inside import parts
 from tests.runtime.place import damage, store_of
 from tests.store.logs import follow
 from tests.sweep.judge import Ending, ending_of
@@ -242,7 +243,7 @@ async def test_a_damaged_row_of_a_case_that_rests_is_mended_from_the_backup_befo
         await work(engine, range(3), range(3))
         token = await backup(engine, files[0])
         true = await engine.get_case("case-1")
-        for key in (engine._keyspace.case_head("default", "case-1"), *await item_keys(engine, "case-1")):
+        for key in (parts(engine).keyspace.case_head("default", "case-1"), *await item_keys(engine, "case-1")):
             await damage(engine, key)
         await work(engine, range(3, 5), range(1))
         with pytest.raises(StoreCorrupt, match="with an incremental one"):
@@ -257,7 +258,7 @@ async def test_a_damaged_row_of_a_case_that_rests_is_mended_from_the_backup_befo
 
 
 async def item_keys(engine: WorkflowEngine, case_id: str) -> list[bytes]:
-    rows = await store_of(engine).scan(*engine._keyspace.case("default", case_id).items(), limit=100)
+    rows = await store_of(engine).scan(*parts(engine).keyspace.case("default", case_id).items(), limit=100)
     return [key for key, _ in rows]
 
 

@@ -9,6 +9,7 @@ import pytest
 from knhk_workflow import CaseView, NotFound, StateStore, StoreUnavailable, WorkflowEngine
 from knhk_workflow.core import settle
 from knhk_workflow.store.keys import parse_effect
+from tests.inside import parts
 from tests.runtime.place import LOOP, KeptStore, Place, becomes, body, doubling, item_of, registered, store_of
 from tests.store.faulty import Fault, FaultyStore
 
@@ -16,7 +17,7 @@ LEVELS = 13  # 8,191 firings
 
 
 async def effects(engine: WorkflowEngine) -> list[str]:
-    found = await store_of(engine).scan(*engine._keyspace.effects(0), limit=100)
+    found = await store_of(engine).scan(*parts(engine).keyspace.effects(0), limit=100)
     return [parse_effect(key)[1] for key, _ in found]
 
 

@@ -19,6 +19,7 @@ from knhk_workflow import (
     WrongState,
 )
 from knhk_workflow.runtime import definitions
+from tests.inside import parts
 from tests.runtime.place import LINE, ONE, KeptStore, Place, becomes, registered
 from tests.store.faulty import FaultyStore
 
@@ -62,11 +63,11 @@ async def test_versions_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch, e
     for number in range(12):
         await engine.register_workflow({**ONE, "id": "many", "name": str(number)})
         await engine.run_case("many", version=1)
-    assert len(engine._definitions._models) == 5
-    assert ("default", "many", 1) in engine._definitions._models, "the one that is in use stays"
+    assert len(parts(engine).definitions._models) == 5
+    assert ("default", "many", 1) in parts(engine).definitions._models, "the one that is in use stays"
     for number in range(1, 13):
         await engine.run_case("many", version=number)
-    assert len(engine._definitions._models) == 5
+    assert len(parts(engine).definitions._models) == 5
 
 
 async def test_deleting_is_done_once_per_request(place: Place) -> None:

@@ -22,6 +22,7 @@ from knhk_workflow import (
     WorkSubscription,
     WrongState,
 )
+from tests.inside import parts
 from tests.runtime.place import Place, becomes, body, registered
 
 S = 1_000_000_000
@@ -348,11 +349,11 @@ async def test_failures_are_retried_as_told(place: Place, engine: WorkflowEngine
 async def test_what_does_not_fit_into_memory_is_read_later(
     engine: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine._dispatch._offers, "_limit", 4)
+    monkeypatch.setattr(parts(engine).dispatch._offers, "_limit", 4)
     early = [(await engine.run_case("one")).case_id for _ in range(20)]
     session = await engine.open_work(WorkSubscription(("sign",), credit=0))
     late = [(await engine.run_case("one")).case_id for _ in range(20)]
-    assert len(engine._dispatch._offers) <= 4
+    assert len(parts(engine).dispatch._offers) <= 4
     session.add_credit(40)
     found = await some(session, 40)
     assert {each.item.case_id for each in found} == {*early, *late}
@@ -362,22 +363,22 @@ async def test_a_backlog_of_one_task_does_not_keep_the_items_of_others(
     engine: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory is full of items whose worker takes no more; other workers get theirs all the same, old and new ones."""
-    monkeypatch.setattr(engine._dispatch._offers, "_limit", 8)
+    monkeypatch.setattr(parts(engine).dispatch._offers, "_limit", 8)
     backlog = {(await engine.run_case("one")).case_id for _ in range(30)}
     early = {(await engine.run_case("line")).case_id for _ in range(30)}
     slow = await engine.open_work(WorkSubscription(("sign",), credit=1))
     [kept] = await some(slow)
     await nothing(slow)
-    await becomes(lambda: bool(engine._dispatch._offers.short))
+    await becomes(lambda: bool(parts(engine).dispatch._offers.short))
     quick = await engine.open_work(WorkSubscription(("first",), credit=100))
     assert {each.item.case_id for each in await some(quick, 30)} == early
     late = {(await engine.run_case("line")).case_id for _ in range(30)}
     assert {each.item.case_id for each in await some(quick, 30)} == late
-    assert len(engine._dispatch._offers) <= 16
+    assert len(parts(engine).dispatch._offers) <= 16
     slow.add_credit(100)
     assert {kept.item.case_id, *(each.item.case_id for each in await some(slow, 29))} == backlog
     await nothing(slow)
-    assert not engine._dispatch._offers.short
+    assert not parts(engine).dispatch._offers.short
 
 
 async def test_a_worker_that_does_not_read_gets_no_more_than_its_credit(place: Place, engine: WorkflowEngine) -> None:
@@ -421,10 +422,10 @@ async def test_a_row_that_was_read_a_moment_too_early_hides_no_item(engine: Work
     [first] = await some(session)
     session.drain()
     session.extend(first.item.item_id, 0)
-    await becomes(lambda: len(engine._dispatch._offers) == 1)
-    [(task, queue)] = engine._dispatch._offers._queues.items()
+    await becomes(lambda: len(parts(engine).dispatch._offers) == 1)
+    [(task, queue)] = parts(engine).dispatch._offers._queues.items()
     [where] = queue.items
-    engine._dispatch._offers.add(task, where, 1)
+    parts(engine).dispatch._offers.add(task, where, 1)
     other = await engine.open_work(WorkSubscription(("sign",), credit=1, worker_id="v"))
     [again] = await some(other)
     assert (again.item.case_id, again.item.attempt) == (case.case_id, 2)
@@ -433,12 +434,12 @@ async def test_a_row_that_was_read_a_moment_too_early_hides_no_item(engine: Work
 async def test_an_offer_whose_case_has_left_memory_is_made_again(engine: WorkflowEngine) -> None:
     case = await engine.run_case("one")
     session = await engine.open_work(WorkSubscription(("sign",), credit=0))
-    await becomes(lambda: len(engine._dispatch._offers) == 1)
-    [(task, queue)] = engine._dispatch._offers._queues.items()
+    await becomes(lambda: len(parts(engine).dispatch._offers) == 1)
+    [(task, queue)] = parts(engine).dispatch._offers._queues.items()
     [where] = queue.items
-    engine._dispatch._offers.remove(task, where)
-    engine._cases._cases.clear()
-    engine._dispatch._not_leased(task, where, 1, WrongState("case", case.case_id, "running", "suspended"), None)
+    parts(engine).dispatch._offers.remove(task, where)
+    parts(engine).cases._cases.clear()
+    parts(engine).dispatch._not_leased(task, where, 1, WrongState("case", case.case_id, "running", "suspended"), None)
     session.add_credit(1)
     [item] = await some(session)
     assert item.item.case_id == case.case_id
@@ -452,7 +453,7 @@ async def test_a_mistake_with_one_case_is_its_own_answer(engine: WorkflowEngine)
     for name in ("a", "b", "c"):
         await engine.run_case("one", case_id=name)
     items = await some(session, 3)
-    live = engine._cases.peek("default", "b")
+    live = parts(engine).cases.peek("default", "b")
     assert live is not None
     assert live.state is not None
     live.state.nets.clear()

@@ -25,6 +25,7 @@ from knhk_workflow.runtime.records import SnapshotRecord, pack
 from knhk_workflow.store import Write
 from tests.conftest import Budget
 from tests.connectors.calling import until_open
+from tests.inside import parts
 from tests.runtime.place import Gate, KeptStore, Place, becomes, body, item_of, registered, store_of
 from tests.store.faulty import Fault, FaultyStore
 
@@ -77,7 +78,7 @@ async def test_what_the_last_commit_begins_ends_with_the_engine() -> None:
     await engine.fire_due_timers()
     [first] = (await engine.list_work_items()).items
     called = await engine.run_case("called")
-    mine = asyncio.all_tasks()
+    mine, inside = asyncio.all_tasks(), parts(engine)
     store.open.clear()
     done = asyncio.create_task(engine.complete_work_item(first.item_id))
     begun = asyncio.create_task(engine.complete_work_item(called.work[0].item_id))
@@ -88,7 +89,7 @@ async def test_what_the_last_commit_begins_ends_with_the_engine() -> None:
     await closing
     assert [(await each).state for each in (done, begun)] == ["completed", "completed"]
     assert not asyncio.all_tasks() - mine
-    assert not engine._tasks
+    assert not inside.under_way()
     async with WorkflowEngine(StateStore.over(store), connectors=ConnectorSetup()) as reopened:
         await reopened.fire_due_timers()
         assert (await reopened.get_schedule("s")).started == 2
@@ -227,11 +228,11 @@ async def test_a_snapshot_shortens_the_way_and_changes_nothing(place: Place) -> 
         await registered(engine)
         await long_case(engine, "k")
         before = await engine.get_case("k")
-        keys = engine._keyspace.case("default", "k")
+        keys = parts(engine).keyspace.case("default", "k")
         assert await store_of(engine).get(keys.snapshot) is not None
     async with place.engine() as engine:
         assert await engine.get_case("k") == before
-        held = engine._cases.peek("default", "k")
+        held = parts(engine).cases.peek("default", "k")
         assert held is not None
         assert held.records < live.SNAPSHOT_RECORDS
         await store_of(engine).commit([(keys.snapshot, None)], [], True)
@@ -246,11 +247,11 @@ async def test_a_damaged_snapshot_is_not_trusted(place: Place, damage: str) -> N
         await long_case(engine, "k")
         await long_case(engine, "other")
         before = await engine.get_case("k")
-        keys = engine._keyspace.case("default", "k")
+        keys = parts(engine).keyspace.case("default", "k")
         store = store_of(engine)
         held = await store.get(keys.snapshot)
         assert held is not None
-        other = await store.get(engine._keyspace.case("default", "other").snapshot)
+        other = await store.get(parts(engine).keyspace.case("default", "other").snapshot)
         assert other is not None
         wrong = {
             "cut": held[: len(held) // 2],
@@ -274,7 +275,7 @@ async def test_a_poisoned_case_disturbs_no_other(place: Place, damage: str) -> N
                 await engine.update_case_data(case_id, {"n": number})
         before = await engine.get_case("z")
         store = store_of(engine)
-        records = await store.scan(*engine._keyspace.case("default", "k").records(), limit=100)
+        records = await store.scan(*parts(engine).keyspace.case("default", "k").records(), limit=100)
         (first, _), (middle, value), (last, _) = records[0], records[5], records[-1]
         harms: Mapping[str, list[Write]] = {
             "flipped": [(middle, value[:-1] + bytes([value[-1] ^ 1]))],

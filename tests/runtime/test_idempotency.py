@@ -21,7 +21,8 @@ from knhk_workflow import (
     WorkItemView,
 )
 from knhk_workflow.model.units import NS_PER_S
-from knhk_workflow.runtime import engine as engine_module
+from knhk_workflow.runtime import parts as parts_module
+from tests.inside import parts
 from tests.runtime.place import Place, body, damage, item_of, registered, store_of
 
 ASKED = CallMeta(method="m", request_id="r1")
@@ -189,12 +190,12 @@ async def test_the_id_has_a_length(engine: WorkflowEngine) -> None:
 
 
 async def test_a_damaged_entry_does_not_end_the_sweep(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "SWEEP_EVERY_S", 0.01)
+    monkeypatch.setattr(parts_module, "SWEEP_EVERY_S", 0.01)
     async with place.engine() as engine:
         await registered(engine)
         for number in range(3):
             await engine.run_case("one", {"n": number}, meta=CallMeta(request_id=f"r{number}"))
-        store, keys = store_of(engine), engine._keyspace
+        store, keys = store_of(engine), parts(engine).keyspace
         entries = await store.scan(*keys.request_expiries(0), limit=10)
         assert len(entries) == 3
         await damage(engine, entries[0][0])
@@ -210,11 +211,11 @@ async def test_records_are_swept_when_their_time_is_over(place: Place) -> None:
         await registered(engine)
         first = await engine.run_case("one", {"n": 1}, meta=ASKED)
         place.clock.advance(23 * HOUR_S)
-        assert await engine._journal.sweep_requests(0) == 0
+        assert await parts(engine).journal.sweep_requests(0) == 0
         assert await engine.run_case("one", {"n": 1}, meta=ASKED) == first
         place.clock.advance(2 * HOUR_S)
-        assert await engine._journal.sweep_requests(0) == 1
-        keys = engine._keyspace
+        assert await parts(engine).journal.sweep_requests(0) == 1
+        keys = parts(engine).keyspace
         assert await store_of(engine).scan(*keys.request_expiries(0, place.clock.now() // NS_PER_S), limit=10) == []
         with pytest.raises(AlreadyExists):  # its case id came from the request: the case is there, the answer is not
             await engine.run_case("one", {"n": 1}, meta=ASKED)

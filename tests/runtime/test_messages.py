@@ -25,6 +25,7 @@ from knhk_workflow import (
 from knhk_workflow.runtime import messages
 from knhk_workflow.store import Keyspace
 from knhk_workflow.store.leveldb import LevelDBStore
+from tests.inside import parts
 from tests.patterns.notation import Document, document
 from tests.patterns.players import KeptStore
 from tests.runtime.message_sender import KEY, REQUEST
@@ -69,7 +70,7 @@ async def received(engine: WorkflowEngine, case_id: str) -> list[str]:
 
 
 async def stored(engine: WorkflowEngine) -> int:
-    return len(await store_of(engine).scan(*engine._keyspace.messages(0), limit=100))
+    return len(await store_of(engine).scan(*parts(engine).keyspace.messages(0), limit=100))
 
 
 def outcomes(sent: MessageView) -> dict[str, str]:
@@ -115,7 +116,7 @@ async def test_a_message_that_nobody_hears_waits_for_the_first_who_does(
         ("second", "persistent", "order-1"),
     ):
         await engine.run_case(spec, case_id=name, business_key=key)
-        await engine._messages.flush()
+        await parts(engine).messages.flush()
     found = [await received(engine, name) for name in ("elsewhere", "transient", "first", "second")]
     assert found == [[], [], ["kept"], []]
     assert await stored(engine) == 0
@@ -126,7 +127,7 @@ async def test_messages_that_wait_come_in_their_order(engine: WorkflowEngine, cl
         await engine.trigger_case("paid", {"n": number}, key="order-1" if number < 3 else "")
         clock.advance(1)
     await engine.create_case("persistent", case_id="c", business_key="order-1")
-    await engine._messages.flush()
+    await parts(engine).messages.flush()
     assert await received(engine, "c") == ["kept"] * 3
     [item] = (await engine.start_case("c")).work
     await engine.complete_work_item(item.item_id)
@@ -146,13 +147,13 @@ async def test_what_has_expired_is_not_delivered_and_swept(engine: WorkflowEngin
     await engine.trigger_case("paid", key="order-2", time_to_live=3 * HOUR * 10**9)
     clock.advance(HOUR)
     await engine.run_case("persistent", case_id="c", business_key="order-1")
-    await engine._messages.flush()
+    await parts(engine).messages.flush()
     assert await received(engine, "c") == []
     assert await stored(engine) == 2
-    await engine._messages.sweep()
+    await parts(engine).messages.sweep()
     assert await stored(engine) == 1
     await engine.run_case("persistent", case_id="d", business_key="order-2")
-    await engine._messages.flush()
+    await parts(engine).messages.flush()
     assert await received(engine, "d") == ["kept"]
 
 
@@ -182,7 +183,7 @@ async def test_waiting_messages_survive_a_restart(clock: VirtualClock) -> None:
     async with WorkflowEngine(StateStore.over(store), clock=clock) as engine:
         assert await engine.trigger_case("paid", {"n": 1}, key=KEY, meta=REQUEST) == first
         await engine.run_case("persistent", case_id="c", business_key=KEY)
-        await engine._messages.flush()
+        await parts(engine).messages.flush()
         assert await received(engine, "c") == ["kept"]
 
 
@@ -208,7 +209,7 @@ async def test_a_case_and_its_message_find_each_other_whoever_is_first(engine: W
         *(soon(engine.run_case("persistent", case_id=f"c-{n}", business_key=f"k-{n}")) for n in pairs),
         *(soon(engine.trigger_case("paid", {"n": n}, key=f"k-{n}")) for n in pairs),
     )
-    await engine._messages.flush()
+    await parts(engine).messages.flush()
     assert [await received(engine, f"c-{n}") for n in pairs] == [["kept"]] * 100
     assert await stored(engine) == 0
 
@@ -219,10 +220,10 @@ async def test_a_caller_that_leaves_changes_nothing(engine: WorkflowEngine) -> N
     calling = asyncio.create_task(engine.trigger_case("paid", key=KEY))
     for _ in range(8):
         await asyncio.sleep(0)
-    assert engine._messages._going
+    assert parts(engine).messages._going
     calling.cancel()
     await asyncio.wait([calling])
-    await engine._messages.flush()
+    await parts(engine).messages.flush()
     assert [await received(engine, f"c-{number}") for number in range(5)] == [["kept"]] * 5
 
 
@@ -285,7 +286,7 @@ async def test_kill_minus_nine_between_the_message_and_its_deliveries(tmp_path: 
         sent = await engine.trigger_case("paid", {"n": 1}, key=KEY, meta=REQUEST)
         assert outcomes(sent) == dict.fromkeys(cases, "kept")
         assert [await received(engine, case_id) for case_id in cases] == [["kept"]] * len(cases)
-        await engine._messages.flush()
+        await parts(engine).messages.flush()
         assert await stored(engine) == 0
 
 
@@ -336,8 +337,8 @@ async def test_what_is_damaged_is_passed_over(clock: VirtualClock) -> None:
             await engine.register_workflow(each)
         for spec, name in (("persistent", "sick"), ("persistent", "well"), ("deaf", "deaf")):
             await engine.run_case(spec, case_id=name, business_key="order")
-        await damage(engine._keyspace.case_head("default", "sick"))
-        await damage(engine._keyspace.definition("default", "deaf", 1))
+        await damage(parts(engine).keyspace.case_head("default", "sick"))
+        await damage(parts(engine).keyspace.definition("default", "deaf", 1))
     async with WorkflowEngine(StateStore.over(store), clock=clock) as engine:
         assert outcomes(await engine.trigger_case("paid")) == {"well": "kept"}
         assert outcomes(await engine.trigger_case("paid", key="order")) == {"well": "kept"}
@@ -348,11 +349,11 @@ async def test_what_is_damaged_is_passed_over(clock: VirtualClock) -> None:
         said.clear()
         for _ in range(3):
             await engine.trigger_case("paid", key="later")
-        rows = await store.scan(*engine._keyspace.messages(0), limit=100)
+        rows = await store.scan(*parts(engine).keyspace.messages(0), limit=100)
         assert len(rows) == 3
         await damage(rows[0][0])
         await engine.run_case("persistent", case_id="late", business_key="later")
-        await engine._messages.flush()
+        await parts(engine).messages.flush()
         assert await received(engine, "late") == ["kept", "kept"]
         assert said == ["a message that waits for case 'late' of tenant 'default' cannot be read and is passed over"]
         for _ in range(2):
@@ -361,6 +362,6 @@ async def test_what_is_damaged_is_passed_over(clock: VirtualClock) -> None:
     async with WorkflowEngine(StateStore.over(store), clock=clock) as engine:
         assert said == ["a message of tenant 'default' cannot be read and is passed over"]
         await engine.run_case("persistent", case_id="last", business_key="later still")
-        await engine._messages.flush()
+        await parts(engine).messages.flush()
         assert await received(engine, "last") == ["kept", "kept"]
         assert any(rows[0][0].hex() in each.message for each in (await engine.verify_store()).findings)

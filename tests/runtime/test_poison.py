@@ -9,6 +9,7 @@ import pytest
 
 from knhk_workflow import CaseView, StateStore, StoreCorrupt, WorkflowEngine
 from knhk_workflow.core import commands as c
+from tests.inside import parts
 from tests.runtime.mistakes import poison
 from tests.runtime.place import KeptStore, Place, doubling, registered, store_of
 from tests.store.faulty import Fault, FaultyStore
@@ -96,7 +97,7 @@ async def test_a_case_that_cannot_be_decoded_is_named_and_disturbs_no_other(plac
         for name in ("sick", "well"):
             await engine.run_case("timed", {}, case_id=name)
         store = store_of(engine)
-        keys = engine._keyspace.case("default", "sick")
+        keys = parts(engine).keyspace.case("default", "sick")
         await store.commit([(keys.record(1), b"nonsense")], (), True)
     async with place.engine() as engine:
         with pytest.raises(StoreCorrupt):

@@ -29,6 +29,7 @@ from knhk_workflow import (
 )
 from knhk_workflow.runtime.retention import PAUSE_S, RECORDS_MAX
 from knhk_workflow.store import Expectation, Keyspace, Store, Write
+from tests.inside import parts
 from tests.runtime.place import ONE, KeptStore, Place, damage, registered, store_of
 from tests.runtime.test_backup import backup
 from tests.store.logs import follow
@@ -206,7 +207,7 @@ async def test_a_damaged_head_keeps_no_other_case(tmp_path: Path) -> None:
         await registered(engine, ONE)
         for name in ("a", "b", "c", "d"):
             await ended(engine, name)
-        await damage(engine, engine._keyspace.case_head("default", "a"))
+        await damage(engine, parts(engine).keyspace.case_head("default", "a"))
         assert (await engine.purge_cases(PurgeRequest(filter=CaseFilter(business_key="key-a")))).purged == 0
         assert (await engine.purge_cases(PurgeRequest(filter=CaseFilter(), limit=1))).purged == 1
         with pytest.raises(StoreCorrupt):
@@ -214,7 +215,7 @@ async def test_a_damaged_head_keeps_no_other_case(tmp_path: Path) -> None:
     async with WorkflowEngine(place.state_store(), clock=place.clock, limits=limits) as engine:
         await engine.apply_retention()
         assert {finding.case_id for finding in (await engine.verify_store()).findings} == {"a"}
-        store, keys = store_of(engine), engine._keyspace
+        store, keys = store_of(engine), parts(engine).keyspace
         assert [key for key, _ in await store.scan(*keys.cases(0, "default"), limit=9)] == [
             keys.case_head("default", "a")
         ]
@@ -249,22 +250,22 @@ async def test_half_a_purge_that_cannot_go_on_keeps_no_other_from_it(tmp_path: P
 async def test_a_large_case_is_purged_by_one(engine: WorkflowEngine) -> None:
     """Who asked goes on to the last record: the service that finishes purges is for those that nobody goes on with."""
     await ended(engine, "long", updates=5 * RECORDS_MAX)
-    before = engine._journal.position(0)
+    before = parts(engine).journal.position(0)
     assert (await engine.purge_cases(PurgeRequest(("long",)))).purged == 1
     await asyncio.sleep(0.1)
     commits = -(-(5 * RECORDS_MAX + 2) // RECORDS_MAX)
-    assert engine._journal.position(0) - before == commits
-    assert len(await store_of(engine).scan(*engine._keyspace.audits(0), limit=100)) == commits
+    assert parts(engine).journal.position(0) - before == commits
+    assert len(await store_of(engine).scan(*parts(engine).keyspace.audits(0), limit=100)) == commits
 
 
 async def test_whoever_goes_away_in_the_middle_of_a_purge_leaves_nothing(engine: WorkflowEngine) -> None:
     await ended(engine, "long", updates=5 * RECORDS_MAX)
-    before = engine._journal.position(0)
+    before = parts(engine).journal.position(0)
     purging = asyncio.create_task(engine.purge_cases(PurgeRequest(("long",))))
-    while engine._journal.position(0) < before + 2:  # noqa: ASYNC110  # nobody is told of it
+    while parts(engine).journal.position(0) < before + 2:  # noqa: ASYNC110  # nobody is told of it
         await asyncio.sleep(0)
     purging.cancel()
-    store, keys = store_of(engine), engine._keyspace
+    store, keys = store_of(engine), parts(engine).keyspace
     async with asyncio.timeout(10):
         while await store.scan(*keys.purging(0), limit=1):  # noqa: ASYNC110
             await asyncio.sleep(PAUSE_S)

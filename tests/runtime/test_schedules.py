@@ -31,6 +31,7 @@ from knhk_workflow import (
 )
 from knhk_workflow.runtime.schedules import BACKFILL_MAX
 from knhk_workflow.store import Expectation, Keyspace, Write
+from tests.inside import parts
 from tests.runtime.place import CLERK, LOOP, ONE, Gate, KeptStore, Place, becomes, body, registered, store_of
 
 HOURLY: Final = ScheduleSpec("one", "0 * * * *")
@@ -485,7 +486,7 @@ async def test_what_a_caller_has_given_up_is_there_all_the_same() -> None:
         assert (await engine.list_schedules()).items == ()
         with pytest.raises(NotFound):
             await engine.get_schedule("s")
-        assert engine._schedules.nearest() is None
+        assert parts(engine).schedules.nearest() is None
         assert (await engine.create_schedule("s", hourly)).revision == 1
 
 
@@ -524,7 +525,7 @@ async def test_a_damaged_schedule_stands_still_alone(place: Place) -> None:
         await registered(engine, DONE)
         for name in ("sick", "well"):
             await engine.create_schedule(name, spec(workflow="done"))
-        await damage(engine, engine._keyspace.schedule("default", "sick"))
+        await damage(engine, parts(engine).keyspace.schedule("default", "sick"))
     said = listening()
     async with place.engine() as engine:
         assert said == ["schedule 'sick' of tenant 'default' cannot be read"]
@@ -532,7 +533,7 @@ async def test_a_damaged_schedule_stands_still_alone(place: Place) -> None:
         assert list(await cases(engine)) == ["well-20260101T010000Z"]
         assert [view.schedule_id for view in (await engine.list_schedules()).items] == ["well"]
         [finding] = (await engine.verify_store()).findings
-        assert engine._keyspace.schedule("default", "sick").hex() in finding.message
+        assert parts(engine).keyspace.schedule("default", "sick").hex() in finding.message
         for asked in (
             engine.create_schedule("sick", spec(workflow="done")),
             engine.get_schedule("sick"),
@@ -549,7 +550,7 @@ async def test_a_damaged_schedule_can_be_deleted(place: Place) -> None:
     async with place.engine() as engine:
         await registered(engine, DONE)
         await engine.create_schedule("sick", spec(workflow="done"))
-        await damage(engine, engine._keyspace.schedule("default", "sick"))
+        await damage(engine, parts(engine).keyspace.schedule("default", "sick"))
     async with place.engine() as engine:
         await engine.delete_schedule("sick")
         assert (await engine.verify_store()).intact
@@ -569,7 +570,7 @@ async def test_a_case_that_is_damaged_holds_no_schedule_up(overlap: str, place: 
         await ahead(engine, place.clock, HOUR)
         if overlap.startswith("buffer"):
             await ahead(engine, place.clock, HOUR)  # one waits for the end of the first
-        await damage(engine, engine._keyspace.case_head("default", "s-20260101T010000Z"))
+        await damage(engine, parts(engine).keyspace.case_head("default", "s-20260101T010000Z"))
     said = listening()
     async with place.engine() as engine:
         await ahead(engine, place.clock, HOUR)
@@ -584,7 +585,7 @@ async def test_an_occurrence_whose_case_is_damaged_gets_no_second_one(place: Pla
         await registered(engine, DONE)
         await engine.create_schedule("s", spec(workflow="done"))
         await ahead(engine, place.clock, HOUR)
-        await damage(engine, engine._keyspace.case_head("default", "s-20260101T010000Z"))
+        await damage(engine, parts(engine).keyspace.case_head("default", "s-20260101T010000Z"))
         said = listening()
         await engine.backfill_schedule("s", at("2026-01-01T00:30:00Z"), at("2026-01-01T01:30:00Z"))
         await engine.fire_due_timers()
@@ -597,7 +598,7 @@ async def test_what_is_watched_is_forgotten(place: Place) -> None:
     """A case whose end a start has waited for; and one of a schedule that is deleted while it waits."""
     async with place.engine() as engine:
         await registered(engine, ONE)
-        watched = engine._schedules._watched
+        watched = parts(engine).schedules._watched
         for name in ("s", "t"):
             await engine.create_schedule(name, spec(overlap="buffer_all"))
             await engine.trigger_schedule(name)
@@ -624,14 +625,14 @@ async def test_a_long_cascade_holds_no_call_on_its_schedule_up(place: Place) -> 
         assert (await engine.pause_schedule("s")).paused
         await engine.delete_schedule("s")
         [name] = await cases(engine)
-        live = engine._cases.peek("default", name)
+        live = parts(engine).cases.peek("default", name)
         assert live is not None
         assert live.continuing is not None
         await engine.update_case_data(name, {"turning": False})
 
 
 async def _none(engine: WorkflowEngine) -> bool:
-    return not engine._schedules._all
+    return not parts(engine).schedules._all
 
 
 async def test_carried_by_a_backup(tmp_path: Path) -> None:

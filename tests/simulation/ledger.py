@@ -52,6 +52,7 @@ from knhk_workflow.store.keys import (
     parse_timer,
     shard_in,
 )
+from tests.inside import parts
 from tests.simulation.disk import Disk
 
 if TYPE_CHECKING:
@@ -536,7 +537,7 @@ class Ledger:
 
     def compare_live(self, engine: WorkflowEngine, name: Name) -> None:
         """The state that the engine holds in memory, when nobody is at work on it."""
-        live = engine._cases.peek(*name)
+        live = parts(engine).cases.peek(*name)
         if live is None or live.busy or live.state is None:
             return
         seen = self.cases.get(name)

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from knhk_workflow import StoreUnavailable, TriggerDelivery, WorkflowEngine, WorkflowError
+from knhk_workflow import StoreUnavailable, TriggerDelivery, WorkflowError
 from knhk_workflow.core import apply as core_apply
 from knhk_workflow.core import cancel, compensation, due, locks
 from knhk_workflow.core import commands as c
@@ -33,9 +33,10 @@ from knhk_workflow.runtime.definitions import Definitions
 from knhk_workflow.runtime.live import LiveCase, LiveCases
 from knhk_workflow.runtime.messages import Messages
 from knhk_workflow.runtime.outbox import Outbox
+from knhk_workflow.runtime.parts import Parts
 from knhk_workflow.runtime.requests import Requests
 from knhk_workflow.runtime.timers import NEVER
-from knhk_workflow.store import Reads, Unit, journal
+from knhk_workflow.store import Unit, journal
 from knhk_workflow.store.journal import _Shard
 from tests.simulation.runs import Report, plans, run
 
@@ -209,7 +210,7 @@ def _early_snapshot(right: Any) -> Any:
 def _cascade_forgotten(right: Any) -> Any:
     """After a restart nobody carries on what was paused."""
 
-    async def recover(engine: WorkflowEngine, reads: Reads) -> None:
+    async def recover(engine: Parts) -> None:
         return None
 
     return recover
@@ -457,7 +458,7 @@ BUGS: Final[tuple[Bug, ...]] = (
     Bug(26_043, "call forgotten at restart", "runtime/outbox.py", Outbox, "recover", _call_forgotten),
     Bug(17, "chain follows what was never written", "store/journal.py", _Shard, "_fail", _chain_forgets),
     Bug(41, "dropped idempotency record", "runtime/requests.py", Requests, "record", _no_request_record),
-    Bug(13_021, "cascade forgotten at restart", "runtime/engine.py", WorkflowEngine, "_recover", _cascade_forgotten),
+    Bug(13_021, "cascade forgotten at restart", "runtime/parts.py", Parts, "_recover_cascades", _cascade_forgotten),
     Bug(41, "lost head expectation", "runtime/live.py", LiveCases, "unit", _no_head_expectation),
     Bug(41, "memory ahead of disk", "runtime/live.py", LiveCases, "abandon", _memory_ahead),
     Bug(1_000, "case stays locked", "runtime/live.py", LiveCases, "abandon", _lock_lost),

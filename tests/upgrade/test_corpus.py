@@ -27,6 +27,7 @@ from knhk_workflow import (
     verify_store,
 )
 from tests.cli.daemon import knhk
+from tests.inside import parts
 from tests.upgrade.record import CORPUS, TENANTS, Look, brought_to_an_end, looked_at
 
 RECORDED = sorted(CORPUS.glob("*.tar.xz"))
@@ -95,7 +96,7 @@ async def test_recorded_backups_are_restored(recorded: Path) -> None:
             for name, look in (await looked_at(engine, tenant)).items():
                 same(look, told["cases"][tenant][name])
         await engine.run_case("waits", {}, case_id="late", business_key="key-of-nobody")
-        await engine._messages.flush()
+        await parts(engine).messages.flush()
         page = await engine.get_case_history("late")
         assert "trigger_received" in [event.event_type for event in page.items], "the message that waited"
     half = await restore_store(archives, str(recorded / "half"), until=Moment(position=20))

@@ -12,6 +12,7 @@ from knhk_sidecar import KgcSidecarService, SidecarConfig
 from knhk_workflow import EngineLimits, StateStore, Unsound, VerifyBudget, WorkflowEngine
 from knhk_workflow.core.or_join import compile_or_joins
 from knhk_workflow.runtime import definitions
+from tests.inside import parts
 
 SIMPLE = {"id": "simple", "tasks": {"A": {}}, "flows": [{"from": "start", "to": "A"}, {"from": "A", "to": "end"}]}
 STUCK = {
@@ -112,7 +113,7 @@ async def test_or_joins_are_analysed_before_a_case_asks(tmp_path: Path) -> None:
         async with WorkflowEngine(StateStore(str(tmp_path / "store"))) as engine:
             if opened == "first":
                 await engine.register_workflow(many_markings(3), allow_unsound=True)
-            model = await engine._definitions.model("default", "many", 1)
+            model = await parts(engine).definitions.model("default", "many", 1)
             (join,) = compile_or_joins(model.root).values()
             assert join._analysis is not None
 
