@@ -536,7 +536,9 @@ class Ledger:
             self.report(f"ahead: the history of {'/'.join(name)} was shown up to {sequences[-1]}")
 
     def compare_live(self, engine: WorkflowEngine, name: Name) -> None:
-        """The state that the engine holds in memory, when nobody is at work on it."""
+        """The state that the engine holds in memory, when nobody is at work on it; a closed one holds none."""
+        if not engine.status().open:
+            return
         live = parts(engine).cases.peek(*name)
         if live is None or live.busy or live.state is None:
             return

@@ -107,7 +107,7 @@ def test_a_run_that_is_told_its_commands_and_faults_is_the_same_run() -> None:
 
 
 def test_a_failing_episode_is_made_smaller() -> None:
-    bug = _bug("failed though written")
+    bug = _bug("stale snapshot")
     report = hunt(bug, SEED, PLANTED_STEPS)
     assert report.failed is not None
     plan = Plan(SEED, report.failed.number)
