@@ -437,7 +437,7 @@ BUGS: Final[tuple[Bug, ...]] = (
     Bug(733, "lost timer", "runtime/timers.py", runtime_timers, "rows", _timer_row_lost),
     Bug(2_001, "timer given up", "runtime/timers.py", runtime_timers.Timers, "_fire_row", _timer_given_up),
     Bug(
-        1_000,
+        721,
         "early timer",
         "core/due.py",
         core_decide,
