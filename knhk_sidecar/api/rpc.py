@@ -142,7 +142,8 @@ class RpcServer:
     async def _refuse_unreadable(self, call: Call, error: InvalidInput, context: Context) -> NoReturn:
         """For a request that is not what its method takes; whoever sends that is counted and recorded too."""
         try:
-            await self._pipeline.identify(call)
+            if not call.principal.identified:
+                await self._pipeline.identify(call)
             await self._pipeline.refuse(call, error)
         except Refusal as refusal:
             await _abort(context, refusal.fault)

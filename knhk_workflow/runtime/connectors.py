@@ -91,8 +91,7 @@ class Connectors:
         clock: Clock,
         moved: Callable[[str, str], None],
     ) -> None:
-        """`moved` is told of a tenant's connector that was put or deleted. Raises InvalidInput for a configured one
-        that cannot be used."""
+        """`moved` is told of a tenant's connector that was put or deleted. Then `load`."""
         self._reads = reads
         self._journal = journal
         self._keys = keyspace
@@ -107,13 +106,16 @@ class Connectors:
         self._broken: dict[tuple[str, str], str] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._turns = Turns()  # what is replaced must be what was there when that was written
-        for config in setup.configured:
+        self._configured = setup.configured
+
+    async def load(self) -> None:
+        """Make those that are configured, and read those that were put by calls. Of the latter, one that this engine
+        cannot make any more fails its own calls alone. Raises InvalidInput, AlreadyExists for a configured one; `close`
+        closes those made before it."""
+        for config in self._configured:
             if config.name in self._shared:
                 raise AlreadyExists("connector", config.name)
             self._shared[config.name] = _Entry(config, self._made(config, self._trusted), True, 0)
-
-    async def load(self) -> None:
-        """Read those that were put by calls. One that this engine cannot make any more fails its own calls alone."""
         start, end = self._keys.connectors()
         for key, value in await self._reads.scan(start, end, limit=_ALL_ROWS):
             tenant, name = parse_connector(key)

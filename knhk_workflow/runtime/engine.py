@@ -96,8 +96,6 @@ from knhk_workflow.store import (
 )
 from knhk_workflow.store.backup import Piece, take
 
-SWEEP_EVERY_S: Final = 60.0
-RECOVER_PAGE: Final = 1_000
 COUNTING_S: Final = 1.0  # how long who asks for counts waits for the first counting: about 300,000 cases
 
 ALL_CASES: Final = CaseFilter()
@@ -545,8 +543,9 @@ class WorkflowEngine:
         page_token: str = "",
         meta: CallMeta = LOCAL,
     ) -> Page[IncidentView]:
-        """Open incidents, of one case or of all; with the resolved ones they are read from the histories, and a page
-        may be short and still have a token."""
+        """Open incidents, of one case or of all; with the resolved ones they are read from the histories: a page may
+        be short and still have a token, and of all cases those that are damaged are left out. Raises NotFound, and
+        StoreCorrupt for one case."""
         parts = self._parts or await self._opened()
         if include_resolved:
             return await parts.query.all_incidents(meta.tenant, case_id, page_size, page_token)
@@ -557,7 +556,8 @@ class WorkflowEngine:
     async def create_schedule(
         self, schedule_id: str, spec: ScheduleSpec, *, paused: bool = False, meta: CallMeta = LOCAL
     ) -> ScheduleView:
-        """Start cases of a workflow by the calendar. Raises AlreadyExists, NotFound for the workflow, LimitExceeded."""
+        """Start cases of a workflow by the calendar. Raises AlreadyExists, NotFound for the workflow, LimitExceeded,
+        and StoreCorrupt, as all calls do that name a damaged schedule, but deleting it."""
         parts = self._parts or await self._opened()
         return await self._marked(parts, await parts.schedules.create(schedule_id, spec, paused, meta), meta.tenant)
 
@@ -829,6 +829,8 @@ class WorkflowEngine:
     ) -> list[WorkItemView | WorkflowError]:
         """`complete_work_item` for each; different cases share commits. One element's error is its own answer."""
         checked_batch("items", len(requests))
+        if self._parts is None:
+            await self._opened()  # what it raises is not an element's own
 
         async def one(index: int, asked: CompleteRequest) -> WorkItemView | WorkflowError:
             try:

@@ -18,7 +18,7 @@ and is read when there is room. Calls that wait when their connector is replaced
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from hashlib import blake2b
 from typing import Final, TypeVar
@@ -181,7 +181,9 @@ class Outbox:
         self._reading = asyncio.Lock()
         self._scanning = False
         self._catching = False
-        self._damaged = Damaged()  # by Place
+        self._damaged = Damaged()  # rows, by Place
+        self._unread: set[Place] = set()  # of these: what their cases are still to be asked, or could not tell
+        self._asking: deque[Place] = deque()
         self._ended: set[Place] = set()  # while the store is scanned: what a page may still show
         self.made = 0
         """Calls that were made."""
@@ -209,8 +211,8 @@ class Outbox:
                     self._forget(job)
                     if lane is not None:
                         self._refill(lane)
+            self._unread.discard(place)
             if record is not None:
-                self._damaged.mended(place)
                 self._take(place, record, recovered=False)
             elif self._scanning:
                 self._ended.add(place)
@@ -269,32 +271,40 @@ class Outbox:
             return True
         activation, instance = map(int, effect_id.removeprefix(PREFIX).split("."))
         place = tenant, case_id, activation, instance
-        if place in self._ended or place in self._damaged:
+        if place in self._ended or place in self._unread:
             return True
         try:
             record = CALLS.read(key, value)
         except (StoreCorrupt, StoreFormat) as error:
             row = f"the row of call {activation}.{instance} of case {case_id!r} of tenant {tenant!r}"
             self._damaged.met(place, f"{row} cannot be read; its case is asked instead", error)
-            self._spawn(self._mend(place))
+            self._unread.add(place)
+            self._asking.append(place)
+            if len(self._asking) == 1:
+                self._spawn(self._ask())
             return True
         return self._take(place, record, recovered=True)
 
-    async def _mend(self, place: Place) -> None:
-        """Take up a call whose row is damaged."""
-        tenant, case_id, activation, instance = place
-        while True:
+    async def _ask(self) -> None:
+        """Take up the calls whose rows are damaged, one after the other."""
+        while self._asking:
+            place = self._asking[0]
+            tenant, case_id, activation, instance = place
             try:
                 wanted = await self._wanted_of(tenant, case_id)
-                break
             except (StoreUnavailable, Busy):
                 await asyncio.sleep(LOOK_PAUSE_S)
+                continue
             except WorkflowError:
-                return  # the case cannot be read either; whoever touches it is told
-        record = wanted.get(effect(activation, instance))
-        if record is not None and place in self._damaged:  # else a commit has said since what is wanted
-            self._damaged.mended(place)
-            self._take(place, record, recovered=True)
+                wanted = {}  # the case cannot be read either; whoever touches it is told
+            except Exception as error:  # noqa: BLE001  # one case must not stop the calls of all others
+                wanted = {}
+                tell_operator(f"case {case_id!r} of tenant {tenant!r} does not say which calls it wants", error)
+            self._asking.popleft()
+            record = wanted.get(effect(activation, instance))
+            if record is not None and place in self._unread:  # else a commit has said since what is wanted
+                self._unread.remove(place)
+                self._take(place, record, recovered=True)
 
     def moved(self, tenant: str, name: str) -> None:
         """A tenant's connector was put or deleted: the calls that wait for it are for what is there now."""

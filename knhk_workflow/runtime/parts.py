@@ -82,7 +82,7 @@ class Parts:
     """See the module."""
 
     def __init__(self, store: Store, journal: Journal, setup: EngineSetup) -> None:
-        """Use `opened`. Raises InvalidInput for a configured connector that cannot be used."""
+        """Use `opened`."""
         clock, limits = setup.clock, setup.limits
         keyspace = Keyspace(store.shards)
         self.store = store
@@ -158,8 +158,8 @@ class Parts:
 
     @classmethod
     async def opened(cls, state_store: StateStore, setup: EngineSetup) -> Parts:
-        """Open the store, verify its end, claim it, and know what was left unfinished. What raises leaves nothing open.
-        Then `begin`."""
+        """Open the store, verify its end, claim it, and know what was left unfinished. Then `begin`. Raises StoreError,
+        and InvalidInput for a configured connector that cannot be used; nothing is left open then."""
         async with AsyncExitStack() as undo:
             store = await state_store.open()
             undo.push_async_callback(state_store.close)

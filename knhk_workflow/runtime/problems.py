@@ -13,23 +13,16 @@ def tell_operator(problem: str, error: BaseException) -> None:
 
 
 class Damaged:
-    """What cannot be read and is passed over, so that everything else goes on. Each is told of once, however often it
-    is met; verifying the store names it too."""
+    """What cannot be read, while everything else goes on. Each is told of once, however often it is met; verifying the
+    store names it too."""
 
     __slots__ = ("_names",)
 
     def __init__(self) -> None:
         self._names: set[Hashable] = set()
 
-    def __contains__(self, name: Hashable) -> bool:
-        return name in self._names
-
     def met(self, name: Hashable, problem: str, error: BaseException) -> None:
         """It was met: `problem` is told unless it was."""
         if name not in self._names:
             self._names.add(name)
             tell_operator(problem, error)
-
-    def mended(self, name: Hashable) -> None:
-        """It can be read again, or is gone."""
-        self._names.discard(name)

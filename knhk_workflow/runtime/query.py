@@ -36,6 +36,7 @@ from knhk_workflow.model.net import Model
 from knhk_workflow.model.veil import Veil
 from knhk_workflow.runtime.history import render
 from knhk_workflow.runtime.pages import decode_token, encode_token, page_size_of
+from knhk_workflow.runtime.problems import Damaged
 from knhk_workflow.runtime.records import COMMITS, HEADS, INCIDENTS, ITEMS, CaseHead, CommitRecord, IncidentRow, ItemRow
 from knhk_workflow.runtime.views import (
     CaseFilter,
@@ -68,6 +69,7 @@ SPECS_MAX: Final = 10_000  # cases whose workflow is remembered; about 300 bytes
 HISTORY_BYTES: Final = 1024 * 1024  # of event data in a page; with one event of 2 MB more still below gRPC's 4 MB
 HISTORY_RECORDS: Final = 32  # read at once; each may hold 2 MB
 NUMBER_BYTES: Final = 8  # of an incident, in a page token
+HISTORIES_MAX: Final = 500  # records, and cases, that one page of incidents looks at; about 0.1 s
 COUNTED_RECORDS: Final = 64  # read at once while counting; about 1 ms of decoding
 
 R = TypeVar("R")
@@ -251,6 +253,7 @@ class Query:
         self._reads = reads
         self._keys = keyspace
         self._veils = veils
+        self._damaged = Damaged()  # cases, by tenant and id
         self._specs: dict[tuple[str, str], tuple[str, int]] = {}  # of cases that watches have shown, which never change
 
     async def head(self, tenant: str, case_id: str) -> CaseHead:
@@ -350,7 +353,8 @@ class Query:
 
     async def all_incidents(self, tenant: str, case_id: str, page_size: int, page_token: str) -> Page[IncidentView]:
         """All incidents that a case, or any case, ever had, by case and in the order of their numbers: read from the
-        histories, of which a page looks at no more than SCAN_ROWS_MAX records before it begins no further case."""
+        histories. A page that has looked at HISTORIES_MAX records begins no further case. Of all cases, those that are
+        damaged are left out. Raises NotFound, StoreCorrupt for one case."""
         if case_id:
             await self.head(tenant, case_id)
             only = self._keys.case_head(tenant, case_id)
@@ -367,11 +371,18 @@ class Query:
                 continue
             async for rows in portions(self._reads, (max(start, at), end), COUNTED_RECORDS):
                 for key, value in rows:
-                    if looked >= SCAN_ROWS_MAX:
+                    if looked >= HISTORIES_MAX:
                         return Page(tuple(found), encode_token(key + bytes(NUMBER_BYTES), bound_to))
-                    incidents, records = await self._incidents_of(
-                        tenant, parse_case_head(key)[1], HEADS.read(key, value)
-                    )
+                    looked += 1
+                    name = parse_case_head(key)[1]
+                    try:
+                        incidents, records = await self._incidents_of(tenant, name, HEADS.read(key, value))
+                    except (StoreCorrupt, StoreFormat) as error:
+                        if case_id:
+                            raise
+                        problem = f"the history of case {name!r} of tenant {tenant!r} cannot be read"
+                        self._damaged.met((tenant, name), f"{problem}; lists of incidents leave it out", error)
+                        continue
                     looked += records
                     for number, view in incidents.items():
                         if key == at and number <= after:
@@ -399,7 +410,7 @@ class Query:
                         record.time,
                         head.spec_id,
                     )
-                elif isinstance(event, IncidentResolved):
+                elif isinstance(event, IncidentResolved) and event.incident in found:  # else it is being purged
                     found[event.incident] = msgspec.structs.replace(
                         found[event.incident],
                         resolution=event.action,

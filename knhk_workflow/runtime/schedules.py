@@ -172,18 +172,14 @@ class Schedules:
 
     def _recovered(self, live: _Live, key: bytes, value: bytes, wall: int) -> None:
         """One schedule as it is stored. One that is damaged stands still alone, until it is deleted."""
-        try:
-            record = SCHEDULES.read(key, value)
-        except (StoreCorrupt, StoreFormat) as error:
-            tell_operator(f"{live} cannot be read", error)
-            live.value, live.damage = value, error
-            self._all[live.name] = live
+        self._all[live.name] = live
+        self._know(live, key, value)
+        if live.record is None:
             return
         try:
-            record = self._again(record, wall)
+            record = self._again(live.record, wall)
         except InvalidInput as error:  # a time zone that this machine does not know any more
-            record = msgspec.structs.replace(record, paused=True, pause_reason=error.message)
-        self._all[live.name] = live
+            record = msgspec.structs.replace(live.record, paused=True, pause_reason=error.message)
         self._take(live, record, value)
         self._carry_on(live)
 
@@ -240,7 +236,8 @@ class Schedules:
     # -- calls --------------------------------------------------------------------------------------------------------
 
     async def create(self, schedule_id: str, spec: ScheduleSpec, paused: bool, meta: CallMeta) -> ScheduleView:
-        """A new schedule. Raises AlreadyExists, LimitExceeded, InvalidInput, NotFound for the workflow."""
+        """A new schedule. Raises AlreadyExists, LimitExceeded, InvalidInput, NotFound for the workflow, StoreCorrupt
+        when there is one that cannot be read; so does every call that names such a one, but `delete`."""
         checked_id(schedule_id, "schedule_id")
         if len(schedule_id.encode()) > SCHEDULE_ID_BYTES_MAX:
             raise InvalidInput.field("schedule_id", f"has more than {SCHEDULE_ID_BYTES_MAX} bytes")
@@ -345,12 +342,13 @@ class Schedules:
         return await self._change(schedule_id, self._asked(meta, (schedule_id, start, end, overlap)), change)
 
     async def delete(self, schedule_id: str, meta: CallMeta) -> None:
-        """No more of it; cases that it has started stay. What waits is not started. So goes a damaged one."""
+        """No more of it; cases that it has started stay. What waits is not started. So goes a damaged one.
+        Raises NotFound."""
         live = self._all.get((meta.tenant, schedule_id))
         if live is None:
             raise NotFound("schedule", schedule_id)
         async with live.turns.turn():
-            if live.record is None and live.damage is None:
+            if live.value is None:
                 raise NotFound("schedule", schedule_id)
             await self._write(live, None, (), None, meta)
 
@@ -620,8 +618,7 @@ class Schedules:
         try:
             await asyncio.shield(live.turns.write(appended, lambda done: self._written(live, record, value, done)))
         except (ExpectationFailed, OutcomeUnknown):
-            held = await self._reads.get(key)
-            self._take(live, SCHEDULES.read(key, held) if held is not None else None, held)
+            self._know(live, key, await self._reads.get(key))
             raise
 
     def _written(self, live: _Live, record: ScheduleRecord | None, value: bytes | None, done: bool) -> None:
@@ -635,15 +632,27 @@ class Schedules:
 
     def _unless_there(self, live: _Live) -> None:
         """Forget a schedule that does not exist."""
-        if live.record is None and live.damage is None and self._all.get(live.name) is live:
+        if live.value is None and self._all.get(live.name) is live:
             del self._all[live.name]
 
-    def _take(self, live: _Live, record: ScheduleRecord | None, value: bytes | None) -> None:
+    def _know(self, live: _Live, key: bytes, value: bytes | None) -> None:
+        """Read what is stored of a schedule."""
+        record, damage = None, None
+        try:
+            record = SCHEDULES.read(key, value) if value is not None else None
+        except (StoreCorrupt, StoreFormat) as error:
+            damage = error
+            tell_operator(f"{live} cannot be read", error)
+        self._take(live, record, value, damage)
+
+    def _take(
+        self, live: _Live, record: ScheduleRecord | None, value: bytes | None, damage: StoreError | None = None
+    ) -> None:
         """This is what is stored of a schedule now."""
         before = live.record
         if before is not None and before.next and not before.paused:
             self._due.discard((before.next, live.name))
-        live.record, live.value, live.damage = record, value, None
+        live.record, live.value, live.damage = record, value, damage
         if record is not None and record.next and not record.paused:
             self._due.add((record.next, live.name))
             if self._due[0][1] == live.name:
@@ -699,9 +708,10 @@ def view_of(schedule_id: str, record: ScheduleRecord, times: int = TIMES_SHOWN) 
 
 
 def _whole(live: _Live) -> None:
-    """Raises StoreCorrupt for what is stored of a schedule and cannot be read."""
+    """Raises StoreCorrupt, or StoreFormat, for what is stored of a schedule and cannot be read."""
     if live.damage is not None:
-        raise StoreCorrupt(f"{live} cannot be read ({live.damage.message}); delete it, then create it anew")
+        advice = "; delete it, then create it anew" if isinstance(live.damage, StoreCorrupt) else ""
+        raise type(live.damage)(f"{live} cannot be read ({live.damage.message}){advice}")
 
 
 def _principal(schedule_id: str) -> str:

@@ -248,7 +248,7 @@ class Steps:
             self._cases.done(live)
 
     async def calls(self, tenant: str, case_id: str) -> Mapping[str, CallRecord]:
-        """The calls that a case wants, as it was last committed. Raises NotFound."""
+        """The calls that a case wants, as it was last committed. Raises NotFound, StoreCorrupt, StoreUnavailable."""
         async with self.held(CallMeta(tenant=tenant), case_id) as live:
             return pending(live.loaded()[0])
 

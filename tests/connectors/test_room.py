@@ -185,6 +185,26 @@ async def test_a_damaged_row_holds_up_neither_its_call_nor_another() -> None:
         assert (await opened.verify_store()).intact
 
 
+async def test_damaged_rows_without_room_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("QUEUED_MAX", 40), ("WAITING_MAX", 16), ("LEFT_ALONE_MAX", 4)):
+        monkeypatch.setattr(outbox, name, value)
+    switch, store = Switch(), KeptStore()
+    switch.down.clear()
+    said: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
+    async with WorkflowEngine(StateStore.over(store)) as opened:
+        await opened.register_workflow(calls(ASK))
+        cases = sorted(await to(opened, "up", 200))
+        for case_id in cases[100:140]:
+            key = parts(opened).keyspace.case("default", case_id).effect(outbox.effect(1, 1))
+            await store.commit([(key, (await store.get(key) or b"")[:-1] + b"?")], (), True)
+    async with WorkflowEngine(StateStore.over(store), connectors=switched(switch)) as opened:
+        for case_id in cases:
+            assert data(await opened.wait_case(case_id))["done"]
+    assert len(said) == len(set(said)) == 40
+    assert len(switch.made) == 200
+
+
 async def test_a_damaged_row_of_a_damaged_case_holds_no_other_call_up() -> None:
     switch, store = Switch(), KeptStore()
     switch.down.clear()

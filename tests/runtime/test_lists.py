@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -12,13 +13,15 @@ from knhk_workflow import (
     CaseView,
     IncidentView,
     InvalidInput,
+    StoreCorrupt,
     WorkflowEngine,
     WorkItemFilter,
     WorkItemView,
 )
 from knhk_workflow.runtime import query
 from knhk_workflow.runtime.pages import encode_token
-from tests.runtime.place import Place, registered
+from tests.inside import parts
+from tests.runtime.place import ONE, Place, damage, registered, store_of
 
 
 async def all_cases(engine: WorkflowEngine, wanted: CaseFilter, page_size: int) -> list[CaseView]:
@@ -165,13 +168,13 @@ async def test_incidents_of_all_and_of_one(engine: WorkflowEngine) -> None:
     assert [each.case_id for each in (await engine.list_incidents(case_id="k3")).items] == ["k3"]
 
 
-@pytest.mark.parametrize("looked_at", [query.SCAN_ROWS_MAX, 3, 1])
+@pytest.mark.parametrize("looked_at", [query.HISTORIES_MAX, 3, 1])
 @pytest.mark.parametrize("page_size", [1, 2, 5, 100])
 async def test_resolved_incidents_of_all_and_of_one(
     engine: WorkflowEngine, page_size: int, looked_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`k0` has one that is open, `k1` none, `k2` two and `k3` three of which one is open."""
-    monkeypatch.setattr(query, "SCAN_ROWS_MAX", looked_at)
+    monkeypatch.setattr(query, "HISTORIES_MAX", looked_at)
     for number, failures in enumerate((1, 0, 2, 3)):
         case = await engine.run_case("one", case_id=f"k{number}")
         for failure in range(1, failures + 1):
@@ -193,6 +196,40 @@ async def test_resolved_incidents_of_all_and_of_one(
         assert [each.incident_id for each in found] == expected
         still_open = [each.incident_id for each in found if not each.resolution]
         assert still_open == [each for each in expected if each in ("1@k0", "3@k3")]
+
+
+async def test_a_damaged_history_is_left_out_of_the_incidents_of_all(engine: WorkflowEngine) -> None:
+    for number in range(3):
+        case = await engine.run_case("one", case_id=f"k{number}")
+        await engine.fail_work_item(case.work[0].item_id, "E1")
+    await damage(engine, parts(engine).keyspace.case_record("default", "k1", 1))
+    said: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
+    for _ in range(2):
+        found = (await engine.list_incidents(include_resolved=True)).items
+        assert [each.incident_id for each in found] == ["1@k0", "1@k2"]
+    assert len(said) == 1
+    assert "the history of case 'k1' of tenant 'default' cannot be read" in said[0]
+    with pytest.raises(StoreCorrupt):
+        await engine.list_incidents(case_id="k1", include_resolved=True)
+
+
+async def test_incidents_of_a_case_that_is_purged_meanwhile(place: Place) -> None:
+    """A large case goes in several commits: what is left of its history may tell of the end of an incident alone."""
+    async with place.engine() as engine:
+        await registered(engine, ONE)
+        for name in ("a", "b"):
+            case = await engine.run_case("one", case_id=name)
+            await engine.fail_work_item(case.work[0].item_id, "E1")
+        for number in range(40):
+            await engine.update_case_data("b", {"x": number})
+        await engine.resolve_incident("1@b", "retry")
+        await engine.cancel_case("b")
+        store, keys = store_of(engine), parts(engine).keyspace
+        first = await store.scan(*keys.case("default", "b").records(), limit=10)
+        await store.commit([(key, None) for key, _ in first], (), True)
+        found = (await engine.list_incidents(include_resolved=True)).items
+        assert [each.incident_id for each in found] == ["1@a"]
 
 
 async def test_a_forged_token_does_not_leave_the_list(engine: WorkflowEngine) -> None:

@@ -9,12 +9,15 @@ import pytest
 
 from knhk_workflow import (
     AlreadyExists,
+    CompleteRequest,
     ConnectorConfig,
     ConnectorSetup,
+    InvalidInput,
     PurgeRequest,
     ScheduleSpec,
     StateStore,
     StoreUnavailable,
+    Surroundings,
     WorkflowEngine,
 )
 from knhk_workflow.connectors.breaker import BreakerRule
@@ -152,3 +155,31 @@ async def test_an_opening_that_fails_lets_go_of_everything(kind: str) -> None:
     await engine.run_case("one", case_id="k")
     await engine.close()
     assert [each.closed for each in made] == [1, 1, 1]
+
+
+async def test_a_connector_that_cannot_be_made_takes_those_before_it_along() -> None:
+    made: list[Counting] = []
+
+    def make(data: bytes, setup: Surroundings) -> Counting:
+        if made:
+            raise InvalidInput.field("config", "is wrong")
+        return Counting(made)
+
+    two = (ConnectorConfig("c", "k", b"{}"), ConnectorConfig("d", "k", b"{}"))
+    engine = WorkflowEngine(StateStore(":memory:"), connectors=ConnectorSetup(configured=two, kinds={"k": make}))
+    with pytest.raises(InvalidInput, match="is wrong"):
+        await engine.open()
+    assert [each.closed for each in made] == [1]
+    await engine.close()
+
+
+async def test_what_opening_raises_is_not_the_answer_of_an_element() -> None:
+    store = Held()
+    store.at, store.fails = KEYS.schedules(0)[0], True
+    engine = WorkflowEngine(StateStore.over(store))
+    asked = [CompleteRequest("1.1.1@a"), CompleteRequest("1.1.1@b")]
+    with pytest.raises(StoreUnavailable, match="away"):
+        await engine.complete_work_items(asked)
+    await engine.close()
+    with pytest.raises(StoreUnavailable, match="the engine is closed"):
+        await engine.complete_work_items(asked)

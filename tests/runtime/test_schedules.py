@@ -7,6 +7,7 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
+from zlib import crc32
 
 import pytest
 
@@ -23,6 +24,7 @@ from knhk_workflow import (
     Stale,
     StateStore,
     StoreCorrupt,
+    StoreFormat,
     StoreUnavailable,
     VirtualClock,
     WorkflowEngine,
@@ -30,7 +32,7 @@ from knhk_workflow import (
     verify_store,
 )
 from knhk_workflow.runtime.schedules import BACKFILL_MAX
-from knhk_workflow.store import Expectation, Keyspace, Write
+from knhk_workflow.store import Expectation, ExpectationFailed, Keyspace, Write
 from tests.inside import parts
 from tests.runtime.place import CLERK, LOOP, ONE, Gate, KeptStore, Place, becomes, body, registered, store_of
 
@@ -544,6 +546,41 @@ async def test_a_damaged_schedule_stands_still_alone(place: Place) -> None:
                 await asked
         with pytest.raises(NotFound):
             await engine.delete_schedule("sick", meta=CallMeta(tenant="other"))
+
+
+def of_version(version: int, value: bytes) -> bytes:
+    """A stored value as a newer version might have written it: one byte of format, four more of header, a checksum."""
+    header, payload = bytes([version]) + value[1:5], value[9:]
+    return header + crc32(payload, crc32(header)).to_bytes(4, "big") + payload
+
+
+async def test_a_schedule_that_is_damaged_meanwhile_can_be_deleted(place: Place) -> None:
+    async with place.engine() as engine:
+        await registered(engine, DONE)
+        await engine.create_schedule("s", spec(workflow="done"))
+        await damage(engine, parts(engine).keyspace.schedule("default", "s"))
+        with pytest.raises(ExpectationFailed):
+            await engine.pause_schedule("s")
+        with pytest.raises(StoreCorrupt, match="delete it"):
+            await engine.pause_schedule("s")
+        await engine.delete_schedule("s")
+        await ahead(engine, place.clock, HOUR)
+        assert not await cases(engine)
+        assert (await engine.verify_store()).intact
+        with pytest.raises(NotFound):
+            await engine.delete_schedule("s")
+
+
+async def test_a_schedule_of_a_newer_version_is_not_called_damaged(place: Place) -> None:
+    async with place.engine() as engine:
+        await registered(engine, DONE)
+        await engine.create_schedule("s", spec(workflow="done"))
+        key, store = parts(engine).keyspace.schedule("default", "s"), store_of(engine)
+        await store.commit([(key, of_version(9, await store.get(key) or b""))], (), True)
+    async with place.engine() as engine:
+        with pytest.raises(StoreFormat, match="newer") as caught:
+            await engine.get_schedule("s")
+        assert "delete it" not in caught.value.message
 
 
 async def test_a_damaged_schedule_can_be_deleted(place: Place) -> None:
