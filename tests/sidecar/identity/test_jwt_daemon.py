@@ -388,7 +388,7 @@ def test_what_a_stranger_sends_is_not_read(house: House) -> None:
             channel.unary_unary("/knhk.sidecar.v1.CaseService/RunCases", bytes, bytes),
             channel.unary_stream("/knhk.sidecar.v1.CaseService/WatchCase", bytes, bytes),
         )
-        for token, code in ((None, "UNAUTHENTICATED"), (shown(house.forge.token()), "UNKNOWN")):
+        for token, code in ((None, "UNAUTHENTICATED"), (shown(house.forge.token()), "INVALID_ARGUMENT")):
             metadata = (("authorization", f"Bearer {token}"),) if token else None
             with pytest.raises(grpc.RpcError) as one:
                 unary(b"\xff\xff\xff", metadata=metadata, timeout=10)
