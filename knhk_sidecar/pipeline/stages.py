@@ -30,6 +30,7 @@ from knhk_sidecar.pipeline.permissions import Permission
 from knhk_sidecar.pipeline.resources import durable_runs, resources_of
 from knhk_sidecar.telemetry.counters import Counters
 from knhk_sidecar.telemetry.log import Log
+from knhk_sidecar.telemetry.sparing import Sparing
 from knhk_workflow import Busy, CallMeta, DeadlineExceeded, Unsupported, WorkflowError
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ StreamHandler = Callable[[Request, CallMeta], AsyncGenerator[Message, None]]
 Handler = UnaryHandler | StreamHandler
 
 STREAM_LOOK_SECONDS: Final = 1.0  # between two looks at the certificate or token of an open stream: a look-up
-REFUSALS_TOLD_SECONDS: Final = 1.0  # from one line about a call that a limit refused to the next
+LIMITED_A_SECOND: Final = 1.0  # lines about calls that a limit refused
+STRANGERS_AT_ONCE: Final = 500  # lines about callers whom nobody knows: enough to find out why a fleet is refused
+STRANGERS_A_SECOND: Final = 5.0  # and in the long run: 0.1 GB a day
 PRINCIPALS_MAX: Final = 4_096  # as many as leaves are remembered
 
 _log = structlog.get_logger("knhk_sidecar.call")
@@ -81,8 +84,8 @@ class Observe:
         self._proceed = proceed
         self._log = log
         self._counters = counters
-        self._silent_until = 0.0
-        self._untold = 0
+        self._limited = Sparing(1, LIMITED_A_SECOND, "by limits or deadlines")
+        self._strangers = Sparing(STRANGERS_AT_ONCE, STRANGERS_A_SECOND, "of callers whom nobody knows")
 
     async def run(self, call: Call, request: Request) -> Message | None:
         began = time.perf_counter_ns()
@@ -111,16 +114,9 @@ class Observe:
         """Count a refusal; whether it gets a line of its own. Of those that limits and deadlines made, one a second
         does: writing a line costs as much as refusing, and there are many when there is the least time for them."""
         self._counters.refused(error.reason)
-        if not isinstance(error, Busy | DeadlineExceeded):
-            return True
-        now = time.monotonic()
-        if now < self._silent_until:
-            self._untold += 1
-            return False
-        if self._untold:
-            _log.info("calls_refused", count=self._untold, detail="by limits or deadlines, since the last such line")
-        self._silent_until, self._untold = now + REFUSALS_TOLD_SECONDS, 0
-        return True
+        if isinstance(error, Busy | DeadlineExceeded):
+            return self._limited.admits()
+        return not isinstance(error, faults.Unauthenticated) or self._strangers.admits()
 
 
 def _line(call: Call, request: Request, code: str, took: int) -> dict[str, str | float]:
@@ -172,6 +168,7 @@ class Identify:
         self._plain = plain
         self._tokens = tokens
         self._principals: dict[str, Principal] = {}
+        self._told = Sparing(STRANGERS_AT_ONCE, STRANGERS_A_SECOND, "for their certificates or tokens")
 
     async def who(self, call: Call) -> None:
         """Says who calls before there is a request. Raises Unauthenticated."""
@@ -215,7 +212,8 @@ class Identify:
                 raise RefusedToken("is not the only one, or no text")
             return tokens.known(credentials[0]) or await tokens.check(credentials[0])
         except RefusedToken as refused:
-            _log.warning("token_refused", peer=call.peer, problem=f"the token {refused}")
+            if self._told.admits():
+                _log.warning("token_refused", peer=call.peer, problem=f"the token {refused}")
             raise faults.TokenRefused(str(refused)) from refused
 
     def _of_shown(self, tokens: TokenCheck, call: Call, credentials: str) -> None:
@@ -265,7 +263,8 @@ class Identify:
         try:
             leaf = self._leaves.check(pem, chain)
         except RefusedCertificate as refused:
-            _log.warning("certificate_refused", peer=peer, rule=refused.rule, problem=f"the certificate {refused}")
+            if self._told.admits():
+                _log.warning("certificate_refused", peer=peer, rule=refused.rule, problem=f"the certificate {refused}")
             raise faults.Unauthenticated(
                 "the client certificate is not an acceptable X509-SVID", rule=f"certificate-{refused.rule}: {refused}"
             ) from refused

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from datetime import timedelta
 
@@ -19,6 +21,7 @@ from knhk_sidecar.identity.policy_source import Policies
 from knhk_sidecar.identity.principal import ANONYMOUS
 from knhk_sidecar.identity.spiffe_id import TrustDomain
 from knhk_sidecar.pipeline import Limits, Refusal
+from knhk_sidecar.pipeline.stages import STRANGERS_A_SECOND, STRANGERS_AT_ONCE
 from knhk_workflow import CallMeta, InvalidInput, NotFound
 from tests.sidecar.identity.authority import Authority, Wish
 from tests.sidecar.pipeline.road import CASES, Road, eventually
@@ -89,6 +92,21 @@ async def test_a_bad_certificate_is_nobody_and_is_not_told_why(wish: Wish) -> No
     assert caught.value.error.rule.startswith(("certificate-validity: has expired", "certificate-spiffe-id: has an id"))
     assert road.cases.metas == []
     assert "certificate_refused" in road.lines.getvalue()
+
+
+async def test_strangers_cannot_fill_the_log() -> None:
+    authority = Authority()
+    leaves = LeafCheck(Bundles.parse({TrustDomain("a.org"): authority.pem}))
+    road = Road(leaves=leaves, level="info")
+    begun = time.monotonic()
+    for _ in range(STRANGERS_AT_ONCE + 200):
+        with pytest.raises(Refusal):
+            await road.get(leaf=b"no certificate")
+    most = STRANGERS_AT_ONCE + STRANGERS_A_SECOND * (time.monotonic() - begun)
+    events = Counter(json.loads(line)["event"] for line in road.lines.getvalue().splitlines())
+    for event in ("call", "certificate_refused"):
+        assert STRANGERS_AT_ONCE <= events[event] <= most + 1
+    assert road.counters.calls() == {(f"/{CASES}/GetCase", "UNAUTHENTICATED"): STRANGERS_AT_ONCE + 200}
 
 
 async def test_a_plain_caller_is_what_the_listener_says_whatever_it_claims() -> None:
