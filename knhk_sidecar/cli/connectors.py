@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from knhk_sidecar.api import pb
-from knhk_sidecar.cli.pages import PAGE, gathered
+from knhk_sidecar.cli.pages import gathered
 from knhk_sidecar.cli.render import ago, grid, pairs, show, text_of
 from knhk_sidecar.cli.session import Session, connected, read_file, request_id_option
 
@@ -121,15 +121,11 @@ def list_letters(session: Session, case_id: str, target: str, limit: int) -> Non
     """
     with session.client() as client:
 
-        def page(_: int, token: str) -> pb.ListDeadLettersResponse:
-            # As many on every page: they are filtered afterwards, and a page of one would most often be empty.
-            request = pb.ListDeadLettersRequest(
-                case_id=case_id, target=target, page_size=min(PAGE, limit), page_token=token
-            )
+        def page(size: int, token: str) -> pb.ListDeadLettersResponse:
+            request = pb.ListDeadLettersRequest(case_id=case_id, target=target, page_size=size, page_token=token)
             return client.admin.ListDeadLetters(request, timeout=session.timeout)
 
         whole = gathered(limit, page, lambda found: found.dead_letters)
-    del whole.dead_letters[limit:]
     show(whole, session.output, lambda: _letters(whole))
 
 

@@ -20,7 +20,7 @@ from knhk_workflow.runtime.inputs import parse_incident_id
 from knhk_workflow.runtime.meta import CallMeta
 from knhk_workflow.runtime.query import Query
 from knhk_workflow.runtime.steps import Steps
-from knhk_workflow.runtime.views import DeadLetterView, Page
+from knhk_workflow.runtime.views import DeadLetterView, IncidentView, Page
 
 KIND: Final = "connector_failed"
 
@@ -40,10 +40,13 @@ class DeadLetters:
     ) -> Page[DeadLetterView]:
         """Those that are pending, by case. A page that is filtered may be short and still have a token. Of a case that
         is damaged there is the incident in its list only."""
-        page = await self._query.incidents(meta.tenant, case_id, page_size, page_token)
-        found = [await self._listed(view.incident_id, meta) for view in page.items if view.kind == KIND]
-        wanted = (each for each in found if each is not None and connector in ("", each.connector))
-        return Page(tuple(wanted), page.next_token)
+
+        async def look_up(incident: IncidentView) -> DeadLetterView | None:
+            found = await self._listed(incident.incident_id, meta) if incident.kind == KIND else None
+            return found if found is not None and connector in ("", found.connector) else None
+
+        bound_to = f"dead letters {meta.tenant} {case_id} {connector}"
+        return await self._query.known_incidents(meta.tenant, case_id, look_up, page_size, page_token, bound_to)
 
     async def resolve(self, letter_id: str, action: Action, reason: str, meta: CallMeta) -> DeadLetterView:
         """Make the call again, or go on without it. Raises NotFound."""

@@ -69,6 +69,7 @@ SPECS_MAX: Final = 10_000  # cases whose workflow is remembered; about 300 bytes
 HISTORY_BYTES: Final = 1024 * 1024  # of event data in a page; with one event of 2 MB more still below gRPC's 4 MB
 HISTORY_RECORDS: Final = 32  # read at once; each may hold 2 MB
 NUMBER_BYTES: Final = 8  # of an incident, in a page token
+LOADED_MAX: Final = 1_000  # cases that one page of dead letters loads; about 1 s when none is in memory
 HISTORIES_MAX: Final = 500  # records, and cases, that one page of incidents looks at; about 0.1 s
 COUNTED_RECORDS: Final = 64  # read at once while counting; about 1 ms of decoding
 
@@ -323,18 +324,32 @@ class Query:
 
     async def incidents(self, tenant: str, case_id: str, page_size: int, page_token: str) -> Page[IncidentView]:
         """Open incidents by case."""
+        ranges = await self._incident_rows(tenant, case_id)
+        return await self._page(ranges, _open_incident, page_size, page_token, f"incidents {tenant} {case_id}")
 
-        def read(key: bytes, value: bytes) -> IncidentView | None:
-            _, case, number = parse_incident(key)
-            row = INCIDENTS.read(key, value)
-            return _incident_view(case, number, row, row.spec_id)
+    async def known_incidents(
+        self,
+        tenant: str,
+        case_id: str,
+        look_up: Callable[[IncidentView], Awaitable[R | None]],
+        page_size: int,
+        page_token: str,
+        bound_to: str,
+    ) -> Page[R]:
+        """What `look_up` knows of open incidents, by case; None = nothing that is wanted. It may load a case for each,
+        so a page looks at LOADED_MAX of them, and may be short and still have a token, which is bound to `bound_to`."""
 
-        if case_id:
-            await self.head(tenant, case_id)
-            ranges = [self._keys.case(tenant, case_id).incidents()]
-        else:
-            ranges = [self._keys.incidents(shard, tenant) for shard in range(self._keys.shards)]
-        return await self._page(ranges, read, page_size, page_token, f"incidents {tenant} {case_id}")
+        def read(key: bytes, value: bytes) -> Awaitable[R | None]:
+            return look_up(_open_incident(key, value))
+
+        ranges = await self._incident_rows(tenant, case_id)
+        return await self._page(ranges, read, page_size, page_token, bound_to, LOADED_MAX)
+
+    async def _incident_rows(self, tenant: str, case_id: str) -> list[Range]:
+        if not case_id:
+            return [self._keys.incidents(shard, tenant) for shard in range(self._keys.shards)]
+        await self.head(tenant, case_id)
+        return [self._keys.case(tenant, case_id).incidents()]
 
     async def count_incidents(self, tenant: str, kind: str) -> int:
         """How many open incidents are of a kind; damaged ones are of none."""
@@ -538,8 +553,9 @@ class Query:
         page_size: int,
         page_token: str,
         bound_to: str,
+        most: int = SCAN_ROWS_MAX,
     ) -> Page[R]:
-        """Rows of several ranges, one after the other, that `read` does not drop."""
+        """Rows of several ranges, one after the other, that `read` does not drop. A page looks at `most` rows."""
         size = page_size_of(page_size)
         after = decode_token(page_token, bound_to)
         found: list[R] = []
@@ -552,7 +568,7 @@ class Query:
             while True:
                 rows = await self._reads.scan(begin, end, limit=min(SCAN_ROWS_MAX, size + 1))
                 for key, value in rows:
-                    if len(found) == size or looked >= SCAN_ROWS_MAX:
+                    if len(found) == size or looked >= most:
                         return Page(tuple(found), encode_token(last, bound_to))
                     looked += 1
                     last = key
@@ -564,6 +580,12 @@ class Query:
                     break
                 begin = rows[-1][0] + b"\0"
         return Page(tuple(found))
+
+
+def _open_incident(key: bytes, value: bytes) -> IncidentView:
+    _, case_id, number = parse_incident(key)
+    row = INCIDENTS.read(key, value)
+    return _incident_view(case_id, number, row, row.spec_id)
 
 
 def _data_size(events: Sequence[HistoryEvent]) -> int:

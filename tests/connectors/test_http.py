@@ -276,6 +276,33 @@ async def test_dead_letters_are_listed_retried_and_discarded(outside: str) -> No
         assert (await opened.list_dead_letters()).items == ()
 
 
+@pytest.mark.parametrize("page_size", [1, 2, 3, 100])
+async def test_dead_letters_of_one_connector_in_pages(outside: str, page_size: int) -> None:
+    """Pages are full as long as there are more: who wants so many lines gets them, and the token goes on behind."""
+    task = {"connector": "other", "request": {"url": "/status/422", "method": "POST"}, "retry": 1}
+    async with engine(setup(outside)) as opened:
+        await opened.put_connector("other", "http", {"base_url": outside})
+        await opened.register_workflow(calls(task))
+        await opened.register_workflow({**calls({**task, "connector": "http"}), "id": "more"})
+        for number in range(12):
+            await opened.run_case("calls" if number % 3 == 1 else "more", case_id=f"k{number:02d}")
+            await until_open(opened, f"k{number:02d}")
+        for connector, expected in (("other", [1, 4, 7, 10]), ("", list(range(12))), ("nobody", [])):
+            found: list[str] = []
+            sizes: list[int] = []
+            token = ""
+            while token or not sizes:
+                page = await opened.list_dead_letters(connector=connector, page_size=page_size, page_token=token)
+                found += [each.case_id for each in page.items]
+                token = page.next_token
+                sizes.append(len(page.items))
+            assert found == [f"k{number:02d}" for number in expected]
+            assert sizes[:-1] == [page_size] * (len(sizes) - 1)
+        first = await opened.list_dead_letters(connector="other", page_size=1)
+        with pytest.raises(InvalidInput):
+            await opened.list_dead_letters(page_token=first.next_token)
+
+
 async def test_dead_letters_of_a_damaged_case_hide_no_others(outside: str, tmp_path: Path) -> None:
     async with engine(setup(outside), tmp_path / "store") as opened:
         await opened.register_workflow(calls({"request": {"url": "/status/422", "method": "POST"}, "retry": 1}))
