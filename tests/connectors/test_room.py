@@ -28,7 +28,7 @@ from knhk_workflow.core import commands as c
 from knhk_workflow.runtime import outbox
 from knhk_workflow.store import Keyspace
 from tests.connectors.calling import LOOPBACK, calls, data, engine, until_open
-from tests.inside import parts
+from tests.inside import listening, parts
 from tests.runtime.mistakes import poison
 from tests.runtime.place import Gate, KeptStore
 
@@ -170,8 +170,7 @@ async def test_rows_are_read_as_often_as_there_are_calls(count: int, monkeypatch
 async def test_a_damaged_row_holds_up_neither_its_call_nor_another() -> None:
     switch, store = Switch(), KeptStore()
     switch.down.clear()
-    said: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
+    said = listening()
     async with WorkflowEngine(StateStore.over(store)) as opened:
         await opened.register_workflow(calls(ASK))
         cases = sorted(await to(opened, "up", 3))
@@ -190,8 +189,7 @@ async def test_damaged_rows_without_room_are_told_once(monkeypatch: pytest.Monke
         monkeypatch.setattr(outbox, name, value)
     switch, store = Switch(), KeptStore()
     switch.down.clear()
-    said: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
+    said = listening()
     async with WorkflowEngine(StateStore.over(store)) as opened:
         await opened.register_workflow(calls(ASK))
         cases = sorted(await to(opened, "up", 200))
@@ -208,8 +206,7 @@ async def test_damaged_rows_without_room_are_told_once(monkeypatch: pytest.Monke
 async def test_a_damaged_row_of_a_damaged_case_holds_no_other_call_up() -> None:
     switch, store = Switch(), KeptStore()
     switch.down.clear()
-    said: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
+    said = listening()
     async with WorkflowEngine(StateStore.over(store)) as opened:
         await opened.register_workflow(calls(ASK))
         cases = sorted(await to(opened, "up", 3))
@@ -304,8 +301,7 @@ async def test_what_a_caller_has_given_up_is_there_all_the_same() -> None:
 async def test_a_damaged_connector_fails_its_own_calls_alone() -> None:
     store, base = KeptStore(), {"base_url": "http://127.0.0.1:1"}
     connectors = ConnectorSetup(allow=("http://127.0.0.1:*",), networks=LOOPBACK)
-    said: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
+    said = listening()
     async with WorkflowEngine(StateStore.over(store), connectors=connectors) as opened:
         for name in ("sick", "well"):
             await opened.put_connector(name, "http", base)
@@ -345,8 +341,7 @@ async def test_an_answer_keeps_the_rules_of_case_data(answer: bytes, code: str) 
     """What could not come in by a call does not by a connector, and is the call's failure, not the engine's."""
     switch, store = Switch(), KeptStore()
     switch.answer = answer
-    said: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
+    said = listening()
     for _ in range(2):
         async with WorkflowEngine(StateStore.over(store), connectors=switched(switch)) as opened:
             await opened.register_workflow(calls({**ASK, "retry": 2}))
@@ -393,8 +388,7 @@ async def test_no_fault_of_a_connector_leaves_a_call_without_an_end(place: str) 
 @pytest.mark.parametrize(("command", "place"), [(c.CompleteCall, "up"), (c.FailCall, "full")])
 async def test_a_call_whose_outcome_meets_a_mistake_can_be_made_again(command: type[c.Command], place: str) -> None:
     """It has failed for good, and a person who retries it has it made again, without a restart."""
-    switch, said = Switch(), list[str]()
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
+    switch, said = Switch(), listening()
     async with engine(switched(switch)) as opened:
         await opened.register_workflow(calls({**ASK, "retry": 1}))
         with poison(command, "sick", times=1):

@@ -22,7 +22,7 @@ from knhk_workflow import (
     WorkSubscription,
     WrongState,
 )
-from tests.inside import parts
+from tests.inside import listening, parts
 from tests.runtime.place import Place, becomes, body, registered
 
 S = 1_000_000_000
@@ -447,8 +447,7 @@ async def test_an_offer_whose_case_has_left_memory_is_made_again(engine: Workflo
 
 async def test_a_mistake_with_one_case_is_its_own_answer(engine: WorkflowEngine) -> None:
     """The core is broken on purpose for one case of a list."""
-    told: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(str(context["message"])))
+    told = listening()
     session = await engine.open_work(WorkSubscription(("sign",), credit=3))
     for name in ("a", "b", "c"):
         await engine.run_case("one", case_id=name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -20,7 +19,7 @@ from knhk_workflow import (
 )
 from knhk_workflow.runtime import query
 from knhk_workflow.runtime.pages import encode_token
-from tests.inside import parts
+from tests.inside import listening, parts
 from tests.runtime.place import ONE, Place, damage, registered, store_of
 
 
@@ -203,8 +202,7 @@ async def test_a_damaged_history_is_left_out_of_the_incidents_of_all(engine: Wor
         case = await engine.run_case("one", case_id=f"k{number}")
         await engine.fail_work_item(case.work[0].item_id, "E1")
     await damage(engine, parts(engine).keyspace.case_record("default", "k1", 1))
-    said: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
+    said = listening()
     for _ in range(2):
         found = (await engine.list_incidents(include_resolved=True)).items
         assert [each.incident_id for each in found] == ["1@k0", "1@k2"]

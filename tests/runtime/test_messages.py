@@ -25,7 +25,7 @@ from knhk_workflow import (
 from knhk_workflow.runtime import messages
 from knhk_workflow.store import Keyspace
 from knhk_workflow.store.leveldb import LevelDBStore
-from tests.inside import parts
+from tests.inside import listening, parts
 from tests.patterns.notation import Document, document
 from tests.patterns.players import KeptStore
 from tests.runtime.message_sender import KEY, REQUEST
@@ -324,8 +324,7 @@ async def test_a_message_that_comes_while_the_engine_closes_is_refused_and_keeps
 
 async def test_what_is_damaged_is_passed_over(clock: VirtualClock) -> None:
     """A case, a workflow and a message that cannot be read keep no message from the others."""
-    store, said = KeptStore(), list[str]()
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
+    store, said = KeptStore(), listening()
 
     async def damage(key: bytes) -> None:
         value = await store.get(key)

@@ -9,7 +9,7 @@ import pytest
 
 from knhk_workflow import CaseView, StateStore, StoreCorrupt, WorkflowEngine
 from knhk_workflow.core import commands as c
-from tests.inside import parts
+from tests.inside import listening, parts
 from tests.runtime.mistakes import poison
 from tests.runtime.place import KeptStore, Place, doubling, registered, store_of
 from tests.store.faulty import Fault, FaultyStore
@@ -21,16 +21,6 @@ TIMED: Mapping[str, object] = {
 }
 
 
-@pytest.fixture
-def told() -> list[str]:
-    """What the event loop's exception handler was told."""
-    return []
-
-
-async def listening(told: list[str]) -> None:
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(str(context["message"])))
-
-
 async def settled(engine: WorkflowEngine, name: str) -> CaseView:
     case = await engine.get_case(name)
     while case.state == "running" and not case.incidents:
@@ -39,8 +29,8 @@ async def settled(engine: WorkflowEngine, name: str) -> CaseView:
     return case
 
 
-async def test_a_cascade_that_meets_a_mistake_becomes_an_incident(place: Place, told: list[str]) -> None:
-    await listening(told)
+async def test_a_cascade_that_meets_a_mistake_becomes_an_incident(place: Place) -> None:
+    told = listening()
     async with place.engine() as engine:
         await registered(engine, doubling(9))
         with poison(c.Continue, "sick"):
@@ -59,8 +49,8 @@ async def test_a_cascade_that_meets_a_mistake_becomes_an_incident(place: Place, 
         assert (await engine.verify_store()).intact
 
 
-async def test_a_timer_that_meets_a_mistake_becomes_an_incident(place: Place, told: list[str]) -> None:
-    await listening(told)
+async def test_a_timer_that_meets_a_mistake_becomes_an_incident(place: Place) -> None:
+    told = listening()
     async with place.engine() as engine:
         await registered(engine, TIMED)
         with poison(c.FireTimer, "sick"):
@@ -70,6 +60,7 @@ async def test_a_timer_that_meets_a_mistake_becomes_an_incident(place: Place, to
             await engine.fire_due_timers()
             assert [one.kind for one in (await engine.get_case("sick")).incidents] == ["internal_error"]
             assert [one.task_id for one in (await engine.get_case("well")).work] == ["sign"]
+            assert told == ["case 'sick' of tenant 'default' is stopped by a mistake of ours"]
         assert (await engine.verify_store()).intact
     async with place.engine() as engine:
         await engine.resolve_incident("1@sick", "retry")
@@ -109,10 +100,10 @@ async def test_a_case_that_cannot_be_decoded_is_named_and_disturbs_no_other(plac
 
 
 async def test_an_incident_that_cannot_be_written_is_written_later(
-    told: list[str], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The store refuses at the moment of the mistake: the case does not stand still without a word."""
-    await listening(told)
+    told = listening()
     monkeypatch.setattr("knhk_workflow.runtime.poison.PAUSE_S", 0.01)
     store = FaultyStore(KeptStore())
     async with WorkflowEngine(StateStore.over(store)) as engine:

@@ -33,7 +33,7 @@ from knhk_workflow import (
 )
 from knhk_workflow.runtime.schedules import BACKFILL_MAX
 from knhk_workflow.store import Expectation, ExpectationFailed, Keyspace, Write
-from tests.inside import parts
+from tests.inside import listening, parts
 from tests.runtime.place import CLERK, LOOP, ONE, Gate, KeptStore, Place, becomes, body, registered, store_of
 
 HOURLY: Final = ScheduleSpec("one", "0 * * * *")
@@ -513,13 +513,6 @@ async def damage(engine: WorkflowEngine, key: bytes) -> None:
     value = await store.get(key)
     assert value is not None
     await store.commit([(key, value[:-1] + bytes([value[-1] ^ 1]))], (), True)
-
-
-def listening() -> list[str]:
-    """What the event loop's exception handler is told from now on."""
-    said: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["message"])))
-    return said
 
 
 async def test_a_damaged_schedule_stands_still_alone(place: Place) -> None:

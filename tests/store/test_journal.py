@@ -24,6 +24,7 @@ from knhk_workflow.store import (
     seal,
     seal_log,
 )
+from tests.inside import listening
 from tests.simulation.loop import in_virtual_time
 from tests.store.cases import KEYS, Case
 from tests.store.faulty import Fault, FaultyStore
@@ -406,7 +407,7 @@ async def test_subscribers_hear_everything_once_in_order_and_before_the_waiters(
     store: FaultyStore, journal: Journal
 ) -> None:
     heard: list[tuple[int, int, list[str]]] = []
-    problems: list[str] = []
+    problems = listening()
 
     def note(shard: int, position: int, units: Sequence[Unit]) -> None:
         heard.append((shard, position, [unit.case_id for unit in units]))
@@ -414,7 +415,6 @@ async def test_subscribers_hear_everything_once_in_order_and_before_the_waiters(
     def stumble(shard: int, position: int, units: Sequence[Unit]) -> None:
         raise ValueError("a watcher's mistake")
 
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context["message"]))
     journal.on_commit(stumble)
     journal.on_commit(note)
     await asyncio.gather(*(journal.append(Case(name).step()) for name in "ab"))
