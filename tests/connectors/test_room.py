@@ -30,7 +30,7 @@ from knhk_workflow.store import Keyspace
 from tests.connectors.calling import LOOPBACK, calls, data, engine, until_open
 from tests.inside import listening, parts
 from tests.runtime.mistakes import poison
-from tests.runtime.place import Gate, KeptStore
+from tests.runtime.place import Gate, KeptStore, damage
 
 
 class Switch:
@@ -167,15 +167,24 @@ async def test_rows_are_read_as_often_as_there_are_calls(count: int, monkeypatch
         assert (await opened.verify_store()).intact
 
 
-async def test_a_damaged_row_holds_up_neither_its_call_nor_another() -> None:
-    switch, store = Switch(), KeptStore()
-    switch.down.clear()
-    said = listening()
+def row_of(opened: WorkflowEngine, case_id: str) -> bytes:
+    """The key of the row of a case's only call."""
+    return parts(opened).keyspace.case("default", case_id).effect(outbox.effect(1, 1))
+
+
+async def waiting(store: KeptStore, count: int, damaged: slice) -> list[str]:
+    """Cases that wait for a call, by id; the rows of some of the calls are damaged."""
     async with WorkflowEngine(StateStore.over(store)) as opened:
         await opened.register_workflow(calls(ASK))
-        cases = sorted(await to(opened, "up", 3))
-        key = parts(opened).keyspace.case("default", cases[0]).effect(outbox.effect(1, 1))
-        await store.commit([(key, (await store.get(key) or b"")[:-1] + b"?")], (), True)
+        cases = sorted(await to(opened, "up", count))
+        for case_id in cases[damaged]:
+            await damage(opened, row_of(opened, case_id))
+    return cases
+
+
+async def test_a_damaged_row_holds_up_neither_its_call_nor_another() -> None:
+    switch, store, said = Switch(), KeptStore(), listening()
+    cases = await waiting(store, 3, slice(1))
     async with WorkflowEngine(StateStore.over(store), connectors=switched(switch)) as opened:
         for case_id in cases:
             assert data(await opened.wait_case(case_id))["done"]
@@ -187,15 +196,8 @@ async def test_a_damaged_row_holds_up_neither_its_call_nor_another() -> None:
 async def test_damaged_rows_without_room_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("QUEUED_MAX", 40), ("WAITING_MAX", 16), ("LEFT_ALONE_MAX", 4)):
         monkeypatch.setattr(outbox, name, value)
-    switch, store = Switch(), KeptStore()
-    switch.down.clear()
-    said = listening()
-    async with WorkflowEngine(StateStore.over(store)) as opened:
-        await opened.register_workflow(calls(ASK))
-        cases = sorted(await to(opened, "up", 200))
-        for case_id in cases[100:140]:
-            key = parts(opened).keyspace.case("default", case_id).effect(outbox.effect(1, 1))
-            await store.commit([(key, (await store.get(key) or b"")[:-1] + b"?")], (), True)
+    switch, store, said = Switch(), KeptStore(), listening()
+    cases = await waiting(store, 200, slice(100, 140))
     async with WorkflowEngine(StateStore.over(store), connectors=switched(switch)) as opened:
         for case_id in cases:
             assert data(await opened.wait_case(case_id))["done"]
@@ -204,15 +206,10 @@ async def test_damaged_rows_without_room_are_told_once(monkeypatch: pytest.Monke
 
 
 async def test_a_damaged_row_of_a_damaged_case_holds_no_other_call_up() -> None:
-    switch, store = Switch(), KeptStore()
-    switch.down.clear()
-    said = listening()
+    switch, store, said = Switch(), KeptStore(), listening()
+    cases = await waiting(store, 3, slice(1))
     async with WorkflowEngine(StateStore.over(store)) as opened:
-        await opened.register_workflow(calls(ASK))
-        cases = sorted(await to(opened, "up", 3))
-        row = parts(opened).keyspace.case("default", cases[0]).effect(outbox.effect(1, 1))
-        for key in (row, parts(opened).keyspace.case_head("default", cases[0])):
-            await store.commit([(key, (await store.get(key) or b"")[:-1] + b"?")], (), True)
+        await damage(opened, parts(opened).keyspace.case_head("default", cases[0]))
     async with WorkflowEngine(StateStore.over(store), connectors=switched(switch)) as opened:
         for case_id in cases[1:]:
             assert data(await opened.wait_case(case_id))["done"]
@@ -220,7 +217,7 @@ async def test_a_damaged_row_of_a_damaged_case_holds_no_other_call_up() -> None:
         with pytest.raises(StoreCorrupt):
             await opened.get_case(cases[0])
         found = (await opened.verify_store()).findings
-        assert any(row.hex() in each.message for each in found)
+        assert any(row_of(opened, cases[0]).hex() in each.message for each in found)
 
 
 async def test_calls_that_wait_go_with_the_connector_that_takes_the_place_of_theirs(outside: str) -> None:
